@@ -1,0 +1,49 @@
+"""Errors that are the user's to mend: one clear line, exit code 2, never a traceback."""
+
+import difflib
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+
+class UserError(Exception):
+    """What is wrong, where, and the nearest right value, in one line."""
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """A hint such as "; did you mean 'width'?" for `name`, or the list of choices."""
+    choices = [str(c) for c in choices]
+    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else f"; choose from {', '.join(sorted(choices))}"
+
+
+def check_section(section: str, options: Mapping[str, Any], function: Callable, given: Iterable[str] = ()):
+    """Refuses keys of a config section that are not arguments of `function`.
+
+    Every section of a config is the keyword arguments of exactly one function, so its signature
+    is the schema. `given` names the arguments that the caller supplies itself.
+    """
+    parameters = inspect.signature(function).parameters
+    allowed = [n for n in parameters if n not in {*given, "self", "parent", "name"}]
+    for key in options:
+        if key not in allowed:
+            raise UserError(f"config.{section}.{key}: no such option{nearest(key, allowed)}")
+    missing = [
+        n
+        for n in allowed
+        if parameters[n].default is inspect.Parameter.empty
+        and parameters[n].kind in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        and n not in options
+    ]
+    if missing:
+        raise UserError(f"config.{section}: missing option '{missing[0]}'")
+
+
+def run_main(main: Callable[[], Any]) -> None:
+    """Runs a command; a `UserError` becomes one line on stderr and exit code 2."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

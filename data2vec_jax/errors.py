@@ -15,29 +15,31 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     """A hint such as "; did you mean 'width'?" for `name`, or the list of choices."""
     choices = [str(c) for c in choices]
     close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else f"; choose from {', '.join(sorted(choices))}"
+    return (
+        f"; did you mean '{close[0]}'?" if close else f"; choose from {', '.join(sorted(choices))}"
+    )
 
 
-def check_section(section: str, options: Mapping[str, Any], function: Callable, given: Iterable[str] = ()):
+def check_section(
+    section: str, options: Mapping[str, Any], function: Callable, given: Iterable[str] = ()
+) -> None:
     """Refuses keys of a config section that are not arguments of `function`.
 
     Every section of a config is the keyword arguments of exactly one function, so its signature
     is the schema. `given` names the arguments that the caller supplies itself.
     """
-    parameters = inspect.signature(function).parameters
-    allowed = [n for n in parameters if n not in {*given, "self", "parent", "name"}]
+    parameters = {
+        name: p
+        for name, p in inspect.signature(function).parameters.items()
+        if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
+        and name not in {*given, "self", "parent", "name"}
+    }
     for key in options:
-        if key not in allowed:
-            raise UserError(f"config.{section}.{key}: no such option{nearest(key, allowed)}")
-    missing = [
-        n
-        for n in allowed
-        if parameters[n].default is inspect.Parameter.empty
-        and parameters[n].kind in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        and n not in options
-    ]
-    if missing:
-        raise UserError(f"config.{section}: missing option '{missing[0]}'")
+        if key not in parameters:
+            raise UserError(f"config.{section}.{key}: no such option{nearest(key, parameters)}")
+    for name, parameter in parameters.items():
+        if parameter.default is parameter.empty and name not in options:
+            raise UserError(f"config.{section}: missing option '{name}'")
 
 
 def run_main(main: Callable[[], Any]) -> None:

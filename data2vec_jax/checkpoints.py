@@ -1,0 +1,319 @@
+"""Checkpoints: the train state and the data position, side by side in `DIRECTORY/STEP/`.
+
+The only file that imports orbax (its v1 API). `state/` is a store of arrays that a mesh of any
+size can read, whatever mesh wrote it; `position/data.json` is the data position as JSON. A step's
+folder is written under a temporary name and renamed once complete, so whatever interrupts a save,
+a folder named STEP is a finished checkpoint. A directory belongs to one run at a time: a starting
+run removes the unfinished saves of its predecessor.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint.experimental.v1 as ocp
+from etils import epath
+
+from data2vec_jax.errors import UserError
+
+# A file-size limit (EFBIG) and a quota (EDQUOT) end a save, and are mended, as a full disk is.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Checkpoints:
+    """The checkpoints of one run; every process of the run makes the same calls in the same order.
+
+    The arguments after `directory` are the config section `checkpoint`.
+
+    Args:
+      directory: where the step folders go (local or `gs://`); made if it is missing.
+      every: save each so many steps; 0 saves only when forced and when the job is preempted.
+      keep: how many of the latest checkpoints to keep.
+      keep_every: keep all checkpoints at multiples of so many steps as well.
+
+    Raises:
+      UserError: an option out of range, or a directory that cannot be written.
+    """
+
+    def __init__(
+        self, directory: str | os.PathLike, *, every: int, keep: int = 2, keep_every: int | None = None
+    ):
+        least = {"every": (every, 0), "keep": (keep, 1), "keep_every": (keep_every or 1, 1)}
+        for name, (value, minimum) in least.items():
+            if value < minimum:
+                raise UserError(f"config.checkpoint.{name}: {value} is less than {minimum}")
+        _hush()
+        self._directory = _absolute(directory)
+        self._saving = None  # the step whose save was begun last
+        when, which = ocp.training.save_decision_policies, ocp.training.preservation_policies
+        interval = [when.FixedIntervalPolicy(every)] if every else []
+        spared = [which.EveryNSteps(keep_every)] if keep_every else []
+        try:
+            self._orbax = ocp.training.Checkpointer(
+                self._directory,
+                context=_context(),
+                save_decision_policy=when.AnySavePolicy(
+                    [*interval, when.PreemptionCheckpointingPolicy()]
+                ),
+                preservation_policy=which.AnyPreservationPolicy([which.LatestN(keep), *spared]),
+                # Process 0 lists the folder for all: on a network disk another process may still
+                # see yesterday's listing, and would resume elsewhere.
+                step_name_format=ocp.path.step.standard_name_format(
+                    single_host_load_and_broadcast=True
+                ),
+                # An interrupted save is as large as a finished one, and nobody will finish it.
+                cleanup_tmp_directories=True,
+            )
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"cannot write checkpoints to {directory}: {reason}") from None
+
+    def latest(self) -> int | None:
+        """The step of the newest checkpoint on disk, None without one; awaits a save under way."""
+        self.wait()
+        return self._orbax.latest.step if self._orbax.latest else None
+
+    def should_save(self, step: int) -> bool:
+        """Whether `step` calls for a checkpoint: its turn, or the job is about to be preempted.
+
+        Ask at every step, on every process: that is how they agree on a step to stop at when only
+        some hear of the preemption.
+        """
+        return self._orbax.should_save(step)
+
+    def save(
+        self, step: int, state: Any, position: dict[str, Any], *, force: bool = False
+    ) -> bool:
+        """Begins to save `state` and `position`, if `should_save(step)` or `force`.
+
+        Returns once the state has left the devices, so it may be donated to the next step at once;
+        writing goes on in the background, one save at a time. Metrics up to `step` must be on disk
+        before the call, for they may not be fewer than a checkpoint claims.
+
+        Args:
+          step: the number of completed updates.
+          state: a pytree of `jax.Array`, typed PRNG keys included.
+          position: a small JSON object, the same on every process.
+          force: save outside the interval (the last step).
+
+        Returns:
+          Whether a save was begun; False also if `step` is there already.
+
+        Raises:
+          UserError: no space is left, for this save or for the one before it.
+        """
+        if not force and not self.should_save(step):
+            return False
+        self.wait()  # a failure of the save before belongs to that save's step
+        if any(saved.step == step for saved in self._orbax.checkpoints):
+            return False
+        self._saving = step
+        # The copy to the host is wanted, also where the loop forbids accidental transfers.
+        with self._out_of_space(), jax.transfer_guard("allow"):
+            self._orbax.save_checkpointables_async(
+                step, {"state": state, "position": position}, force=True
+            )
+        return True
+
+    def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
+        """Reads a checkpoint onto the devices.
+
+        Args:
+          abstract_state: the state as `jax.ShapeDtypeStruct` with shardings on today's mesh, which
+            need not be the mesh that wrote the checkpoint.
+          step: which checkpoint; the newest by default.
+
+        Returns:
+          The state, laid out as `abstract_state`, and the position.
+
+        Raises:
+          UserError: no such checkpoint, a damaged one, or one of another config.
+        """
+        latest = self.latest()
+        steps = [saved.step for saved in self._orbax.checkpoints]
+        if latest is None:
+            raise UserError(f"no checkpoint in {self._directory}")
+        if step is not None and step not in steps:
+            held = ", ".join(map(str, steps))
+            raise UserError(f"no checkpoint of step {step} in {self._directory}; it holds {held}")
+        folder = self._directory / str(latest if step is None else step)
+        _compare(folder, _stored(folder), abstract_state)
+        loaded = _read(
+            folder, ocp.load_checkpointables, {"state": abstract_state, "position": None}
+        )
+        return loaded["state"], loaded["position"]
+
+    def wait(self) -> None:
+        """Blocks until a save under way is on disk; raises what went wrong with it, if anything."""
+        with self._out_of_space():
+            self._orbax.wait()
+
+    def close(self) -> None:
+        """Waits, as `wait`, and ends the background threads."""
+        try:
+            self.wait()
+        finally:
+            self._orbax.close()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def _out_of_space(self) -> Iterator[None]:
+        """Turns the many shapes of a full disk into one line."""
+        try:
+            yield
+        except Exception as error:
+            if not _is_full(error):
+                raise
+            steps = _steps(self._directory)
+            then = f"resumes from step {steps[-1]}" if steps else "begins anew"
+            raise UserError(
+                f"no space left for checkpoint {self._saving} in {self._directory}; "
+                f"free some space and run the same command again, it {then}"
+            ) from None
+
+
+def load_params(
+    path: str | os.PathLike, abstract_params: Any = None, *, subtree: str = "params"
+) -> dict[str, Any]:
+    """Reads one subtree of a checkpoint's state, and not a byte of the optimiser's.
+
+    For fine-tuning, evaluation and conversion. Every process of a job calls it.
+
+    Args:
+      path: a step's folder, or a workdir or its `checkpoints/`, which mean their newest step.
+      abstract_params: nested dicts of `jax.ShapeDtypeStruct` to read instead of all there is; a
+        leaf with a sharding becomes a `jax.Array`, one without a numpy array, of the given dtype.
+      subtree: 'params' or 'teacher'.
+
+    Returns:
+      Nested dicts of arrays; numpy, as stored, without `abstract_params`.
+
+    Raises:
+      UserError: no checkpoint there, a damaged one, no such subtree, other shapes.
+    """
+    _hush()
+    folder = _newest(_absolute(path))
+    stored = _stored(folder).get(subtree)
+    if not stored:
+        raise UserError(f"checkpoint {folder} has no {subtree}")
+    if abstract_params is None:
+        wanted = jax.tree.map(lambda _: np.ndarray, stored)
+    else:
+        _compare(folder, {subtree: stored}, {subtree: abstract_params}, partial=True)
+        wanted = jax.tree.map(_host_or_device, abstract_params)
+    state = _read(folder, ocp.load, {subtree: wanted}, checkpointable_name="state")
+    return state[subtree]
+
+
+def _host_or_device(leaf: jax.ShapeDtypeStruct) -> Any:
+    # Without a sharding, orbax would ask for the devices of the machine that wrote the checkpoint.
+    # To it, a numpy array means "numpy of this dtype"; this one takes no memory.
+    return leaf if leaf.sharding else np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
+
+
+def _absolute(path: str | os.PathLike) -> epath.Path:
+    path = epath.Path(path)
+    return path if "://" in str(path) else path.expanduser().resolve()
+
+
+def _context() -> ocp.Context:
+    """Orbax options: positions are JSON files, and a part of a state may be read alone."""
+    registry = ocp.handlers.local_registry()
+    registry.add(ocp.handlers.JsonHandler, checkpointable_name="position")
+    context = ocp.Context()
+    context.checkpointables_options.registry = registry
+    context.pytree_options.loading.partial_load = True
+    return context
+
+
+def _steps(directory: epath.Path) -> list[int]:
+    """The steps of the finished checkpoints in a folder, ascending."""
+    if not directory.is_dir():
+        return []
+    names = ocp.path.step.standard_name_format()
+    return sorted(found.step for found in names.find_all(directory))
+
+
+def _newest(path: epath.Path) -> epath.Path:
+    for root in (path, path / "checkpoints"):
+        if (root / "state").exists():  # one step's folder
+            return root
+        if steps := _steps(root):
+            return root / str(steps[-1])
+    raise UserError(f"no checkpoint at {path}")
+
+
+def _stored(folder: epath.Path) -> Any:
+    """The tree of what a checkpoint's state holds: shapes and dtypes, no values."""
+    return _read(folder, ocp.metadata, checkpointable_name="state").metadata
+
+
+def _read(folder: epath.Path, function: Callable, *args: Any, **kwargs: Any) -> Any:
+    """`function(folder, ...)`, with a failure as one line that names the folder."""
+    try:
+        with _context():
+            return function(folder, *args, **kwargs)
+    except Exception as error:
+        while error.__cause__ or error.__context__:  # orbax wraps the reason in generalities
+            error = error.__cause__ or error.__context__
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    older = [step for step in _steps(folder.parent) if str(step) != folder.name]
+    hint = f", and without this folder step {older[-1]} is the newest" if older else ""
+    raise UserError(f"checkpoint {folder} cannot be read; it may be damaged{hint} ({reason})")
+
+
+def _compare(folder: epath.Path, stored: Any, wanted: Any, partial: bool = False) -> None:
+    """Raises a `UserError` at the first path where a checkpoint differs from what is wanted.
+
+    `partial`: what is stored besides is no matter, and dtypes are converted.
+    """
+    have, want = _describe(stored), _describe(wanted)
+    for path in want if partial else {**want, **have}:
+        old, new = have.get(path), want.get(path)
+        if old != new and not (partial and old and old[0] == new[0]):
+            shapes = [f"{leaf[1]}{list(leaf[0])}" if leaf else "nothing" for leaf in (old, new)]
+            raise UserError(
+                f"checkpoint {folder} does not fit the config: "
+                f"{path} is {shapes[0]} in the checkpoint, {shapes[1]} by the config"
+            )
+
+
+def _describe(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Path -> (shape, dtype) of each leaf, typed PRNG keys as the integers that are stored."""
+    leaves = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.eval_shape(jax.random.key_data, leaf)
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        leaves[name] = (tuple(leaf.shape), np.dtype(leaf.dtype).name)
+    return leaves
+
+
+def _is_full(error: BaseException | None) -> bool:
+    """Whether a write failed for lack of space; tensorstore says so only in its message."""
+    while error is not None:
+        text = str(error)
+        if getattr(error, "errno", None) in _FULL or any(os.strerror(n) in text for n in _FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _hush() -> None:
+    """Keeps orbax's progress reports and tracebacks off stderr; what fails is raised as well."""
+    logging.getLogger("absl").addFilter(_not_chatter)  # adding it twice changes nothing
+
+
+def _not_chatter(record: logging.LogRecord) -> bool:
+    return "orbax" not in record.pathname or record.levelno == logging.WARNING

@@ -1,0 +1,268 @@
+"""The Transformer encoder: one block, scanned.   B batch, T tokens, D width, H heads, L layers.
+
+Parameters of all layers are stacked: `blocks/...` leaves have a leading axis [L]. The scan carries
+the running mean of the normalised targets, so the teacher never stores the activations of K layers.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from data2vec_jax import parallel
+from data2vec_jax.errors import UserError, nearest
+from data2vec_jax.models.layers import (
+    INITS,
+    Array,
+    Key,
+    LayerNorm,
+    attention,
+    dense,
+    dropout,
+    gelu,
+    split,
+)  # fmt: skip
+from data2vec_jax.models.positions import relative_bias, relative_index
+
+
+class Record(NamedTuple):
+    """What the teacher's layers leave behind.
+
+    top_k: the uppermost K layers are averaged. what: 'ffn' (output of the feed-forward part,
+    before dropout, residual and norm) or 'block' (output of the block). normalise: applied to each
+    layer's [B, T, D] before the average. skip: leading tokens (class token) left out.
+    """
+
+    top_k: int
+    what: str
+    normalise: Callable[[Array], Array]
+    skip: int = 0
+
+
+class Encoded(NamedTuple):
+    """What an encoder returns.
+
+    x: [B, T, D]. targets: mean over the K recorded layers [B, T, D], float32. layers, ffn: outputs
+    of each block and of its feed-forward part [L, B, T, D]. extra: leading tokens [B, E, D].
+    """
+
+    x: Array
+    targets: Array | None = None
+    layers: Array | None = None
+    ffn: Array | None = None
+    extra: Array | None = None
+
+
+class Block(nn.Module):
+    """One Transformer block, post-norm or pre-norm (spec 3.1).
+
+    post: a = x + drop(Attn(x)); u = LN1(a); t = FFN(u); y = LN2(u + drop(t))
+    pre:  u = x + DP(g1 * Attn(LN1 x)); t = g2 * FFN(LN2 u); y = u + DP(t)
+    """
+
+    width: int
+    heads: int
+    mlp: int
+    norm: str = "post"
+    eps: float = 1e-5
+    key_bias: bool = True  # vision 1.0 has biases on queries and values only
+    layer_scale: float | None = None
+    relative: tuple[int, int] | None = None  # grid of a relative position bias of this block's own
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    activation_dropout: float = 0.0
+    initializer: str = "bert"
+    dtype: Any = jnp.float32
+
+    def _attend(self, x, bias, valid, keys):
+        B, T, D = x.shape
+        y = dense(3 * D, D, self.initializer, self.dtype, "qkv", bias=self.key_bias)(x)
+        if not self.key_bias:
+            zeros = nn.initializers.zeros
+            q_bias, v_bias = self.param("q_bias", zeros, (D,)), self.param("v_bias", zeros, (D,))
+            y = y + jnp.concatenate([q_bias, jnp.zeros_like(q_bias), v_bias]).astype(y.dtype)
+        if self.relative is not None:
+            index = relative_index(self.relative)
+            table = self.param(
+                "relative_bias", nn.initializers.zeros, (int(index.max()) + 1, self.heads)
+            )
+            own = relative_bias(table, index)
+            bias = own if bias is None else bias + own
+        # Heads lead, so that each head's product is one contiguous matrix multiplication.
+        q, k, v = jnp.moveaxis(y.reshape(B, T, 3, self.heads, D // self.heads), (2, 3), (0, 2))
+        y = attention(
+            q, k, v, bias=bias, valid=valid, dropout_rate=self.attention_dropout, key=keys[0]
+        )  # [B, H, T, d]
+        y = dense(D, D, self.initializer, self.dtype, "out")(jnp.moveaxis(y, 1, 2).reshape(B, T, D))
+        return dropout(y, self.dropout, keys[1])
+
+    def _feed_forward(self, x, key):
+        D = x.shape[-1]
+        y = gelu(dense(self.mlp, D, self.initializer, self.dtype, "up")(x))
+        y = dropout(y, self.activation_dropout, key)
+        return dense(D, self.mlp, self.initializer, self.dtype, "down")(y)
+
+    @nn.compact
+    def __call__(
+        self, x: Array, bias: Array | None, valid: Array | None, drop_path: Array, key: Key
+    ) -> tuple[Array, Array]:
+        """x [B, T, D], bias [H, T, T] or [B, H, T, T], valid [B, T], drop_path scalar rate.
+
+        Returns the block's output and the output t of its feed-forward part, both [B, T, D].
+        """
+        keys = split(key, 6)
+        norm1 = LayerNorm(self.eps, dtype=self.dtype, name="norm1")
+        norm2 = LayerNorm(self.eps, dtype=self.dtype, name="norm2")
+        if self.norm == "post":
+            u = norm1(x + self._attend(x, bias, valid, keys))
+            t = self._feed_forward(u, keys[2])
+            return norm2(u + dropout(t, self.dropout, keys[3])), t
+
+        def scaled(y, name):
+            if self.layer_scale is None:
+                return y
+            init = nn.initializers.constant(self.layer_scale)
+            return y * self.param(name, init, (self.width,)).astype(y.dtype)
+
+        y = scaled(self._attend(norm1(x), bias, valid, keys), "layer_scale1")
+        u = x + drop_rows(y, drop_path, keys[4])
+        t = scaled(self._feed_forward(norm2(u), keys[2]), "layer_scale2")
+        return u + drop_rows(dropout(t, self.dropout, keys[3]), drop_path, keys[5]), t
+
+
+def drop_rows(y: Array, rate: Array, key: Key) -> Array:
+    """Stochastic depth: drops whole rows of [B, T, D], kept ones are divided by 1 - rate."""
+    if key is None:
+        return y
+    keep = jax.random.bernoulli(key, 1.0 - rate, (y.shape[0], 1, 1))
+    return jnp.where(keep, y / (1.0 - rate), 0).astype(y.dtype)
+
+
+REMAT = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class Encoder(nn.Module):
+    """`depth` blocks applied by one `lax.scan`. All other fields are the block's (see `Block`).
+
+    layerdrop: share of blocks skipped per update, one draw for the whole batch (spec 3.3).
+    drop_path: stochastic depth of the last block; block i has drop_path * i / (depth - 1).
+    remat: 'none', 'dots' (matrix products are kept) or 'full' (nothing is).
+    """
+
+    depth: int
+    width: int
+    heads: int
+    mlp: int
+    norm: str = "post"
+    eps: float = 1e-5
+    key_bias: bool = True
+    layer_scale: float | None = None
+    relative: tuple[int, int] | None = None
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    activation_dropout: float = 0.0
+    layerdrop: float = 0.0
+    drop_path: float = 0.0
+    initializer: str = "bert"
+    remat: str = "none"
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        for option, value, choices in (
+            ("norm", self.norm, ("post", "pre")),
+            ("initializer", self.initializer, INITS),
+            ("remat", self.remat, REMAT),
+        ):
+            if value not in choices:
+                hint = nearest(value, choices)
+                raise UserError(f"config.model.encoder.{option}: no '{value}'{hint}")
+        if self.width % self.heads:
+            raise UserError(f"config.model.encoder: width {self.width} / heads {self.heads}")
+        self.block = Block(
+            self.width, self.heads, self.mlp, self.norm, self.eps, self.key_bias, self.layer_scale,
+            self.relative, self.dropout, self.attention_dropout, self.activation_dropout,
+            self.initializer, self.dtype, parent=None,
+        )  # fmt: skip
+        self.blocks = self.param("blocks", self._init_blocks)
+
+    def _init_blocks(self, key):
+        cells = 2 if self.relative is None else self.relative[0] * self.relative[1] + 1
+        x = jnp.zeros((1, cells, self.width), self.dtype)
+
+        def one(key):
+            return self.block.init(key, x, None, None, jnp.float32(0), None)["params"]
+
+        params = jax.vmap(one)(jax.random.split(key, self.depth))
+        if self.initializer == "beit":  # block i (from 1): output projections are divided by sqrt(2 i)
+            scale = jnp.sqrt(2.0 * jnp.arange(1, self.depth + 1))[:, None, None]
+            for name in ("out", "down"):
+                params[name]["kernel"] = params[name]["kernel"] / scale
+        return params
+
+    def __call__(
+        self, x: Array, *, bias: Array | None = None, valid: Array | None = None, key: Key = None,
+        record: Record | None = None, collect: bool = False,
+    ) -> Encoded:  # fmt: skip
+        """x [B, T, D] -> Encoded. `collect` adds every layer's outputs (tests, `load`, report)."""
+        rates = self.drop_path * jnp.arange(self.depth) / max(self.depth - 1, 1)
+        keys = jnp.arange(self.depth) if key is None else jax.random.split(key, self.depth)
+
+        def layer(x, params, rate, key_i):
+            key_i = None if key is None else key_i
+            block_key, drop_key = split(key_i, 2)
+            y, t = self.block.apply(
+                {"params": parallel.gather(params)}, x, bias, valid, rate, block_key
+            )
+            if key is not None and self.layerdrop:
+                y = jnp.where(jax.random.bernoulli(drop_key, self.layerdrop), x, y)
+            return parallel.split_rows(y), t
+
+        policy = REMAT[self.remat]
+        if policy is None and parallel.axis_size("fsdp") > 1:
+            policy = REMAT["dots"]  # or the backward pass keeps every gathered weight
+        if policy is not None:
+            layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
+
+        def recorded(y, t):
+            t = (t if record.what == "ffn" else y)[:, record.skip :]
+            return record.normalise(t.astype(jnp.float32))
+
+        def plain(x, xs):
+            y, t = layer(x, *xs)
+            return y, (y, t) if collect else None
+
+        def averaging(carry, xs):
+            x, mean = carry
+            y, t = layer(x, *xs)
+            mean = mean + recorded(y, t) / record.top_k
+            return (y, mean), (y, t) if collect else None
+
+        layers = (self.blocks, rates, keys)
+        if record is None:
+            x, outs = lax.scan(plain, x, layers)
+            return Encoded(x, None, *(outs or (None, None)))
+        below = self.depth - record.top_k
+        lower = jax.tree.map(lambda a: a[:below], layers)
+        upper = jax.tree.map(lambda a: a[below:], layers)
+        x, low = lax.scan(plain, x, lower) if below else (x, None)
+        zero = jnp.zeros((x.shape[0], x.shape[1] - record.skip, x.shape[2]), jnp.float32)
+        (x, mean), high = lax.scan(averaging, (x, zero), upper)
+        if not collect:
+            return Encoded(x, mean)
+        parts = [p for p in (low, high) if p is not None]
+        return Encoded(x, mean, *(jnp.concatenate(p) for p in zip(*parts, strict=True)))
+
+
+def flops(*, depth: int, width: int, mlp: int, tokens: int) -> float:
+    """Forward FLOPs of one row of `tokens`: 2 per multiply-add, matrix products only.
+
+    Per layer: qkv 6 T D^2, scores and values 4 T^2 D, output 2 T D^2, feed-forward 4 T D F.
+    """
+    return float(depth) * tokens * (8 * width**2 + 4 * tokens * width + 4 * width * mlp)

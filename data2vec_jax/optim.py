@@ -1,0 +1,152 @@
+"""Learning-rate schedules and one optax chain: clip, AdamW, schedule."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from data2vec_jax.errors import UserError, nearest
+from data2vec_jax.state import matches, path_name
+
+Schedule = Callable[[Any], jax.Array]
+
+
+def cosine(
+    total_steps: int, *, peak: float, warmup: float, floor: float = 0.0, start: float = 0.0,
+    inclusive: bool = False,
+) -> Schedule:  # fmt: skip
+    """Linear from `start` to `peak`, then half a cosine down to `floor` at `total_steps`.
+
+    `warmup` is a share of `total_steps`. `inclusive`: the last warm-up step is already at the
+    peak (1.0 vision); otherwise the first step after it is (fairseq). Spec 9.1, 9.2.
+    """
+    steps = min(round(warmup * total_steps), total_steps)
+    ramp = max(steps - 1 if inclusive else steps, 1)
+
+    def schedule(n):
+        n = jnp.asarray(n, jnp.float32)
+        turn = jnp.clip((n - steps) / max(total_steps - steps, 1), 0.0, 1.0)
+        after = floor + 0.5 * (peak - floor) * (1.0 + jnp.cos(jnp.pi * turn))
+        return jnp.where(n < steps, start + (peak - start) * n / ramp, after)
+
+    return schedule
+
+
+def tri_stage(
+    total_steps: int, *, peak: float, warmup: float, hold: float, decay: float,
+    start_scale: float = 0.01, end_scale: float = 0.01,
+) -> Schedule:  # fmt: skip
+    """Linear warm-up, constant, then *exponential* decay; the three shares of `total_steps`.
+
+    The paper says linear decay, the code decays exponentially (spec 11, trap 17).
+    """
+    up, flat, down = (round(share * total_steps) for share in (warmup, hold, decay))
+    rate = jnp.log(end_scale) / max(down, 1)
+
+    def schedule(n):
+        n = jnp.asarray(n, jnp.float32)
+        rising = peak * (start_scale + (1.0 - start_scale) * n / max(up, 1))
+        falling = peak * jnp.exp(rate * jnp.clip(n - up - flat, 0, down))
+        return jnp.where(n < up, rising, jnp.where(n < up + flat, peak, falling))
+
+    return schedule
+
+
+def constant(total_steps: int, *, peak: float, warmup: float = 0.0) -> Schedule:
+    """Linear warm-up over a share of `total_steps`, then constant."""
+    steps = round(warmup * total_steps)
+
+    def schedule(n):
+        return peak * jnp.minimum(1.0, (jnp.asarray(n, jnp.float32) + (steps == 0)) / max(steps, 1))
+
+    return schedule
+
+
+SCHEDULES = {"cosine": cosine, "tri_stage": tri_stage, "constant": constant}
+
+
+def make_schedule(total_steps: int, *, kind: str, **options: Any) -> Schedule:
+    """Learning rate by completed updates. Config section `schedule`."""
+    if kind not in SCHEDULES:
+        raise UserError(f"config.schedule.kind: no schedule '{kind}'{nearest(kind, SCHEDULES)}")
+    return SCHEDULES[kind](total_steps, **options)
+
+
+class AdamState(NamedTuple):
+    """count: int32 scalar. mu, nu: first and second moments, like the parameters."""
+
+    count: jax.Array
+    mu: Any
+    nu: Any
+
+
+def scale_by_adam(b1: float, b2: float, eps: float, eps_on: str) -> optax.GradientTransformation:
+    """Adam's direction with eps added to the 'raw' or to the 'corrected' root of nu.
+
+    'raw' is fairseq: mu / (sqrt(nu) + eps) * sqrt(1 - b2^t) / (1 - b1^t); 'corrected' is the
+    textbook and PyTorch. They differ only in the first steps (spec 9.1).
+    """
+    if eps_on not in ("raw", "corrected"):
+        raise UserError(f"config.optim.eps_on: '{eps_on}'; choose from raw, corrected")
+
+    def init(params):
+        zeros = lambda: jax.tree.map(jnp.zeros_like, params)  # noqa: E731
+        return AdamState(jnp.zeros([], jnp.int32), zeros(), zeros())
+
+    def update(grads, state, params=None):
+        del params
+        count = state.count + 1
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
+        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * jnp.square(g), state.nu, grads)
+        first = 1 - b1 ** count.astype(jnp.float32)
+        second = jnp.sqrt(1 - b2 ** count.astype(jnp.float32))
+        added = eps if eps_on == "raw" else eps * second
+        directions = jax.tree.map(lambda m, v: m * (second / first) / (jnp.sqrt(v) + added), mu, nu)
+        return directions, AdamState(count, mu, nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def clip_by_norm(limit: float) -> optax.GradientTransformation:
+    """Scales gradients by min(1, limit / (norm + 1e-6)), as PyTorch does (spec 9.1)."""
+
+    def update(grads, state, params=None):
+        del params
+        factor = jnp.minimum(1.0, limit / (optax.tree.norm(grads) + 1e-6))
+        return jax.tree.map(lambda g: g * factor, grads), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def by_path(params: Any, patterns: Sequence[str]) -> Any:
+    """A tree of bools: whether each leaf's path matches one of `patterns`."""
+    return jax.tree_util.tree_map_with_path(lambda p, _: matches(patterns, path_name(p)), params)
+
+
+def make_optimizer(
+    schedule: Schedule,
+    *,
+    betas: Sequence[float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    eps_on: str = "corrected",
+    weight_decay: float = 0.0,
+    no_decay: Sequence[str] = (),
+    clip: float | None = None,
+    frozen: Sequence[str] = (),
+) -> optax.GradientTransformation:
+    """AdamW with decoupled decay lr * weight_decay * p. Config section `optim`.
+
+    `no_decay`, `frozen`: path patterns of parameters that do not decay, or never change. `clip`:
+    limit of the global gradient norm, None for none. Moments are float32, like the parameters.
+    """
+    steps = [clip_by_norm(clip)] if clip else []
+    steps.append(scale_by_adam(*betas, eps, eps_on))
+    if weight_decay:
+        decayed = lambda params: jax.tree.map(lambda m: not m, by_path(params, no_decay))  # noqa: E731
+        steps.append(optax.add_decayed_weights(weight_decay, decayed))
+    steps.append(optax.scale_by_learning_rate(schedule))
+    if frozen:
+        steps.append(optax.masked(optax.set_to_zero(), lambda params: by_path(params, frozen)))
+    return optax.chain(*steps)

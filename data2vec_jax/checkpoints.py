@@ -9,9 +9,11 @@ run removes the unfinished saves of its predecessor.
 
 import contextlib
 import errno
+import gc
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -42,7 +44,12 @@ class Checkpoints:
     """
 
     def __init__(
-        self, directory: str | os.PathLike, *, every: int, keep: int = 2, keep_every: int | None = None
+        self,
+        directory: str | os.PathLike,
+        *,
+        every: int,
+        keep: int = 2,
+        keep_every: int | None = None,
     ):
         least = {"every": (every, 0), "keep": (keep, 1), "keep_every": (keep_every or 1, 1)}
         for name, (value, minimum) in least.items():
@@ -50,6 +57,7 @@ class Checkpoints:
                 raise UserError(f"config.checkpoint.{name}: {value} is less than {minimum}")
         _hush()
         self._directory = _absolute(directory)
+        _steps(self._directory)  # orbax would stumble over an incomplete one at the first save
         self._saving = None  # the step whose save was begun last
         when, which = ocp.training.save_decision_policies, ocp.training.preservation_policies
         interval = [when.FixedIntervalPolicy(every)] if every else []
@@ -77,7 +85,10 @@ class Checkpoints:
     def latest(self) -> int | None:
         """The step of the newest checkpoint on disk, None without one; awaits a save under way."""
         self.wait()
-        return self._orbax.latest.step if self._orbax.latest else None
+        return max(self._held(), default=None)
+
+    def _held(self) -> list[int]:
+        return [saved.step for saved in self._orbax.checkpoints]
 
     def should_save(self, step: int) -> bool:
         """Whether `step` calls for a checkpoint: its turn, or the job is about to be preempted.
@@ -87,9 +98,7 @@ class Checkpoints:
         """
         return self._orbax.should_save(step)
 
-    def save(
-        self, step: int, state: Any, position: dict[str, Any], *, force: bool = False
-    ) -> bool:
+    def save(self, step: int, state: Any, position: dict[str, Any], *, force: bool = False) -> bool:
         """Begins to save `state` and `position`, if `should_save(step)` or `force`.
 
         Returns once the state has left the devices, so it may be donated to the next step at once;
@@ -111,7 +120,7 @@ class Checkpoints:
         if not force and not self.should_save(step):
             return False
         self.wait()  # a failure of the save before belongs to that save's step
-        if any(saved.step == step for saved in self._orbax.checkpoints):
+        if step in self._held():
             return False
         self._saving = step
         # The copy to the host is wanted, also where the loop forbids accidental transfers.
@@ -136,13 +145,14 @@ class Checkpoints:
           UserError: no such checkpoint, a damaged one, or one of another config.
         """
         latest = self.latest()
-        steps = [saved.step for saved in self._orbax.checkpoints]
         if latest is None:
             raise UserError(f"no checkpoint in {self._directory}")
-        if step is not None and step not in steps:
-            held = ", ".join(map(str, steps))
+        if step is None:
+            step = latest
+        elif step not in self._held():
+            held = ", ".join(map(str, self._held()))
             raise UserError(f"no checkpoint of step {step} in {self._directory}; it holds {held}")
-        folder = self._directory / str(latest if step is None else step)
+        folder = self._directory / str(step)
         _compare(folder, _stored(folder), abstract_state)
         loaded = _read(
             folder, ocp.load_checkpointables, {"state": abstract_state, "position": None}
@@ -175,6 +185,8 @@ class Checkpoints:
         except Exception as error:
             if not _is_full(error):
                 raise
+            if jax.process_count() == 1:  # orbax has already written off what this save replaces
+                self._orbax.reload()
             steps = _steps(self._directory)
             then = f"resumes from step {steps[-1]}" if steps else "begins anew"
             raise UserError(
@@ -237,12 +249,22 @@ def _context() -> ocp.Context:
     return context
 
 
-def _steps(directory: epath.Path) -> list[int]:
-    """The steps of the finished checkpoints in a folder, ascending."""
+def _found(directory: epath.Path) -> dict[int, bool]:
+    """Step -> whether its folder was committed (a copy cut short was not), ascending."""
     if not directory.is_dir():
-        return []
+        return {}
     names = ocp.path.step.standard_name_format()
-    return sorted(found.step for found in names.find_all(directory))
+    found = {f.step: f.commit_timestamp_nsecs is not None for f in names.find_all(directory)}
+    return dict(sorted(found.items()))
+
+
+def _steps(directory: epath.Path) -> list[int]:
+    """The steps of the checkpoints in a folder, ascending; a `UserError` if one is incomplete."""
+    found = _found(directory)
+    for step, committed in found.items():
+        if not committed:
+            raise _damaged(directory / str(step), "it is incomplete")
+    return list(found)
 
 
 def _newest(path: epath.Path) -> epath.Path:
@@ -254,23 +276,35 @@ def _newest(path: epath.Path) -> epath.Path:
     raise UserError(f"no checkpoint at {path}")
 
 
-def _stored(folder: epath.Path) -> Any:
+def _stored(folder: epath.Path) -> dict[str, Any]:
     """The tree of what a checkpoint's state holds: shapes and dtypes, no values."""
-    return _read(folder, ocp.metadata, checkpointable_name="state").metadata
+    tree = _read(folder, ocp.metadata, checkpointable_name="state").metadata
+    if not tree:  # orbax logs the reason, and returns None
+        raise _damaged(folder, "its list of arrays is unreadable")
+    return tree
 
 
 def _read(folder: epath.Path, function: Callable, *args: Any, **kwargs: Any) -> Any:
     """`function(folder, ...)`, with a failure as one line that names the folder."""
-    try:
-        with _context():
-            return function(folder, *args, **kwargs)
-    except Exception as error:
-        while error.__cause__ or error.__context__:  # orbax wraps the reason in generalities
-            error = error.__cause__ or error.__context__
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-    older = [step for step in _steps(folder.parent) if str(step) != folder.name]
-    hint = f", and without this folder step {older[-1]} is the newest" if older else ""
-    raise UserError(f"checkpoint {folder} cannot be read; it may be damaged{hint} ({reason})")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited")
+        try:
+            with _context():
+                return function(folder, *args, **kwargs)
+        except Exception as error:
+            while error.__cause__ or error.__context__:  # orbax wraps the reason in generalities
+                error = error.__cause__ or error.__context__
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+        gc.collect()  # the reads beside the failed one end here, while nobody listens
+    raise _damaged(folder, reason)
+
+
+def _damaged(folder: epath.Path, reason: str) -> UserError:
+    others = [step for step in _found(folder.parent) if str(step) != folder.name]
+    hint = f"; if it is damaged, remove it to go on from step {others[-1]}" if others else ""
+    return UserError(
+        f"checkpoint {folder} cannot be read ({reason.split(' [tensorstore')[0]}){hint}"
+    )
 
 
 def _compare(folder: epath.Path, stored: Any, wanted: Any, partial: bool = False) -> None:
@@ -311,9 +345,25 @@ def _is_full(error: BaseException | None) -> bool:
 
 
 def _hush() -> None:
-    """Keeps orbax's progress reports and tracebacks off stderr; what fails is raised as well."""
-    logging.getLogger("absl").addFilter(_not_chatter)  # adding it twice changes nothing
+    """Keeps orbax's reports and tracebacks off stderr; whatever fails is raised as well.
+
+    Among them are those of reads that a failed read leaves behind, which end, in tensorstore's
+    threads or in the garbage collector, when nobody awaits them any more.
+    """
+    for name in ("absl", "asyncio", None):  # to add the same filter again changes nothing
+        logging.getLogger(name).addFilter(_not_orbax)
+    previous = sys.unraisablehook
+    if getattr(previous, "__name__", "") == "hush":
+        return
+
+    def hush(unraisable: Any) -> None:
+        straggler = "_read_array_index" in repr(unraisable.object)
+        if not straggler and "Event loop is closed" not in str(unraisable.exc_value):
+            previous(unraisable)
+
+    sys.unraisablehook = hush
 
 
-def _not_chatter(record: logging.LogRecord) -> bool:
-    return "orbax" not in record.pathname or record.levelno == logging.WARNING
+def _not_orbax(record: logging.LogRecord) -> bool:
+    orbax = "orbax" in record.pathname or "tensorstore" in record.getMessage()
+    return not orbax or logging.getLogger("absl").isEnabledFor(logging.DEBUG)

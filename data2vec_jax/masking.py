@@ -341,7 +341,7 @@ def blocks(
     _require(0 < count < rows * columns, "count", count, f"between 0 and {rows * columns}")
     _require(0 < min_aspect <= 1, "min_aspect", min_aspect, "above 0 and at most 1")
     most = count if max_patches is None else max_patches
-    row, column = (jnp.asarray(x) for x in np.indices((rows, columns)))  # [rows, columns]
+    row, column = np.indices((rows, columns))  # each [rows, columns]
 
     def propose(key, valid):
         del valid  # A grid has no padding.

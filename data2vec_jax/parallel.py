@@ -5,6 +5,7 @@ moments are split over `fsdp` by one path-and-shape rule, and gathered layer by 
 are used (`gather`).
 """
 
+import os
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -85,3 +86,17 @@ def axis_size(name: str) -> int:
     """Size of an axis of the ambient mesh, 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else mesh.shape[name]
+
+
+def start_processes() -> None:
+    """Joins a multi-process run if the environment names one.
+
+    COORDINATOR_ADDRESS (host:port), NUM_PROCESSES and PROCESS_ID are set by the launchers; on TPU
+    pods and under Slurm `jax.distributed` finds them itself.
+    """
+    if "COORDINATOR_ADDRESS" in os.environ:
+        jax.distributed.initialize(
+            os.environ["COORDINATOR_ADDRESS"],
+            int(os.environ["NUM_PROCESSES"]),
+            int(os.environ["PROCESS_ID"]),
+        )

@@ -29,43 +29,64 @@ class Tokens(NamedTuple):
     valid: jax.Array | None = None
 
 
-class Examples(Protocol):
-    """The examples of one split, random access by example id (their index).
+@dataclass(frozen=True)
+class Layout:
+    """Static shapes of the examples: known from the config alone, without any data.
 
-    buckets: static lengths, ascending. bucket_of: int array [N], index of each example's bucket or
-    -1 (left out). kept, total: units (samples, tokens) that one epoch uses, and that it has.
+    buckets: lengths in units (samples, tokens; 1 for images), ascending. shapes: the arrays of one
+    example of each bucket.
     """
 
     buckets: Sequence[int]
+    shapes: Sequence[Mapping[str, jax.ShapeDtypeStruct]]
+
+
+class Examples(Protocol):
+    """The examples of one split, random access by example id (their index).
+
+    bucket_of: int [N], each example's bucket, -1 for an example that is left out.
+    lengths: int [N] in the layout's units.
+    """
+
+    layout: Layout
     bucket_of: np.ndarray
+    lengths: np.ndarray
 
     def load(self, index: int, bucket: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Arrays of one example, of the bucket's static shapes."""
+        """Arrays of one example, with the shapes of its bucket."""
 
-    def example(self, bucket: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes and types of what `load` returns, without any data."""
 
-    def lost(self) -> float:
-        """Share of the data that padding, cropping or leaving out costs in an epoch."""
+class Labelled(NamedTuple):
+    """Examples with labels, for probes: arrays [N, ...], labels int [N] or [N, T], -1 for none."""
+
+    inputs: Mapping[str, np.ndarray]
+    labels: np.ndarray
 
 
 @dataclass(frozen=True)
 class Modality:
     """One kind of signal.
 
-    model: the linen module, built from config section `model`; it has the methods
-      `features(batch, key) -> Tokens`, `encode(tokens, mask, key, record, collect) -> Encoded`,
-      `predict(x) -> x` and `mask_shape(batch) -> T or grid`.
-    examples: config section `data.examples` -> Examples of a split.
-    corrupt: (batch, mask, key, model) -> what the student sees, where masks change the *input*
-      (text); None where they change the features.
+    model: config section `model` -> a linen module with the methods `features(batch, key)`,
+      `encode(tokens, mask, key, record, collect)`, `predict(x)`, and, without parameters,
+      `mask_shape(shapes)` and `valid_lengths(batch)`.
+    layout: config section `examples` -> Layout.
+    examples: (source, like=None, **section `examples`) -> Examples. With `like`, the training
+      examples, nothing is random and what they learned from the data (a tokenizer) is kept.
+    labelled: (source, like, **section `examples`) -> Labelled, of a source that has labels.
+    flops: (model, shapes of one example, masked positions) -> forward FLOPs by part.
+    corrupt: (model, batch, mask, draw) -> (what the student sees, mask of the loss), where masks
+      change the *input* (text); None where they change the features.
     shares_features: the teacher consumes the student's own unmasked features (speech).
     """
 
     name: str
     model: Callable[..., nn.Module]
+    layout: Callable[..., Layout]
     examples: Callable[..., Examples]
-    corrupt: Callable[..., Batch] | None = None
+    labelled: Callable[..., Labelled]
+    flops: Callable[..., Mapping[str, float]]
+    corrupt: Callable[..., Any] | None = None
     shares_features: bool = False
 
 

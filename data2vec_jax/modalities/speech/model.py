@@ -97,6 +97,10 @@ class SpeechModel(nn.Module):
         """Frames T of examples of these shapes: the length of a mask."""
         return frames(shapes["audio"].shape[-1], self.frontend.convs)
 
+    def valid_lengths(self, batch: Batch) -> Array | None:
+        """Valid frames of each row, int32 [B], or None without padding."""
+        return frames(batch["length"], self.frontend.convs) if "length" in batch else None
+
     def features(self, batch: Batch, key: Key = None) -> Tokens:
         """audio [B, S] (normalised), maybe length [B] in samples -> x [B, T, D], valid [B, T]."""
         x = self.frontend(batch["audio"])

@@ -55,6 +55,8 @@ class TextModel(nn.Module):
     embeddings: Embeddings
     encoder: Encoder
     head: Mlp
+    leave: float = 0.0
+    random: float = 0.0
     dtype: Any = jnp.float32
 
     def setup(self):
@@ -64,6 +66,10 @@ class TextModel(nn.Module):
     def mask_shape(self, shapes: Mapping[str, Any]) -> int:
         """Tokens T of examples of these shapes: the length of a mask."""
         return shapes["tokens"].shape[-1]
+
+    def valid_lengths(self, batch: Batch) -> Array:
+        """Tokens of each row that are not padding, int32 [B]."""
+        return jnp.sum(batch["tokens"] != PAD, axis=-1)
 
     def features(self, batch: Batch, key: Key = None) -> Tokens:
         """tokens int32 [B, T], right-padded with PAD -> x [B, T, D], valid [B, T]."""
@@ -89,11 +95,13 @@ class TextModel(nn.Module):
 
 def make_model(
     *, width: int, encoder: Options, vocab_size: int = 50_265, max_length: int = 512,
-    scale: bool = False, head: Options = FROZEN, dropout: float = 0.0, dtype: Any = jnp.float32,
+    scale: bool = False, head: Options = FROZEN, dropout: float = 0.0, leave: float = 0.0,
+    random: float = 0.0, dtype: Any = jnp.float32,
 ) -> TextModel:  # fmt: skip
     """Config section `model` of text; nested sections are the options of the parts.
 
-    width: D. dropout: after the embedding norm. For the rest see `Embeddings`, `Encoder`, `Mlp`.
+    width: D. dropout: after the embedding norm. leave, random: shares of the masked tokens that
+    stay, or become a random token, in place of `<mask>`. For the rest see `Embeddings`, `Encoder`.
     """
     common = dict(dtype=dtype)
     head = {"depth": 2, "hidden": 2 * width, "initializer": "bert"} | dict(head)
@@ -102,6 +110,8 @@ def make_model(
         Embeddings(width, vocab_size, max_length, scale, dropout, **common),
         build(Encoder, "model.encoder", encoder, width=width, **common),
         build(Mlp, "model.head", head, out=width, **common),
+        leave,
+        random,
         dtype,
     )
 

@@ -86,6 +86,9 @@ class VisionModel(nn.Module):
         """The grid of patches that a mask covers."""
         return self.grid
 
+    def valid_lengths(self, batch: Batch) -> None:
+        """Images have no padding."""
+
     def features(self, batch: Batch, key: Key = None) -> Tokens:
         """image [B, height, width, C], uint8 or already normalised floats -> x [B, N, D]."""
         image = batch["image"]

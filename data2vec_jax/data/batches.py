@@ -1,0 +1,141 @@
+"""Global batches as a pure function of their number, and the grain pipeline that reads them.
+
+The order of examples and the buckets of batches come from (seed, epoch) alone, the same on every
+host; each process reads a contiguous block of the rows. So the position in the data is one number,
+and a run resumes on the next unseen batch with any number of processes.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import grain.python as grain
+import jax
+import numpy as np
+from absl import flags
+
+from data2vec_jax.errors import UserError
+
+
+class Plan:
+    """Which examples, and which bucket, global batch n holds.
+
+    bucket_of: int [N], bucket of each example, -1 for none. buckets: static lengths. batch_size:
+    rows of a batch of the longest bucket; a shorter bucket has as many more rows as fit into the
+    same number of units (samples, tokens), a multiple of `multiple`.
+
+    Every epoch is a new permutation; its incomplete last batch of each bucket is left out (they
+    differ from epoch to epoch). An example of a bucket that cannot fill one batch moves to the next
+    shorter one, and is left out only if none is left.
+    """
+
+    def __init__(
+        self, bucket_of: np.ndarray, buckets: Sequence[int], batch_size: int, seed: int,
+        multiple: int | None = None,
+    ):  # fmt: skip
+        multiple = multiple or math.gcd(batch_size, 8)
+        if batch_size % multiple:
+            raise UserError(f"config.data.batch_size: {batch_size} is no multiple of {multiple}")
+        budget = batch_size * max(buckets)
+        self.rows = [budget // length // multiple * multiple for length in buckets]
+        self.seed = seed
+        self.bucket_of = np.array(bucket_of, np.int32)
+        for b in range(len(buckets))[::-1]:
+            members = self.bucket_of == b
+            if members.sum() < self.rows[b]:
+                self.bucket_of[members] = b - 1
+        sizes = np.bincount(self.bucket_of[self.bucket_of >= 0], minlength=len(buckets))
+        self.batches = [int(n) // rows for n, rows in zip(sizes, self.rows, strict=True)]
+        self.per_epoch = sum(self.batches)
+        if not self.per_epoch:
+            raise UserError(
+                f"{len(self.bucket_of)} examples ({int(sizes.sum())} long enough) do not fill one "
+                f"batch of {min(self.rows)}; lower config.data.batch_size"
+            )
+        self._epoch = functools.lru_cache(maxsize=2)(self._shuffle)
+
+    def __getstate__(self):  # worker processes get the plan, not the cache
+        return {k: v for k, v in self.__dict__.items() if k != "_epoch"}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._epoch = functools.lru_cache(maxsize=2)(self._shuffle)
+
+    def _shuffle(self, epoch: int) -> tuple[np.ndarray, list[tuple[int, int]]]:
+        """The order of the examples, and (bucket, first example) of each batch of an epoch."""
+        rng = np.random.default_rng((self.seed, epoch))
+        order = rng.permutation(len(self.bucket_of)).astype(np.uint32)
+        bucket = self.bucket_of[order]
+        chosen, batches, start = [], [], 0
+        for b, (count, rows) in enumerate(zip(self.batches, self.rows, strict=True)):
+            chosen.append(order[bucket == b][: count * rows])
+            batches += [(b, start + i * rows) for i in range(count)]
+            start += count * rows
+        batches = [batches[i] for i in rng.permutation(len(batches))]
+        return np.concatenate(chosen), batches
+
+    def __call__(self, n: int) -> tuple[int, np.ndarray]:
+        """Bucket and example ids (uint32 [rows]) of global batch `n`, counted from 0."""
+        epoch, i = divmod(n, self.per_epoch)
+        order, batches = self._epoch(epoch)
+        bucket, start = batches[i]
+        return bucket, order[start : start + self.rows[bucket]]
+
+
+class RowBlocks:
+    """This process's rows of global batch n: {name: array [rows / processes, ...]}, picklable."""
+
+    def __init__(self, plan: Plan, examples: Any, process: int = 0, processes: int = 1):
+        self.plan, self.examples = plan, examples
+        self.process, self.processes = process, processes
+
+    def __call__(self, n: int) -> dict[str, np.ndarray]:
+        bucket, ids = self.plan(int(n))
+        ids = np.split(ids, self.processes)[self.process]
+        rows = [
+            # The draws of an example depend on the batch's number and its id, not on its place.
+            self.examples.load(
+                int(i), bucket, np.random.default_rng((self.plan.seed, int(n), int(i)))
+            )
+            for i in ids
+        ]
+        batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        return batch | {"example_id": ids}
+
+
+def stream(
+    read: Callable[[int], Mapping[str, np.ndarray]], start: int, stop: int, *, workers: int,
+    prefetch: int, place: Callable[[Any], Any],
+) -> Iterator[Any]:  # fmt: skip
+    """Batches start, ..., stop - 1, read ahead, and placed on the devices by a thread.
+
+    workers: processes that read batches; 0 reads in threads of this one. place: host -> devices.
+    """
+    options = grain.ReadOptions(num_threads=0 if workers else 2, prefetch_buffer_size=prefetch)
+    batches = grain.MapDataset.range(start, stop).map(read).to_iter_dataset(options)
+    if workers:
+        if not flags.FLAGS.is_parsed():  # grain's workers read absl flags
+            flags.FLAGS.mark_as_parsed()
+        batches = batches.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)
+        )
+    batches = batches.map(place)
+    return iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=2))
+
+
+def global_shapes(plan: Plan, examples: Any) -> list[dict[str, jax.ShapeDtypeStruct]]:
+    """Shapes of the global batches of each bucket that occurs."""
+    return [
+        batch_shapes(examples.layout.shapes[b], rows)
+        for b, (rows, count) in enumerate(zip(plan.rows, plan.batches, strict=True))
+        if count
+    ]
+
+
+def batch_shapes(
+    example: Mapping[str, jax.ShapeDtypeStruct], rows: int
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of `rows` examples, with their ids."""
+    batch = {k: jax.ShapeDtypeStruct((rows, *s.shape), s.dtype) for k, s in example.items()}
+    return batch | {"example_id": jax.ShapeDtypeStruct((rows,), np.uint32)}

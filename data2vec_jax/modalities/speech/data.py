@@ -1,0 +1,67 @@
+"""Speech examples: whole utterances normalised, then cropped to a few fixed lengths."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from data2vec_jax.errors import UserError
+from data2vec_jax.modalities.contract import Labelled, Layout
+
+RATE = 16_000  # samples per second; nothing else is accepted, nothing is resampled
+
+
+def layout(*, crops: Sequence[float]) -> Layout:
+    """Config section `examples` of speech. crops: lengths in seconds, ascending."""
+    if not crops or list(crops) != sorted(set(crops)) or crops[0] <= 0:
+        raise UserError(f"config.examples.crops: {tuple(crops)} is not an ascending list of seconds")
+    samples = [round(seconds * RATE) for seconds in crops]
+    shapes = [{"audio": jax.ShapeDtypeStruct((n,), np.float32)} for n in samples]
+    return Layout(samples, shapes)
+
+
+def normalise(audio: np.ndarray) -> np.ndarray:
+    """Zero mean, unit variance over the whole utterance, before any crop (spec 1.1)."""
+    audio = audio - audio.mean(dtype=np.float64)
+    return (audio / np.sqrt(audio.var(dtype=np.float64) + 1e-5)).astype(np.float32)
+
+
+class SpeechExamples:
+    """Random crops of the longest fixed length that an utterance fills; no padding (spec 1.1).
+
+    Utterances shorter than the shortest crop are left out. With `like` (evaluation) the crop is
+    the middle one.
+    """
+
+    def __init__(self, source: Any, like: "SpeechExamples | None" = None, **options: Any):
+        self.source, self.fixed = source, like is not None
+        self.layout = layout(**options)
+        self.lengths = np.asarray(source.lengths())
+        self.bucket_of = np.searchsorted(self.layout.buckets, self.lengths, "right") - 1
+
+    def load(self, index: int, bucket: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """{'audio': float32 [S]} of the bucket's length."""
+        audio, length = normalise(self.source[index]["audio"]), self.layout.buckets[bucket]
+        spare = len(audio) - length
+        start = spare // 2 if self.fixed else int(rng.integers(spare + 1))
+        return {"audio": audio[start : start + length]}
+
+
+def labelled(source: Any, like: SpeechExamples, **options: Any) -> Labelled:
+    """Consecutive pieces of the shortest crop with the phone at the middle of each frame."""
+    from data2vec_jax.modalities.speech.model import frames
+
+    length = layout(**options).buckets[0]
+    count = frames(length)
+    middle = (np.arange(count) * 320 + 200) / RATE  # seconds from the start of the piece
+    pieces, labels = [], []
+    for index in range(len(source)):
+        item = source[index]
+        audio = normalise(item["audio"])
+        ends = np.array([end for _, end, _ in item["phones"]])
+        names = np.array([source.label_names.index(phone) for *_, phone in item["phones"]] + [-1])
+        for start in range(0, len(audio) - length + 1, length):
+            pieces.append(audio[start : start + length])
+            labels.append(names[np.searchsorted(ends, start / RATE + middle, "right")])
+    return Labelled({"audio": np.stack(pieces)}, np.stack(labels))

@@ -1,0 +1,14 @@
+"""Speech: raw 16 kHz waveforms."""
+
+from data2vec_jax.modalities.contract import Modality
+from data2vec_jax.modalities.speech import data, model
+
+MODALITY = Modality(
+    name="speech",
+    model=model.make_model,
+    layout=data.layout,
+    examples=data.SpeechExamples,
+    labelled=data.labelled,
+    flops=model.flops,
+    shares_features=True,
+)

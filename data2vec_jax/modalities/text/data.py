@@ -1,0 +1,66 @@
+"""Text examples: documents -> token blocks -> rows padded to a few fixed lengths."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from data2vec_jax.errors import UserError
+from data2vec_jax.modalities.contract import Labelled, Layout
+from data2vec_jax.modalities.text import tokenizer as tokenizers
+from data2vec_jax.modalities.text.blocks import documents_of, pad_row, token_blocks
+
+
+def layout(
+    *, lengths: Sequence[int] = (512,), mode: str = "complete_doc", tokenizer: str | None = None,
+    vocab_size: int = 8_000,
+) -> Layout:  # fmt: skip
+    """Config section `examples` of text.
+
+    lengths: of rows in tokens with `<s>`, ascending; blocks are at most as long as the last and are
+    padded to the shortest that holds them. mode: 'complete_doc' (whole lines up to a document's
+    end, spec 1.3) or 'none' (one stream cut into equal pieces). tokenizer: folder of a tokenizer;
+    None trains sentencepiece with `vocab_size` pieces on the source.
+    """
+    if not lengths or list(lengths) != sorted(set(lengths)) or lengths[0] < 8:
+        raise UserError(f"config.examples.lengths: {tuple(lengths)} is not ascending from 8")
+    shapes = [{"tokens": jax.ShapeDtypeStruct((n,), np.int32)} for n in lengths]
+    return Layout(list(lengths), shapes)
+
+
+class TextExamples:
+    """Blocks of token ids, `<s>` first. With `like`, its tokenizer is used."""
+
+    def __init__(self, source: Any, like: "TextExamples | None" = None, **options: Any):
+        self.layout = layout(**options)
+        self.tokenizer = like.tokenizer if like else self._tokenizer(source, **options)
+        ids = self.tokenizer
+        documents = documents_of((source[i] for i in range(len(source))), ids)
+        self.blocks = token_blocks(
+            documents, length=self.layout.buckets[-1], bos=ids.bos, eos=ids.eos,
+            mode=options.get("mode", "complete_doc"),
+        )  # fmt: skip
+        self.lengths = self.blocks.lengths()
+        self.bucket_of = np.searchsorted(self.layout.buckets, self.lengths)
+
+    @staticmethod
+    def _tokenizer(source, tokenizer=None, vocab_size=8_000, **_):
+        if tokenizer:
+            return tokenizers.load(tokenizer)
+        texts = (source[i]["text"] for i in range(len(source)))
+        return tokenizers.train_sentencepiece(texts, vocab_size)
+
+    def load(self, index: int, bucket: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """{'tokens': int32 [T]} of the bucket's length, right-padded."""
+        length = self.layout.buckets[bucket]
+        return {"tokens": pad_row(self.blocks[index], length, self.tokenizer.pad)}
+
+
+def labelled(source: Any, like: TextExamples, **options: Any) -> Labelled:
+    """Every text as one row, cut to the longest length, with its class."""
+    ids, length = like.tokenizer, layout(**options).buckets[-1]
+    items = [source[i] for i in range(len(source))]
+    rows = [[ids.bos, *ids.encode(item["text"])][: length - 1] + [ids.eos] for item in items]
+    tokens = np.stack([pad_row(row, length, ids.pad) for row in rows])
+    return Labelled({"tokens": tokens}, np.array([item["label"] for item in items]))

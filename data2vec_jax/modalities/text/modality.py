@@ -1,0 +1,51 @@
+"""Text: token ids. Masks change the input: chosen tokens become `<mask>`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from data2vec_jax import masking
+from data2vec_jax.modalities.contract import Modality
+from data2vec_jax.modalities.text import data, model
+
+SPECIAL = 4  # <s>, <pad>, </s>, <unk> come first (spec 1.3), `<mask>` last
+
+
+def corrupt(
+    net: Any, batch: Mapping[str, jax.Array], mask: jax.Array, draw: Any
+) -> tuple[dict[str, jax.Array], jax.Array]:
+    """Puts `<mask>` at the chosen tokens, or a random token, or nothing (BERT's 80/10/10).
+
+    mask bool [B, T]: chosen tokens. Returns the student's batch and the positions that show
+    `<mask>`: the loss is there and nowhere else (spec 4.6, trap 3).
+    """
+    leave, random = net.leave, net.random
+    last = net.embeddings.vocab_size - 1
+    tokens = batch["tokens"]
+    if leave or random:
+        step = jax.random.fold_in(draw.masks, draw.step)
+
+        def one(example, chosen):
+            # One more than `masking.sample` folds in, so that these draws are independent of it.
+            key = jax.random.fold_in(jax.random.fold_in(step, example), 1 << 16)
+            roles, words = jax.random.split(key)
+            roles = masking.bert_roles(roles, chosen, leave, random)
+            return roles, jax.random.randint(words, chosen.shape, SPECIAL, last)
+
+        roles, words = jax.vmap(one)(batch["example_id"], mask)
+        tokens = jnp.where(roles == masking.RANDOM, words, tokens)
+        mask = roles == masking.MASK
+    return {**batch, "tokens": jnp.where(mask, last, tokens)}, mask
+
+
+MODALITY = Modality(
+    name="text",
+    model=model.make_model,
+    layout=data.layout,
+    examples=data.TextExamples,
+    labelled=data.labelled,
+    flops=model.flops,
+    corrupt=corrupt,
+)

@@ -1,0 +1,107 @@
+"""Image examples: colour jitter, flip, random resized crop. Pixels stay uint8 until the device."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image, ImageEnhance
+
+from data2vec_jax.modalities.contract import Labelled, Layout
+
+TRIES = 10  # of a random crop, before the fallback to a centre crop
+
+
+def layout(
+    *, image: int, channels: int = 3, jitter: float = 0.4, flip: float = 0.5,
+    scale: Sequence[float] = (0.08, 1.0), aspect: Sequence[float] = (3 / 4, 4 / 3),
+) -> Layout:  # fmt: skip
+    """Config section `examples` of vision.
+
+    image: side in pixels. jitter: strength of brightness, contrast and saturation, each a factor
+    uniform in [1 - jitter, 1 + jitter], in random order, before the crop. flip: probability of a
+    mirror image. scale: share of the area that a crop covers; aspect: its width / height,
+    log-uniform. Crops are resized with bicubic interpolation (spec 1.2).
+    """
+    shape = jax.ShapeDtypeStruct((image, image, channels), np.uint8)
+    return Layout([1], [{"image": shape}])
+
+
+def _options(image, channels=3, jitter=0.4, flip=0.5, scale=(0.08, 1.0), aspect=(3 / 4, 4 / 3)):
+    return image, jitter, flip, scale, aspect
+
+
+def random_box(
+    width: int, height: int, scale: Sequence[float], aspect: Sequence[float],
+    rng: np.random.Generator,
+) -> tuple[int, int, int, int]:  # fmt: skip
+    """(left, top, right, bottom) of a random resized crop; a centre crop after `TRIES` misfits."""
+    for _ in range(TRIES):
+        area = width * height * rng.uniform(*scale)
+        ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+            return left, top, left + w, top + h
+    w, h = width, height
+    if width / height < aspect[0]:
+        h = round(width / aspect[0])
+    elif width / height > aspect[1]:
+        w = round(height * aspect[1])
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def colour_jitter(picture: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
+    """Brightness, contrast and saturation by random factors, in random order."""
+    enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+    for i in rng.permutation(len(enhancers)):
+        factor = rng.uniform(max(0.0, 1 - strength), 1 + strength)
+        picture = enhancers[i](picture).enhance(factor)
+    return picture
+
+
+class VisionExamples:
+    """One augmented image, seen by student and teacher alike (spec 1.2).
+
+    With `like` (evaluation): resized so that the shorter side fits, centre crop, nothing random.
+    """
+
+    def __init__(self, source: Any, like: "VisionExamples | None" = None, **options: Any):
+        self.source, self.fixed = source, like is not None
+        self.layout = layout(**options)
+        self.channels = self.layout.shapes[0]["image"].shape[-1]
+        self.image, self.jitter, self.flip, self.scale, self.aspect = _options(**options)
+        self.lengths = np.ones(len(source), np.int64)
+        self.bucket_of = np.zeros(len(source), np.int32)
+
+    def load(self, index: int, bucket: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """{'image': uint8 [side, side, channels]}."""
+        pixels = self.source[index]["image"]
+        picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+        picture = self._fit(picture) if self.fixed else self._augment(picture, rng)
+        if self.channels == 3:
+            picture = picture.convert("RGB")
+        return {"image": np.asarray(picture, np.uint8).reshape(self.image, self.image, -1)}
+
+    def _augment(self, picture, rng):
+        if self.jitter:
+            picture = colour_jitter(picture, self.jitter, rng)
+        if rng.random() < self.flip:
+            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        box = random_box(*picture.size, self.scale, self.aspect, rng)
+        return picture.resize((self.image,) * 2, Image.Resampling.BICUBIC, box=box)
+
+    def _fit(self, picture):
+        side = min(picture.size)
+        left, top = ((edge - side) / 2 for edge in picture.size)
+        box = (left, top, left + side, top + side)
+        return picture.resize((self.image,) * 2, Image.Resampling.BICUBIC, box=box)
+
+
+def labelled(source: Any, like: VisionExamples, **options: Any) -> Labelled:
+    """Every image, not augmented, with its class."""
+    examples, rng = VisionExamples(source, like, **options), np.random.default_rng(0)
+    images = np.stack([examples.load(i, 0, rng)["image"] for i in range(len(source))])
+    return Labelled({"image": images}, np.array([source[i]["label"] for i in range(len(source))]))

@@ -1,0 +1,13 @@
+"""Vision: images cut into patches."""
+
+from data2vec_jax.modalities.contract import Modality
+from data2vec_jax.modalities.vision import data, model
+
+MODALITY = Modality(
+    name="vision",
+    model=model.make_model,
+    layout=data.layout,
+    examples=data.VisionExamples,
+    labelled=data.labelled,
+    flops=model.flops,
+)

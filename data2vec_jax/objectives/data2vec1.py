@@ -1,0 +1,86 @@
+"""data2vec 1.0 (arXiv 2202.03555): a student that sees a masked input regresses what the teacher,
+its own moving average, makes of the whole input.
+
+B batch, T tokens, M masked positions of a row, D width.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from data2vec_jax import masking
+from data2vec_jax.models.encoder import Record
+from data2vec_jax.objectives.targets import (
+    Draw, monitor, normaliser, regression, scale_of, take,
+)  # fmt: skip
+from data2vec_jax.state import overlay
+
+Array = jax.Array
+
+
+def make_loss(
+    model: Any,
+    sampler: Callable[[Mapping[str, Any]], masking.Sampler],
+    corrupt: Callable[..., Any] | None = None,
+    shares_features: bool = False,
+    *,
+    top_k: int,
+    target: str = "ffn",
+    layer_norms: Sequence[str] = (),
+    final_norms: Sequence[str] = (),
+    beta: float = 0.0,
+    scale: str | float = "rsqrt_width",
+) -> Callable[..., tuple[Array, Array, dict[str, Array]]]:
+    """The loss of a batch. Config section `objective`.
+
+    model: see `modalities.contract.Modality`. sampler: shapes of a batch -> its mask sampler.
+    corrupt: masks the input rather than the features (text). shares_features: the teacher consumes
+    the student's own unmasked features (speech).
+
+    top_k: K uppermost blocks averaged. target: 'ffn' or 'block'. layer_norms, final_norms: of each
+    block's output, and of the average. beta: of smooth L1, 0 for squared error. scale: factor on
+    the sum over channels (see `targets.scale_of`).
+
+    Returns loss(params, teacher, batch, draw) -> (sum over masked positions, their number,
+    metrics). The batch's loss is sum / number.
+    """
+    apply = model.apply
+    factor = scale_of(scale, model.width)
+
+    def loss(params: Any, teacher: Any, batch: Mapping[str, Array], draw: Draw):
+        # Masks: an exact number per row, so that every shape below is static.
+        masks = sampler(batch)
+        valid = model.valid_lengths(batch)
+        mask = masking.sample(masks, draw.masks, draw.step, batch["example_id"], 1, valid)[:, 0]
+        visible = batch
+        if corrupt is not None:
+            visible, mask = corrupt(model, batch, mask, draw)
+        most = masks.count(masks.length)
+        positions = masking.positions(mask, most)  # [B, M]
+        weights = (jnp.arange(most) < jnp.sum(mask, -1, keepdims=True)).astype(jnp.float32)
+
+        # Student: the masked input at full length, then a prediction at each masked position.
+        front_key, encoder_key = jax.random.split(draw.noise)
+        student = {"params": params}
+        tokens = apply(student, visible, front_key, method="features")
+        encoded = apply(student, tokens, mask, encoder_key, method="encode")
+        prediction = apply(student, take(encoded.x, positions), method="predict")  # [B, M, D]
+
+        # Teacher: the whole input, without dropout or gradient.
+        mean_student = {"params": jax.lax.stop_gradient(overlay(params, teacher))}
+        whole = tokens if shares_features else apply(mean_student, batch, method="features")
+        whole = jax.lax.stop_gradient(whole)
+
+        # Targets: the mean of the K uppermost blocks, each normalised, then normalised again.
+        record = Record(top_k, target, normaliser(layer_norms, whole.valid))
+        mean = apply(mean_student, whole, record=record, method="encode").targets
+        targets = jax.lax.stop_gradient(normaliser(final_norms, whole.valid)(mean))  # [B, T, D]
+        wanted = take(targets, positions)  # [B, M, D]
+
+        # Regression at the masked positions.
+        total = factor * jnp.sum(regression(prediction, wanted, beta) * weights)
+        return total, jnp.sum(weights), monitor(tokens, targets, wanted, prediction, weights)
+
+    return loss

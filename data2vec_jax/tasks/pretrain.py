@@ -1,0 +1,194 @@
+"""Self-supervised pretraining: a modality and an objective make a task."""
+
+import functools
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data2vec_jax import masking, parallel
+from data2vec_jax.data import batches
+from data2vec_jax.data.sources import open_source
+from data2vec_jax.errors import UserError, check_section, nearest
+from data2vec_jax.modalities import contract
+from data2vec_jax.objectives.targets import Draw
+from data2vec_jax.tasks.task import Task
+
+OBJECTIVES = ("data2vec1",)
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def make_model(config: Mapping[str, Any]) -> tuple[contract.Modality, Any]:
+    """The modality and its model, from the sections `modality`, `model` and `dtype`."""
+    modality = contract.get(config["modality"])
+    if config["dtype"] not in DTYPES:
+        hint = nearest(config["dtype"], DTYPES)
+        raise UserError(f"config.dtype: no '{config['dtype']}'{hint}")
+    dtype = DTYPES[config["dtype"]]
+    return modality, contract.build(modality.model, "model", config["model"], dtype=dtype)
+
+
+def make_loss(config: Mapping[str, Any], modality: contract.Modality, model: Any):
+    """(loss, sampler of a batch's shapes) from the sections `objective` and `mask`."""
+    options = dict(config["objective"])
+    name = options.pop("name")
+    if name not in OBJECTIVES:
+        raise UserError(f"config.objective.name: no '{name}'{nearest(name, OBJECTIVES)}")
+    objective = importlib.import_module(f"data2vec_jax.objectives.{name}")
+    mask = dict(config["mask"])
+
+    @functools.cache
+    def sampler_of(size):
+        return masking.make(mask["kind"], size, **{k: v for k, v in mask.items() if k != "kind"})
+
+    def sampler(shapes):
+        return sampler_of(model.mask_shape(shapes))
+
+    given = dict(
+        model=model, sampler=sampler, corrupt=modality.corrupt,
+        shares_features=modality.shares_features,
+    )  # fmt: skip
+    check_section("objective", options, objective.make_loss, given)
+    depth = model.encoder.depth
+    if not 1 <= options.get("top_k", 1) <= depth:
+        raise UserError(f"config.objective.top_k: {options['top_k']} of {depth} layers")
+    return objective.make_loss(**given, **options), sampler
+
+
+def data_options(
+    *, source: str, batch_size: int, split: str = "train", workers: int = 0, prefetch: int = 4,
+    multiple: int | None = None, eval_split: str | None = None, eval_batches: int = 8,
+) -> dict[str, Any]:  # fmt: skip
+    """Config section `data`.
+
+    source: see `data.sources.open_source`. batch_size: global rows of a batch of the longest
+    bucket; shorter buckets have more rows, a multiple of `multiple`. workers: processes that read
+    (0: threads). prefetch: batches read ahead by each. eval_split, eval_batches: held-out batches
+    for the validation loss; None for none.
+    """
+    return locals()
+
+
+def make(config: Mapping[str, Any]) -> Task:
+    """The pretraining task of a config. Reads the source's index, not its data (text: all)."""
+    modality, model = make_model(config)
+    loss, sampler = make_loss(config, modality, model)
+    check_section("data", config["data"], data_options)
+    options = data_options(**config["data"])
+    check_section("examples", config["examples"], modality.layout)
+
+    source = open_source(options["source"], options["split"], modality=modality.name)
+    examples = modality.examples(source, **config["examples"])
+    if modality.name == "text" and examples.tokenizer.vocab_size > model.embeddings.vocab_size:
+        raise UserError(
+            f"config.model.vocab_size: {model.embeddings.vocab_size} rows for a tokenizer of "
+            f"{examples.tokenizer.vocab_size}"
+        )
+    plan = batches.Plan(
+        examples.bucket_of, examples.layout.buckets, options["batch_size"], config["seed"],
+        options["multiple"],
+    )  # fmt: skip
+    shapes = batches.global_shapes(plan, examples)
+    check_rows(shapes, config)
+    reader = functools.partial(batches.RowBlocks, process=jax.process_index())
+    read = reader(plan, examples, processes=jax.process_count())
+
+    def data(start):
+        mesh = jax.sharding.get_mesh()
+        return batches.stream(
+            read, start, config["total_steps"], workers=options["workers"],
+            prefetch=options["prefetch"], place=lambda b: parallel.to_global(b, mesh),
+        )  # fmt: skip
+
+    evals = {}
+    if options["eval_split"] and config["eval_every"]:
+        held_out = open_source(options["source"], options["eval_split"], modality=modality.name)
+        held_out = modality.examples(held_out, like=examples, **config["examples"])
+        evals["validation"] = validation(loss, held_out, options, config["seed"])
+
+    return Task(
+        shapes=shapes,
+        shares=[count / plan.per_epoch for count in plan.batches if count],
+        init=initialiser(model, shapes[0]),
+        loss=loss,
+        data=data,
+        evals=evals,
+        averaged=tuple(config["averaged"]),
+        flops=lambda batch: step_flops(modality, model, sampler, batch),
+        notes=data_notes(plan, examples),
+    )
+
+
+def initialiser(model: Any, shapes: Mapping[str, Any]):
+    """key -> parameters, from one row of zeros."""
+
+    def init(key):
+        row = {k: jnp.zeros((1, *s.shape[1:]), s.dtype) for k, s in shapes.items()}
+        return model.init(key, row)["params"]
+
+    return init
+
+
+def check_rows(shapes: Any, config: Mapping[str, Any]) -> None:
+    """Every bucket's rows must divide over devices and micro-batches."""
+    devices, parts = jax.device_count(), config["accumulate"]
+    for shape in shapes:
+        rows = shape["example_id"].shape[0]
+        if rows % (devices * parts):
+            over = f"{devices} devices" + (f" x accumulate {parts}" if parts > 1 else "")
+            raise UserError(
+                f"config.data.batch_size: a batch of {rows} rows does not divide over {over}; "
+                f"use a multiple of {devices * parts}"
+            )
+
+
+def step_flops(modality: contract.Modality, model: Any, sampler: Any, batch: Any) -> float:
+    """FLOPs of a train step: student forward and backward (3 x forward) and teacher forward.
+
+    The head runs at masked positions only; the teacher has none, and shares the front end where
+    the modality says so.
+    """
+    example = {k: jax.ShapeDtypeStruct(s.shape[1:], s.dtype) for k, s in batch.items()}
+    sample = sampler(batch)
+    parts = modality.flops(model, example, sample.count(sample.length))
+    teacher = parts["encoder"] + (0.0 if modality.shares_features else parts["frontend"])
+    return batch["example_id"].shape[0] * (3.0 * sum(parts.values()) + teacher)
+
+
+def validation(loss: Any, examples: Any, options: Mapping[str, Any], seed: int):
+    """An eval: the pretraining loss of held-out batches, with the same masks at every step."""
+    plan = batches.Plan(
+        examples.bucket_of, examples.layout.buckets, options["batch_size"], seed,
+        options["multiple"],
+    )  # fmt: skip
+    read = batches.RowBlocks(plan, examples, jax.process_index(), jax.process_count())
+    key = jax.random.key(seed)
+    jitted = jax.jit(lambda params, teacher, batch, draw: loss(params, teacher, batch, draw)[:2])
+
+    def run(state):
+        total = count = 0.0
+        for n in range(min(options["eval_batches"], plan.per_epoch)):
+            batch = parallel.to_global(read(n), jax.sharding.get_mesh())
+            part = jitted(state.params, state.teacher, batch, Draw(key, jnp.int32(n), key))
+            total, count = total + float(part[0]), count + float(part[1])
+        return {"loss": total / count}
+
+    return run
+
+
+def data_notes(plan: batches.Plan, examples: Any) -> list[str]:
+    """What the run will read: examples, batches, programs, and what padding or cropping costs."""
+    lengths, buckets = np.asarray(examples.lengths), examples.layout.buckets
+    used = plan.bucket_of >= 0
+    notes = [f"{used.sum()} of {len(lengths)} examples, {plan.per_epoch} batches an epoch"]
+    for length, rows, count in zip(buckets, plan.rows, plan.batches, strict=True):
+        if len(buckets) > 1 and count:
+            notes.append(f"  {count} batches of {rows} x {length}")
+    filled = np.asarray(buckets)[plan.bucket_of[used]]
+    cut = np.maximum(lengths[used] - filled, 0).sum() + lengths[~used].sum()
+    padding = np.maximum(filled - lengths[used], 0).sum() / filled.sum()
+    notes.append(f"  dropped {100 * cut / lengths.sum():.1f} %, padding {100 * padding:.1f} %")
+    return notes

@@ -1,0 +1,122 @@
+"""What the loop runs: a record of pure functions, and the one train step made from it."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from data2vec_jax.objectives.targets import Draw
+from data2vec_jax.state import TrainState, ema_update, select
+
+Shapes = Mapping[str, jax.ShapeDtypeStruct]
+Scalars = dict[str, jax.Array]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A training job.
+
+    shapes: one entry per bucket, the arrays of a *global* batch. shares: how often each occurs.
+    init: key -> parameters, nested dicts of float32.
+    loss: (params, teacher, batch, draw) -> (sum, count, metrics); the loss is sum / count over the
+      whole batch, whatever its split over devices or micro-batches.
+    data: first batch number -> iterable of this process's rows of each global batch, numpy.
+    evals: name -> function of the state that returns scalars.
+    averaged: path patterns of the teacher's own parameters; () for no teacher.
+    flops: shapes of a global batch -> FLOPs of one train step on it, all chips together.
+    notes: lines for the user at the start.
+    """
+
+    shapes: Sequence[Shapes]
+    shares: Sequence[float]
+    init: Callable[[jax.Array], dict[str, Any]]
+    loss: Callable[..., tuple[jax.Array, jax.Array, Scalars]]
+    data: Callable[[int], Iterable[Mapping[str, Any]]]
+    evals: Mapping[str, Callable[[TrainState], Mapping[str, float]]] = field(default_factory=dict)
+    averaged: Sequence[str] = ()
+    flops: Callable[[Shapes], float] = lambda shapes: 0.0
+    notes: Sequence[str] = ()
+
+
+def init_state(task: Task, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
+    """The first state. The teacher starts as a copy of the student, in buffers of its own."""
+    init_key, run_key = jax.random.split(key)
+    params = task.init(init_key)
+    teacher = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), params)
+    teacher = select(teacher, task.averaged)
+    return TrainState(jnp.int32(0), params, teacher, tx.init(params), run_key)
+
+
+def make_train_step(
+    task: Task,
+    tx: optax.GradientTransformation,
+    decay: Callable[[jax.Array], jax.Array],
+    schedule: Callable[[jax.Array], jax.Array],
+    accumulate: int = 1,
+    shards: int = 1,
+) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, Scalars]]:
+    """`train_step(state, batch) -> (state, metrics)`: pure, for one `jax.jit` with donation.
+
+    accumulate: micro-batches per update; gradients of sums are added, then divided by the count of
+    the whole batch, so that they equal the large batch's. shards: devices that rows are split over.
+    """
+
+    def gradients(state, batch, noise):
+        masks, _ = jax.random.split(state.key)
+        draw = Draw(masks, state.step, noise)
+
+        def total(params):
+            loss, count, metrics = task.loss(params, state.teacher, batch, draw)
+            return loss, (count, metrics)
+
+        (loss, (count, metrics)), grads = jax.value_and_grad(total, has_aux=True)(state.params)
+        return grads, loss, count, metrics
+
+    def train_step(state, batch):
+        noise = jax.random.fold_in(jax.random.split(state.key)[1], state.step)
+        if accumulate == 1:
+            grads, loss, count, metrics = gradients(state, batch, noise)
+        else:
+            parts = micro_batches(batch, accumulate, shards)
+            noises = jax.random.split(noise, accumulate)
+            zero = jax.eval_shape(
+                gradients, state, jax.tree.map(lambda x: x[0], parts), noises[0]
+            )
+            zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zero)
+
+            def add(sums, part):
+                grads, loss, count, metrics = gradients(state, *part)
+                metrics = jax.tree.map(lambda m: m * count, metrics)
+                return jax.tree.map(jnp.add, sums, (grads, loss, count, metrics)), None
+
+            (grads, loss, count, metrics), _ = jax.lax.scan(add, zero, (parts, noises))
+            metrics = jax.tree.map(lambda m: m / count, metrics)
+        grads = jax.tree.map(lambda g: g / count, grads)
+
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        done = state.step + 1
+        teacher = ema_update(state.teacher, params, decay(done))
+        metrics = metrics | {
+            "loss": loss / count,
+            "grad_norm": optax.tree.norm(grads),
+            "learning_rate": schedule(state.step),
+        }
+        if task.averaged:
+            metrics["ema_decay"] = decay(done)
+        return TrainState(done, params, teacher, opt_state, state.key), metrics
+
+    return train_step
+
+
+def micro_batches(batch: Any, parts: int, shards: int) -> Any:
+    """[G, ...] -> [parts, G / parts, ...], every device keeping its own rows."""
+
+    def split(x):
+        rows = x.reshape(shards, parts, -1, *x.shape[1:])
+        return jnp.moveaxis(rows, 1, 0).reshape(parts, -1, *x.shape[1:])
+
+    return jax.tree.map(split, batch)

@@ -1,0 +1,314 @@
+"""The training loop.
+
+    python -m data2vec_jax.train --config=configs/speech_v1.py:base --workdir=DIR
+
+The same command again resumes. `--config.section.key=value` overrides an option.
+"""
+
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags
+from ml_collections import config_dict, config_flags
+
+from data2vec_jax import metrics, optim, parallel
+from data2vec_jax.checkpoints import Checkpoints
+from data2vec_jax.errors import UserError, check_section, run_main
+from data2vec_jax.state import TrainState, ema_decay
+from data2vec_jax.tasks import pretrain
+from data2vec_jax.tasks.task import Task, init_state, make_train_step
+
+# Sections that may change between a run and its continuation: where and how fast, not what.
+FREE = ("mesh", "checkpoint", "log_every", "eval_every", "workers", "prefetch", "collapse")
+STOPPED = 130  # exit code of a run that was interrupted: 128 + SIGINT, as a shell reports it
+
+
+def settings(
+    *, modality: str, model: Mapping, mask: Mapping, objective: Mapping, averaged: Sequence[str],
+    examples: Mapping, data: Mapping, ema: Mapping, schedule: Mapping, optim: Mapping, seed: int,
+    total_steps: int, log_every: int, eval_every: int, accumulate: int, dtype: str, mesh: Mapping,
+    checkpoint: Mapping, collapse: Mapping,
+) -> None:  # fmt: skip
+    """A pretraining config. Each section is the keyword arguments of one function.
+
+    modality: 'speech', 'vision' or 'text'. model, examples: `make_model` and `layout` of the
+    modality. mask: `masking.make`. objective: `make_loss` of the objective `name`. averaged: path
+    patterns of the teacher's own parameters. data: `pretrain.data_options`. ema:
+    `state.ema_decay`. schedule: `optim.make_schedule`. optim: `optim.make_optimizer`. mesh:
+    `parallel.make_mesh`. checkpoint: `Checkpoints`. collapse: `metrics.CollapseMonitor`.
+    log_every, eval_every: in steps, 0 for never. accumulate: micro-batches per update. dtype: of
+    the computation, 'float32' or 'bfloat16'.
+    """
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """Refuses unknown or missing options before anything is read or compiled."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            continue
+        if key in ("total_steps", "accumulate") and (not isinstance(value, int) or value < 1):
+            raise UserError(f"config.{key}: {value} is not a positive integer")
+    try:
+        check_section("", config, settings)
+    except UserError as error:
+        raise UserError(str(error).replace("config..", "config.").replace("config.:", "config:")) from None
+    check_section("mesh", config["mesh"], parallel.make_mesh, given=("devices",))
+    check_section("ema", config["ema"], ema_decay, given=("total_steps",))
+    check_section("optim", config["optim"], optim.make_optimizer, given=("schedule",))
+    schedule = dict(config["schedule"])
+    kind = optim.SCHEDULES.get(schedule.pop("kind", None), optim.make_schedule)
+    if kind is not optim.make_schedule:
+        check_section("schedule", schedule, kind, given=("total_steps",))
+    check_section("checkpoint", config["checkpoint"], Checkpoints, given=("directory",))
+    check_section("collapse", config["collapse"], metrics.CollapseMonitor)
+
+
+class Run:
+    """A task, its optimiser and its programs on a mesh: what train, demo and tests share.
+
+    One program is compiled per shape of batch, ahead of time, so a second compilation of the same
+    shape cannot happen.
+    """
+
+    def __init__(self, config: Mapping[str, Any], task: Task, mesh: jax.sharding.Mesh):
+        self.config, self.task, self.mesh = config, task, mesh
+        steps = config["total_steps"]
+        schedule = optim.make_schedule(steps, **config["schedule"])
+        self.tx = optim.make_optimizer(schedule, **config["optim"])
+        decay = ema_decay(steps, **config["ema"])
+        self.train_step = make_train_step(
+            task, self.tx, decay, schedule, config["accumulate"], mesh.size
+        )
+        self.abstract = jax.eval_shape(self._init, jax.random.key(0))
+        places = parallel.shardings(self.abstract, mesh)
+        self.abstract = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), self.abstract, places
+        )
+        self._jit_init = jax.jit(self._init, out_shardings=places)
+        self._jit_step = jax.jit(
+            self.train_step, donate_argnums=0, out_shardings=(places, None)
+        )
+        self.programs: dict[Any, Callable] = {}
+
+    def _init(self, key):
+        return init_state(self.task, self.tx, key)
+
+    def init(self, seed: int) -> TrainState:
+        """The first state of a seed, sharded over the mesh."""
+        with jax.set_mesh(self.mesh):
+            return self._jit_init(jax.random.key(seed))
+
+    def program(self, batch: Mapping[str, Any]) -> Callable:
+        """The compiled train step for batches of this shape."""
+        shape = tuple(sorted((k, v.shape, str(v.dtype)) for k, v in batch.items()))
+        if shape not in self.programs:
+            sharding = jax.sharding.NamedSharding(self.mesh, parallel.BATCH)
+            abstract = {
+                k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding)
+                for k, v in batch.items()
+            }
+            with jax.set_mesh(self.mesh):
+                self.programs[shape] = self._jit_step.lower(self.abstract, abstract).compile()
+        return self.programs[shape]
+
+
+def claim_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
+    """Writes config.json, or refuses a workdir that another config made."""
+    path = workdir / "config.json"
+    new = json.loads(json.dumps(config, sort_keys=True))
+    if path.exists():
+        try:
+            old = json.loads(path.read_text())
+        except ValueError:
+            raise UserError(f"{path} is damaged; remove it, or choose another --workdir") from None
+        different = [key for key in differences(old, new) if not set(key.split(".")) & set(FREE)]
+        if different:
+            raise UserError(
+                f"{workdir} holds a run of another config (config.{different[0]} differs); "
+                "choose another --workdir"
+            )
+    if jax.process_index() == 0:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(new, indent=1) + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write to --workdir {workdir}: {error.strerror}") from None
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Dotted paths at which two JSON values differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for key in sorted({*old, *new}):
+            below = f"{path}.{key}" if path else key
+            if key not in old or key not in new:
+                found.append(below)
+            else:
+                found += differences(old[key], new[key], below)
+        return found
+    return [] if old == new else [path]
+
+
+class Interrupt:
+    """Remembers the first Ctrl-C (or SIGTERM), so that the loop can stop between two steps."""
+
+    def __init__(self):
+        self.seen = False
+        self._before = {}
+
+    def __enter__(self):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number, frame):
+        if self.seen:  # a second Ctrl-C means now
+            raise KeyboardInterrupt
+        self.seen = True
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def train(config: Mapping[str, Any], workdir: str | os.PathLike) -> TrainState:
+    """Runs, or resumes, the run of `config` in `workdir`; returns the last state.
+
+    Order of the loop: next batch, step, evals, log, save. So checkpoint k holds the state after k
+    updates, and its position k is the number of the next unseen batch.
+    """
+    check_config(config)
+    workdir = Path(workdir)
+    total, log_every, eval_every = (
+        config[key] for key in ("total_steps", "log_every", "eval_every")
+    )
+    mesh = parallel.make_mesh(**config["mesh"])
+    with jax.set_mesh(mesh):
+        task = pretrain.make(config)
+        run = Run(config, task, mesh)
+    claim_workdir(workdir, config)
+    first = jax.process_index() == 0
+
+    watch = metrics.Stopwatch()
+    monitor = metrics.CollapseMonitor(**config["collapse"])
+    with (
+        jax.set_mesh(mesh),
+        Checkpoints(workdir.resolve() / "checkpoints", **config["checkpoint"]) as checkpoints,
+        Interrupt() as interrupt,
+    ):
+        start = checkpoints.latest() or 0
+        if start:
+            state, position = checkpoints.restore(run.abstract)
+            watch.load(position["stopwatch"])
+        else:
+            state = run.init(config["seed"])
+        if first:
+            say(metrics.parameter_table(run.abstract.params))
+            for note in task.notes:
+                say(note)
+            say(f"{mesh.size} devices, mesh {dict(mesh.shape)}; step {start:,} of {total:,}")
+
+        mean = lambda values: float(np.dot(task.shares, values))  # noqa: E731
+        throughput = metrics.Throughput(
+            watch,
+            batch_size=mean([s["example_id"].shape[0] for s in task.shapes]),
+            flops_per_step=mean([task.flops(s) for s in task.shapes]),
+            devices=mesh.devices.ravel(),
+            start_step=start,
+        )
+        writer = metrics.Writer(
+            workdir, total_steps=total, resume_step=start, enabled=first, rates=throughput.read
+        )
+        with writer:
+            batches = task.data(start) if start < total else iter(())
+            done, scalars = start, {}
+            for done in range(start + 1, total + 1):
+                with watch.measure("data"):
+                    batch = next(batches)
+                known = len(run.programs)
+                with watch.measure("compile"):
+                    program = run.program(batch)
+                if first and len(run.programs) > known:
+                    writer.note(f"compiled program {len(run.programs)} of {len(task.shapes)}")
+                with watch.measure("train"), jax.transfer_guard("disallow"):
+                    state, scalars = program(state, batch)
+                written = writer.advance(done)
+                if log_every and (done % log_every == 0 or done in (1, total)):
+                    written += writer.write(done, "train", scalars)
+                if eval_every and done % eval_every == 0:
+                    with watch.measure("eval"):
+                        for name, evaluate in task.evals.items():
+                            written += writer.write(done, name, evaluate(state))
+                for line in written:
+                    for warning in monitor.check(line["step"], line):
+                        writer.note(warning)
+                stop = interrupt.seen and jax.process_count() == 1
+                if checkpoints.should_save(done) or done == total or stop:
+                    with watch.measure("save"):
+                        writer.flush()  # metrics up to step k are on disk before checkpoint k
+                        position = {"batch": done, "stopwatch": watch.state_dict()}
+                        checkpoints.save(done, state, position, force=True)
+                if interrupt.seen:
+                    break
+            writer.flush()
+        checkpoints.wait()
+    if first and done < total:
+        say(f"stopped after step {done:,} of {total:,}; the same command resumes")
+        sys.exit(STOPPED)
+    if first:
+        say(f"done: {total:,} steps, {len(run.programs)} programs compiled, workdir {workdir}")
+    return state
+
+
+def say(text: str) -> None:
+    """A line for the user; metrics go to files, and the progress bar to the same stream."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def parse(argv: Sequence[str]) -> tuple[dict[str, Any], str]:
+    """(config, workdir) from the command line; raises UserError for what absl would crash on."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "config file, path.py:variant", flag_values=values)
+    flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+    try:
+        rest = values(list(argv))
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        raise UserError(one_line(error)) from None
+    if len(rest) > 1:
+        raise UserError(f"unknown argument '{rest[1]}'; options are --config, --workdir")
+    if values.config is None:
+        raise UserError("--config=configs/NAME.py:VARIANT is missing")
+    if not values.workdir:
+        raise UserError("--workdir=DIR is missing")
+    return values.config.to_dict(), values.workdir
+
+
+def one_line(error: Exception) -> str:
+    """The first line of an error's message that says something."""
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def main(argv: Sequence[str] = sys.argv) -> None:
+    """The command: see the module's docstring."""
+
+    def command():
+        config, workdir = parse(argv)
+        parallel.start_processes()
+        train(config, workdir)
+
+    run_main(command)
+
+
+if __name__ == "__main__":
+    main()

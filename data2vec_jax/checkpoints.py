@@ -57,12 +57,13 @@ class Checkpoints:
                 raise UserError(f"config.checkpoint.{name}: {value} is less than {minimum}")
         _hush()
         self._directory = _absolute(directory)
-        _steps(self._directory)  # orbax would stumble over an incomplete one at the first save
+        _steps(self._directory)  # orbax would stumble over an incomplete one at its first save
         self._saving = None  # the step whose save was begun last
         when, which = ocp.training.save_decision_policies, ocp.training.preservation_policies
         interval = [when.FixedIntervalPolicy(every)] if every else []
         spared = [which.EveryNSteps(keep_every)] if keep_every else []
         try:
+            self._directory.mkdir(parents=True, exist_ok=True)
             self._orbax = ocp.training.Checkpointer(
                 self._directory,
                 context=_context(),

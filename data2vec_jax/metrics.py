@@ -2,7 +2,7 @@
 
 Generic: nothing here knows what is trained. The loop uses the pieces like this:
 
-    watch = Stopwatch()
+    watch = Stopwatch()                                              # then watch.load(...)
     speed = Throughput(watch, batch_size=..., flops_per_step=..., devices=..., start_step=k)
     with Writer(workdir, total_steps=n, resume_step=k, rates=speed.read) as writer:
         for step in range(k + 1, n + 1):
@@ -23,6 +23,7 @@ Generic: nothing here knows what is trained. The loop uses the pieces like this:
 Shapes: B examples, T positions, D channels, N rows.
 """
 
+import collections
 import contextlib
 import json
 import logging
@@ -324,6 +325,7 @@ def _clock(seconds: float) -> str:
 
 # --- time ---------------------------------------------------------------------------------------
 
+WINDOW_SECONDS = 1.0  # over which speed is measured, if a step is shorter
 CATEGORIES = ("train", "compile", "eval", "save", "data", "other", "lost")
 
 
@@ -371,7 +373,7 @@ class Stopwatch:
         return {"seconds": self.seconds(), "saved_at": time.time()}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Adds the seconds of the run that is resumed."""
+        """Adds the seconds of the run that is resumed; before a `Throughput` reads the clock."""
         here = sum(self.seconds().values())  # the gap ended when this process started counting
         for category in CATEGORIES:
             self._seconds[category] += state["seconds"].get(category, 0.0)
@@ -379,7 +381,7 @@ class Stopwatch:
 
 
 class Throughput:
-    """Examples per second and MFU between two readings, without compile, eval and save time.
+    """Examples per second and MFU of the last steps, without compile, eval and save time.
 
     MFU is the FLOPs that the model needs (counted by hand, `flops_per_step`: the whole global step)
     over what the devices could have done in that time: their bfloat16 peak, whatever dtype is
@@ -400,17 +402,24 @@ class Throughput:
         self._batch_size = batch_size
         self._flops = flops_per_step
         self._peak = peak_flops(devices)
-        self._step, self._seconds = start_step, self._active()
+        self._readings = collections.deque([(start_step, self._active())])
 
     def _active(self) -> float:
         seconds = self._watch.seconds()
         return sum(v for k, v in seconds.items() if k not in ("compile", "eval", "save", "lost"))
 
     def read(self, step: int) -> dict[str, float]:
-        """examples_per_second, mfu (0 to 1) and goodput since the last reading; all finite."""
+        """examples_per_second, mfu (0 to 1) and goodput; all finite.
+
+        Since the last reading that is at least `WINDOW_SECONDS` old: `Writer.flush` reads two
+        steps in quick succession, and the second would seem to have taken no time.
+        """
         seconds = self._active()
-        rate = (step - self._step) / max(seconds - self._seconds, 1e-9)  # steps per second
-        self._step, self._seconds = step, seconds
+        while len(self._readings) > 1 and seconds - self._readings[1][1] >= WINDOW_SECONDS:
+            self._readings.popleft()
+        first_step, start = self._readings[0]
+        rate = (step - first_step) / max(seconds - start, 1e-9)  # steps per second
+        self._readings.append((step, seconds))
         return {
             "examples_per_second": rate * self._batch_size,
             "mfu": rate * self._flops / self._peak,

@@ -27,8 +27,8 @@ from data2vec_jax.metrics import FILE, CollapseMonitor, Line, read_lines
 # Okabe and Ito's palette, in an order whose first colours also differ in brightness.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#6a3d9a", "#444444")
 WIDTH, HEIGHT = 440, 220  # of a chart, in units of about one CSS pixel
-LEFT, RIGHT, TOP, BOTTOM = 50, 12, 8, 26  # margins of its plot area
-BINS = 220  # points on a curve; longer ones are averaged, with a band from least to greatest
+LEFT, RIGHT, TOP, BOTTOM = 50, 18, 8, 26  # margins of its plot area
+BINS = 180  # points on a curve; longer ones show medians, with a band from least to greatest
 
 
 # --- reading ------------------------------------------------------------------------------------
@@ -85,6 +85,8 @@ def number(value: float) -> str:
         return str(value)
     if value == int(value) and abs(value) < 1e15:
         return f"{int(value):,}"
+    if 0.99 < abs(value) < 1:
+        return f"{value:.6g}"  # a decay of 0.99999 is not 1
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.4g}".replace("e-0", "e-").replace("e+0", "e+")
@@ -96,6 +98,10 @@ def short(value: float) -> str:
         if abs(value) >= factor:
             return f"{value / factor:.4g}{unit}"
     return f"{value:.6g}".replace("e-0", "e-")
+
+
+def signed(value: float) -> str:
+    return f"{value:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
@@ -143,19 +149,15 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def _bins(curve: Curve) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """At most `BINS` points of the finite part: x, mean, least, greatest; [n] each."""
+    """At most `BINS` points of the finite part: x, median, least, greatest; [n] each."""
     finite = np.isfinite(curve.y)
     x, y = curve.x[finite], curve.y[finite]
-    edges = np.linspace(0, len(x), min(BINS, len(x)) + 1).astype(int)
-    starts, counts = edges[:-1], np.maximum(np.diff(edges), 1)
     if not len(x):
         return x, y, y, y
-    return (
-        np.add.reduceat(x, starts) / counts,
-        np.add.reduceat(y, starts) / counts,
-        np.minimum.reduceat(y, starts),
-        np.maximum.reduceat(y, starts),
-    )
+    count = min(BINS, len(x))
+    parts = np.array_split(y, count)
+    summary = np.array([(np.median(part), part.min(), part.max()) for part in parts])
+    return np.array([part[-1] for part in np.array_split(x, count)]), *summary.T
 
 
 def _moving_mean(y: np.ndarray, window: int) -> np.ndarray:
@@ -183,11 +185,10 @@ def line_chart(
     """
     drawn = []
     for curve in curves:
-        x, mean, low, high = _bins(curve)
-        wide = curve.smooth and len(x) >= 20
-        drawn.append(
-            (curve, x, mean, low, high, _moving_mean(mean, len(x) // 12) if wide else mean)
-        )
+        x, middle, low, high = _bins(curve)
+        noisy = curve.smooth and len(x) >= 20
+        smooth = _moving_mean(middle, len(x) // 12) if noisy else middle
+        drawn.append((curve, x, middle, low, high, smooth))
     if not any(len(x) for _, x, *_ in drawn):
         return ""
 
@@ -195,22 +196,23 @@ def line_chart(
     # most extreme points.
     lows = np.concatenate([d[3] for d in drawn])
     highs = np.concatenate([d[4] for d in drawn])
-    means = np.concatenate([d[5] for d in drawn])
-    low = min(means.min(), np.quantile(lows, 0.01), *(v for v in span[:1] if v is not None))
-    high = max(means.max(), np.quantile(highs, 0.99), *(v for v in span[1:] if v is not None))
+    smooths = np.concatenate([d[5] for d in drawn])
+    low = min(smooths.min(), np.quantile(lows, 0.01), *(v for v in span[:1] if v is not None))
+    high = max(smooths.max(), np.quantile(highs, 0.99), *(v for v in span[1:] if v is not None))
     log = log and lows.min() > 0 and high > 20 * low
     if not log:
         alarms = [a for a in alarms if low - (high - low) <= a <= high + (high - low)]
         low, high = min([low, *alarms]), max([high, *alarms])
-        pad = 0.04 * (high - low) if high > low else 0.1 * abs(high) or 1.0
+        varies = high - low > 1e-6 * abs(high)  # else the axis would show rounding errors
+        pad = 0.04 * (high - low) if varies else 0.1 * abs(high) or 1.0
         bottom = low if span[0] is not None and low >= span[0] else low - pad
         low, high = bottom, high + pad
         scale, marks = (lambda v: v), ticks(low, high)
     else:
         scale, marks = np.log10, log_ticks(low, high)
         alarms = [a for a in alarms if low <= a <= high]
-    first = min(x[0] for _, x, *_ in drawn if len(x))
-    last = max(x[-1] for _, x, *_ in drawn if len(x))
+    first = min(curve.x[0] for curve in curves if len(curve.x))
+    last = max(curve.x[-1] for curve in curves if len(curve.x))
     first = 0 if first < 0.1 * last else first
     last = last if last > first else first + 1
 
@@ -231,7 +233,7 @@ def line_chart(
         y = TOP + float(py(mark))
         parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
         parts.append(f'<text class="y" x="{LEFT - 6}" y="{y + 4:.1f}">{short(mark)}</text>')
-    for mark in ticks(first, last, 4):
+    for mark in ticks(first, last + 0.01 * (last - first), 4):
         x = LEFT + float(px(mark))
         parts.append(f'<text class="x" x="{x:.1f}" y="{HEIGHT - 8}">{short(mark)}</text>')
     for alarm in alarms:
@@ -241,18 +243,18 @@ def line_chart(
         f'<svg x="{LEFT}" y="{TOP - 4}" width="{inner_w + 5}" height="{inner_h + 8}"'
         f' viewBox="0 -4 {inner_w + 5} {inner_h + 8}">'
     )
-    for curve, x, mean, least, greatest, smooth in drawn:
+    for curve, x, middle, least, greatest, smooth in drawn:
         if not len(x):
             continue
         if len(x) < len(curve.y) and (greatest > least).any():
             band = path(np.r_[x, x[::-1]], np.r_[greatest, least[::-1]])
             parts.append(f'<polygon points="{band}" fill="{curve.colour}" opacity=".16"/>')
-        elif smooth is not mean:
+        elif smooth is not middle:
             parts.append(
-                f'<polyline points="{path(x, mean)}" stroke="{curve.colour}" class="raw"/>'
+                f'<polyline points="{path(x, middle)}" stroke="{curve.colour}" class="raw"/>'
             )
         parts.append(f'<polyline points="{path(x, smooth)}" stroke="{curve.colour}"/>')
-        end = f"{curve.label}: {number(float(mean[-1]))} at step {number(float(x[-1]))}"
+        end = f"{curve.label}: {number(float(middle[-1]))} at step {number(float(x[-1]))}"
         parts.append(
             f'<circle cx="{px(x[-1]):.1f}" cy="{py(smooth[-1]):.1f}" r="3" fill="{curve.colour}">'
             f"<title>{esc(end)}</title></circle>"
@@ -261,7 +263,8 @@ def line_chart(
 
     broken = sum(int((~np.isfinite(c.y)).sum()) for c in curves)
     if broken:
-        note = f'{note} <b class="bad">{broken} values are not finite.</b>'
+        many = "1 value is" if broken == 1 else f"{broken:,} values are"
+        note = f'{note} <b class="bad">{many} not finite.</b>'
     if log:
         note += " Logarithmic axis."
     legend = "".join(
@@ -305,9 +308,7 @@ def dot_plot(rows: Sequence[tuple[str, Sequence[float], Sequence[float]]], unit:
         a, b = statistics.fmean(before), statistics.fmean(after)
         colour = COLOURS[0] if b >= a else COLOURS[1]
         parts.append(f'<text class="row" x="{left}" y="{y - 14}">{esc(label)}</text>')
-        parts.append(
-            f'<text class="gain" x="{WIDTH - right}" y="{y - 14}" fill="{colour}">{b - a:+.1f}</text>'
-        )
+        parts.append(f'<text class="gain" x="{WIDTH - right}" y="{y - 14}">{signed(b - a)}</text>')
         parts.append(
             f'<path d="M{px(a):.1f} {y}H{px(b):.1f}" stroke="{colour}" stroke-width="6"'
             ' opacity=".25"/>'
@@ -320,12 +321,12 @@ def dot_plot(rows: Sequence[tuple[str, Sequence[float], Sequence[float]]], unit:
                     f' stroke-width="1.6"><title>{kind}: {number(v)}{unit}</title></circle>'
                 )
     return (
-        '<figure class="wide"><figcaption><h3>Before and after pretraining</h3>'
+        "<figure><figcaption><h3>Before and after pretraining</h3>"
         '<div class="legend"><span><i class="ring"></i>untrained</span>'
         f'<span><i style="background:{COLOURS[0]}"></i>pretrained</span></div></figcaption>'
         f'<svg viewBox="0 0 {WIDTH} {height}" role="img"'
         f' aria-label="probe scores before and after">{"".join(parts)}</svg>'
-        "<p>A dot for each seed; the bar joins the means.</p></figure>"
+        "<p>A dot for each seed; the bar joins the means. Orange: lower than before.</p></figure>"
     )
 
 
@@ -352,10 +353,10 @@ CHARTS = (
     Chart("Spread of targets and predictions", ("target_std", "pred_std"),
           "Standard deviation over masked positions. Near 0 means collapse; dashed: alarm for"
           " targets.", options=_STD),
-    Chart("Targets explained by position or example alone",
+    Chart("Hidden collapse",
           ("target_by_position", "target_by_example"),
-          "Share of variance beyond chance. Near 1, the loss can fall without learning; dashed:"
-          " alarm.", options=_SHARE),
+          "Share of the targets' variance that position or example alone explains, beyond chance."
+          " Near 1, the loss can fall without learning; dashed: alarm.", options=_SHARE),
     Chart("Feature rank", ("feature_rank",),
           "Directions that the student's input features use evenly (participation ratio).",
           options=_ZERO),
@@ -372,6 +373,16 @@ CHARTS = (
 )  # fmt: skip
 SEED_CHARTS = ("loss", "target_std", "pred_std", "target_by_position", "target_by_example",
                "feature_rank")  # fmt: skip
+
+
+READING = (
+    "A colour for each seed; the number is the last value. <b>target_std</b> and <b>pred_std</b>"
+    " are the spread of targets and predictions: near 0 means collapse."
+    " <b>target_by_position</b> and <b>target_by_example</b> are the shares of the targets'"
+    " variance that position or example alone explains: near 1, the loss can fall without"
+    " learning. <b>feature_rank</b> counts the directions that the student's input features use."
+    " Dashed lines are the limits of the collapse monitor."
+)
 
 
 def _curve(lines: Sequence[Line], name: str, label: str, colour: str, smooth: bool) -> Curve:
@@ -401,7 +412,7 @@ def _tiles(run: Run) -> str:
         return ""
     last, total = run.train[-1], run.config.get("total_steps")
     updates = number(last["step"])
-    tiles = [("updates", f"{updates} <small>of {number(total)}</small>" if total else updates)]
+    tiles = [(f"updates of {number(total)}" if total else "updates", updates)]
     for name, label in (
         ("loss", "loss"), ("target_std", "target std"), ("pred_std", "pred std"),
         ("examples_per_second", "examples/s"),
@@ -421,8 +432,9 @@ def _health(run: Run) -> str:
         return ""
     last = run.train[-1]
     warnings = CollapseMonitor().check(last["step"], last)
-    if "loss" in last and not math.isfinite(last["loss"]):
-        warnings.insert(0, f"step {last['step']:,}: the loss is {last['loss']}")
+    broken = [name for name, value in last.items() if not math.isfinite(value)]
+    if broken:
+        warnings.insert(0, f"step {last['step']:,}: not finite: {', '.join(broken)}")
     if warnings:
         return "".join(
             f'<p class="box warn">{esc(w.removeprefix("warning: "))}</p>' for w in warnings
@@ -551,17 +563,19 @@ def _summary(summary: Mapping[str, Any]) -> str:
             clear = min(len(before), len(after)) > 1 and gain > _spread(before) + _spread(after)
             score = f"<b>{cell(after)}</b>" if clear else cell(after)
             rows.append(
-                [f"{esc(modality)} <small>{esc(probe.replace('_', ' '))}</small>", cell(before),
-                 score, f"{gain:+.1f}", str(len(after))]
+                [f"{esc(modality)}<small>{esc(probe.replace('_', ' '))}</small>", cell(before),
+                 score, signed(gain)]
             )  # fmt: skip
-        parts.append(
-            "<h2>What pretraining has learnt</h2>"
-            + table(["", "untrained", "pretrained", "gain", "seeds"], rows)
-            + "<p>Score of a probe on frozen features: mean ± standard deviation over seeds. Bold"
-            " where the two intervals do not overlap.</p>"
-        )
+        counts = sorted({len(side) for *_, before, after in probes for side in (before, after)})
+        seeds = f"{'-'.join(map(str, counts))} seed{'s' if counts != [1] else ''}"
         bars = [(f"{m} · {p.replace('_', ' ')}", b, a) for m, p, b, a in probes]
-        parts.append(f'<div class="cards">{dot_plot(bars, unit.strip())}</div>')
+        parts.append(
+            '<h2>What pretraining has learnt</h2><div class="side"><div>'
+            + table(["", "untrained", "pretrained", "gain"], rows, "probes")
+            + f"<p>Score of a probe on frozen features: mean ± standard deviation over {seeds}."
+            " Bold where it has risen and the two intervals do not overlap.</p></div>"
+            f"{dot_plot(bars, unit.strip())}</div>"
+        )
     rest = {
         modality: {k: v for k, v in entry.items() if isinstance(v, (int, float))}
         for modality, entry in summary.items()
@@ -603,7 +617,7 @@ body{margin:0 auto;max-width:84rem;padding:1.5rem clamp(.8rem,3vw,2.5rem) 3rem;b
 color:#1c2128;font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
 h1{font-size:1.7rem;line-height:1.2;margin:0;overflow-wrap:anywhere}
 h2{font-size:1.2rem;margin:2.4rem 0 .7rem;padding-top:1.2rem;border-top:1px solid #e4e7eb}
-h3{font-size:.98rem;margin:0}
+h3{font-size:.98rem;margin:0}.group{font-size:1.1rem;margin:1.6rem 0 -.3rem}
 p{margin:.6rem 0;max-width:60rem}small{color:#5b6570;font-size:.82em;font-weight:400}
 header p{color:#5b6570;margin:.2rem 0 0}
 code{background:#f2f4f7;border-radius:5px;padding:.1rem .4rem;font-size:.85em;
@@ -623,7 +637,9 @@ font-variant-numeric:tabular-nums;white-space:nowrap}
 .cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,23rem),1fr));gap:1rem;
 margin:1rem 0}
 figure{margin:0;border:1px solid #e4e7eb;border-radius:10px;padding:.8rem .9rem .5rem;min-width:0}
-figure.wide{max-width:44rem;grid-column:1/-1;width:100%}
+.side{display:flex;flex-wrap:wrap;gap:1rem 3rem;align-items:flex-start}
+.side>div{flex:0 1 26rem;min-width:0}.side>figure{flex:1 1 20rem;max-width:36rem}
+.probes th small{display:block;line-height:1.1}
 figure p{color:#5b6570;font-size:.82rem;margin:.2rem 0 .3rem}
 .legend{display:flex;flex-wrap:wrap;gap:.1rem 1rem;font-size:.82rem;color:#5b6570;
 margin:.15rem 0 .35rem}
@@ -687,10 +703,14 @@ def build(workdir: Path) -> str:
             run = read_run(path.parent)
             groups.setdefault(path.relative_to(workdir).parts[0], []).append(run)
         body = _summary(summary)
+        if groups:
+            body += f"<h2>Curves</h2><p>{READING}</p>"
         names = sorted(groups, key=lambda g: (list(summary).index(g) if g in summary else 999, g))
         links = "".join(f'<a href="#{esc(name)}">{esc(name)}</a>' for name in names)
         for name in names:
-            body += f'<h2 id="{esc(name)}">{esc(name)}</h2>{_group_charts(groups[name])}'
+            body += (
+                f'<h3 class="group" id="{esc(name)}">{esc(name)}</h3>{_group_charts(groups[name])}'
+            )
         if not body:
             raise UserError(f"'{workdir}' holds no scores and no runs yet")
         runs = sum(map(len, groups.values()))

@@ -367,11 +367,15 @@ def open_manifest(
             raise UserError(f"{place}: no column '{key}'{nearest(key, names)}")
         names = [wanted if name == key else name for name in names]
     if not {wanted, "path"} & set(names):
-        raise UserError(
-            f"{place}: no column '{wanted}' or 'path'; its first line is '{', '.join(names)}'"
-        )
+        or_path = "" if wanted == "path" else " or 'path'"
+        first = ", ".join(map(str, names))
+        raise UserError(f"{place}: no column '{wanted}'{or_path}; its first line is '{first}'")
     table: dict[str, list] = {name: [row[c] for row in cells] for c, name in enumerate(names)}
 
+    for name in {"path", "text"} & set(names):
+        for number, value in zip(numbers, table[name], strict=True):
+            if not isinstance(value, str):
+                raise UserError(f"{place}:{number}: {name} is {value!r}, not a string")
     if "label" in table:
         table["label"], label_names = index_labels(table["label"], label_names, place)
     if "split" in table:
@@ -391,10 +395,11 @@ def read_rows(place: str, audio: bool, columns: Sequence[str] | None) -> tuple:
     root, suffix = str(Path(place).parent), Path(place.removesuffix(".gz")).suffix
     opener: Callable = gzip.open if place.endswith(".gz") else open
     names, numbers, cells = list(columns or ()), [], []
-    with opener(place, "rt", encoding="utf-8-sig", newline="") as file:
+    with opener(place, "rt", encoding="utf-8-sig", newline="\n") as file:
         if suffix == ".jsonl":
             lines = ((n, parse_object(line, f"{place}:{n}")) for n, line in enumerate(file, 1))
         elif suffix == ".csv":
+            csv.field_size_limit(2**31 - 1)  # a cell may be a whole document
             reader = csv.reader(file)
             lines = ((reader.line_num, row) for row in reader)
         else:
@@ -757,7 +762,8 @@ def decode_item(item: Item, name: str, modality: str, sample_rate: int, key: str
     fields = FIELDS[modality] if key is None else (key,)
     field = next((f for f in fields if f in item), None)
     if field is None:
-        raise UserError(f"{name}: no '{fields[0]}'{nearest(fields[0], item)}")
+        wanted = " or ".join(f"'{f}'" for f in fields)
+        raise UserError(f"{name}: no {wanted} (option key){nearest(fields[-1], item)}")
     value = item.pop(field)
     item = {n: v.decode("utf-8", "replace") if isinstance(v, bytes) else v for n, v in item.items()}
     if modality == "text":
@@ -848,7 +854,8 @@ def open_tfds(
             f"{uri}: no split '{split}'{nearest(split, builder.info.splits)}"
         ) from error
     if label_names is None:
-        label_names = getattr(builder.info.features.get("label"), "names", None)
+        features = builder.info.features
+        label_names = getattr(features["label"], "names", None) if "label" in features else None
     return TfdsSource(uri, split, modality, data, sample_rate, label_names, key)
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from data2vec_jax import masking
 from data2vec_jax.models.encoder import Record
 from data2vec_jax.objectives.targets import (
-    Draw, monitor, normaliser, regression, scale_of, take,
+    Draw, Objective, Stages, monitor, normaliser, regression, scale_of, take,
 )  # fmt: skip
 from data2vec_jax.state import overlay
 
@@ -32,8 +32,8 @@ def make_loss(
     final_norms: Sequence[str] = (),
     beta: float = 0.0,
     scale: str | float = "rsqrt_width",
-) -> Callable[..., tuple[Array, Array, dict[str, Array]]]:
-    """The loss of a batch. Config section `objective`.
+) -> Objective:
+    """The objective of a batch. Config section `objective`.
 
     model: see `modalities.contract.Modality`. sampler: shapes of a batch -> its mask sampler.
     corrupt: masks the input rather than the features (text). shares_features: the teacher consumes
@@ -42,45 +42,49 @@ def make_loss(
     top_k: K uppermost blocks averaged. target: 'ffn' or 'block'. layer_norms, final_norms: of each
     block's output, and of the average. beta: of smooth L1, 0 for squared error. scale: factor on
     the sum over channels (see `targets.scale_of`).
-
-    Returns loss(params, teacher, batch, draw) -> (sum over masked positions, their number,
-    metrics). The batch's loss is sum / number.
     """
     apply = model.apply
     factor = scale_of(scale, model.width)
 
-    def loss(params: Any, teacher: Any, batch: Mapping[str, Array], draw: Draw):
-        # Masks: an exact number per row, so that every shape below is static.
-        masks = sampler(batch)
-        valid = model.valid_lengths(batch)
-        mask = masking.sample(masks, draw.masks, draw.step, batch["example_id"], 1, valid)[:, 0]
-        visible = batch
-        if corrupt is not None:
-            visible, mask = corrupt(model, batch, mask, draw)
-        most = masks.count(masks.length)
+    def given(
+        params: Any, teacher: Any, batch: Mapping[str, Array], visible: Mapping[str, Array],
+        mask: Array, most: int, key: Array | None,
+    ) -> Stages:  # fmt: skip
+        """Everything after the masks. mask bool [B, T], at most `most` = M True in a row."""
         positions = masking.positions(mask, most)  # [B, M]
         weights = (jnp.arange(most) < jnp.sum(mask, -1, keepdims=True)).astype(jnp.float32)
 
         # Student: the masked input at full length, then a prediction at each masked position.
-        front_key, encoder_key = jax.random.split(draw.noise)
+        front_key, encoder_key = (None, None) if key is None else jax.random.split(key)
         student = {"params": params}
         tokens = apply(student, visible, front_key, method="features")
         encoded = apply(student, tokens, mask, encoder_key, method="encode")
         prediction = apply(student, take(encoded.x, positions), method="predict")  # [B, M, D]
 
         # Teacher: the whole input, without dropout or gradient.
-        mean_student = {"params": jax.lax.stop_gradient(overlay(params, teacher))}
-        whole = tokens if shares_features else apply(mean_student, batch, method="features")
+        average = {"params": jax.lax.stop_gradient(overlay(params, teacher))}
+        whole = tokens if shares_features else apply(average, batch, method="features")
         whole = jax.lax.stop_gradient(whole)
 
         # Targets: the mean of the K uppermost blocks, each normalised, then normalised again.
         record = Record(top_k, target, normaliser(layer_norms, whole.valid))
-        mean = apply(mean_student, whole, record=record, method="encode").targets
+        mean = apply(average, whole, record=record, method="encode").targets
         targets = jax.lax.stop_gradient(normaliser(final_norms, whole.valid)(mean))  # [B, T, D]
         wanted = take(targets, positions)  # [B, M, D]
 
         # Regression at the masked positions.
         total = factor * jnp.sum(regression(prediction, wanted, beta) * weights)
-        return total, jnp.sum(weights), monitor(tokens, targets, wanted, prediction, weights)
+        return Stages(total, jnp.sum(weights), tokens, prediction, targets, wanted, weights)
 
-    return loss
+    def loss(params, teacher, batch, draw: Draw):
+        masks = sampler(batch)  # an exact count per row: every shape is static
+        valid = model.valid_lengths(batch)
+        mask = masking.sample(masks, draw.masks, draw.step, batch["example_id"], 1, valid)[:, 0]
+        visible = batch
+        if corrupt is not None:
+            visible, mask = corrupt(model, batch, mask, draw)
+        most = masks.count(masks.length)
+        stages = given(params, teacher, batch, visible, mask, most, draw.noise)
+        return stages.total, stages.count, monitor(stages)
+
+    return Objective(loss, given)

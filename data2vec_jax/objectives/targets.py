@@ -25,6 +25,31 @@ class Draw(NamedTuple):
     noise: Array  # PRNG key of this step: dropout and decoder noise
 
 
+class Stages(NamedTuple):
+    """What an objective computes on its way, for the loss, the monitor and the golden tests.
+
+    total, count: sum of the loss over masked positions, their number. tokens: the front end's
+    output. prediction, wanted [rows, M, D] and weights [rows, M]: what entered the loss.
+    targets [B, T, D]: at every position.
+    """
+
+    total: Array
+    count: Array
+    tokens: Any
+    prediction: Array
+    targets: Array
+    wanted: Array
+    weights: Array
+
+
+class Objective(NamedTuple):
+    """loss: (params, teacher, batch, draw) -> (total, count, metrics); the batch's loss is total /
+    count. given: the same after the masks are drawn -> Stages."""
+
+    loss: Callable[..., tuple[Array, Array, dict[str, Array]]]
+    given: Callable[..., Stages]
+
+
 def _standardise(x: Array, weights: Array | None, axes: tuple[int, ...]) -> Array:
     """Zero mean, unit biased variance over `axes` of x [B, T, D]; weights [B, T, 1] or None."""
     if weights is None:
@@ -89,21 +114,17 @@ def take(x: Array, positions: Array) -> Array:
     return jnp.take_along_axis(x, positions[..., None], axis=1)
 
 
-def monitor(
-    tokens: Any, targets: Array, wanted: Array, prediction: Array, weights: Array
-) -> dict[str, Array]:
-    """Scalars that tell learning from collapse (spec 8.2; `metrics` says what each means).
-
-    tokens: the front end's output. targets [B, T, D]: at every position. wanted, prediction
-    [B, M, D] and weights [B, M]: what entered the loss.
-    """
+def monitor(stages: Stages) -> dict[str, Array]:
+    """Scalars that tell learning from collapse (spec 8.2; `metrics` says what each means)."""
+    tokens, targets, weights = stages.tokens, stages.targets, stages.weights
     valid = tokens.valid
     present = jnp.ones(targets.shape[:2]) if valid is None else valid.astype(jnp.float32)
     by_position, by_example = metrics.explained_shares(targets, present)
+    clones = stages.wanted.shape[0] // targets.shape[0]
     scalars = {
-        "target_std": metrics.mean_std(wanted, weights),
-        "pred_std": metrics.mean_std(prediction, weights),
-        "masked_fraction": jnp.sum(weights) / jnp.sum(present),
+        "target_std": metrics.mean_std(stages.wanted, weights),
+        "pred_std": metrics.mean_std(stages.prediction, weights),
+        "masked_fraction": jnp.sum(weights) / (clones * jnp.sum(present)),
         "target_by_position": by_position,
         "target_by_example": by_example,
         "feature_std": metrics.mean_std(tokens.x, present),

@@ -31,8 +31,8 @@ def make_model(config: Mapping[str, Any]) -> tuple[contract.Modality, Any]:
     return modality, contract.build(modality.model, "model", config["model"], dtype=dtype)
 
 
-def make_loss(config: Mapping[str, Any], modality: contract.Modality, model: Any):
-    """(loss, sampler of a batch's shapes) from the sections `objective` and `mask`."""
+def make_objective(config: Mapping[str, Any], modality: contract.Modality, model: Any):
+    """(objective, sampler of a batch's shapes) from the sections `objective` and `mask`."""
     options = dict(config["objective"])
     name = options.pop("name")
     if name not in OBJECTIVES:
@@ -75,7 +75,7 @@ def data_options(
 def make(config: Mapping[str, Any]) -> Task:
     """The pretraining task of a config. Reads the source's index, not its data (text: all)."""
     modality, model = make_model(config)
-    loss, sampler = make_loss(config, modality, model)
+    objective, sampler = make_objective(config, modality, model)
     check_section("data", config["data"], data_options)
     options = data_options(**config["data"])
     check_section("examples", config["examples"], modality.layout)
@@ -107,13 +107,13 @@ def make(config: Mapping[str, Any]) -> Task:
     if options["eval_split"] and config["eval_every"]:
         held_out = open_source(options["source"], options["eval_split"], modality=modality.name)
         held_out = modality.examples(held_out, like=examples, **config["examples"])
-        evals["validation"] = validation(loss, held_out, options, config["seed"])
+        evals["validation"] = validation(objective.loss, held_out, options, config["seed"])
 
     return Task(
         shapes=shapes,
         shares=[count / plan.per_epoch for count in plan.batches if count],
         init=initialiser(model, shapes[0]),
-        loss=loss,
+        loss=objective.loss,
         data=data,
         evals=evals,
         averaged=tuple(config["averaged"]),

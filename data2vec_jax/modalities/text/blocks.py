@@ -177,7 +177,8 @@ def text_documents(
     """
     document = []
     for item in items:
-        for line in item["text"].split("\n"):
+        # A newline at the end ends a line; it does not start a blank one.
+        for line in item["text"].removesuffix("\n").split("\n"):
             line = line.strip()
             if line:
                 document.append(line)

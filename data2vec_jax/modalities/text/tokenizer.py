@@ -34,9 +34,6 @@ _NEEDED = (
     f"[+ {_DICT}], or tokenizer.json"
 )
 
-# With fewer rows, 256 byte pieces would crowd out the words.
-_ROWS_FOR_BYTES = 1000
-
 
 class Tokenizer:
     """Text to ids and back; made by `load` or `train_sentencepiece`, picklable.
@@ -94,7 +91,10 @@ class Tokenizer:
             end = found.start() if found else len(text)
             part_ids, part_spans = self._spans(text[start:end])
             ids += part_ids
-            spans += [(start + a, start + b) for a, b in part_spans]
+            for first, last in part_spans:
+                first += start
+                word = text[first : last + start]
+                spans.append((first + len(word) - len(word.lstrip(" ")), last + start))
             if found:
                 ids.append(self.mask)
                 spans.append((found.end() - len(MASK), found.end()))
@@ -193,20 +193,19 @@ class SentencePiece(Tokenizer):
         # Rebuilt from the lengths of the pieces: the library's own offsets change with its version.
         ids = self._encode([text])[0]
         pieces = self._engine.encode(text, out_type=int)
-        words = [
-            None if self._engine.is_byte(piece) else word.replace("▁", " ")
-            for piece, word in zip(pieces, self._engine.encode(text, out_type=str), strict=True)
+        words = self._engine.encode(text, out_type=str)
+        sizes = [
+            1 if self._engine.is_byte(piece) else len(word.replace("▁", " ").encode())
+            for piece, word in zip(pieces, words, strict=True)
         ]
-        sizes = [1 if word is None else len(word.encode()) for word in words]
         owner = [i for i, character in enumerate(text) for _ in character.encode()]  # byte -> char
         at = len(owner) - sum(sizes)  # -1: the blank that most models put before the text
         if at not in (-1, 0):
             raise UserError("this sentencepiece model rewrites its text; tokens have no positions")
         owner.append(len(text))
         spans = []
-        for word, size in zip(words, sizes, strict=True):
-            blanks = 0 if word is None else len(word) - len(word.lstrip(" "))
-            start, end = max(at + blanks, 0), max(at + size, 0)
+        for size in sizes:
+            start, end = max(at, 0), max(at + size, 0)
             spans.append((owner[start], owner[end - 1] + 1 if end > start else owner[start]))
             at += size
         return ids, spans
@@ -260,14 +259,13 @@ class ByteLevelBPE(Tokenizer):
     @functools.cached_property
     def _engine(self):
         from tokenizers import Tokenizer as Engine
-        from tokenizers import decoders, models, pre_tokenizers, processors
+        from tokenizers import decoders, models, pre_tokenizers
 
         beyond = {token: self.vocab_size + i for i, token in enumerate(self._absent)}
         vocab = {**self._rows, **beyond}
         engine = Engine(models.BPE(vocab=vocab, merges=self._merges, unk_token=SPECIALS[self.unk]))
         engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         engine.decoder = decoders.ByteLevel()
-        engine.post_processor = processors.ByteLevel(add_prefix_space=False, trim_offsets=True)
         return engine
 
     def _known(self, ids: list[int]) -> list[int]:
@@ -303,18 +301,23 @@ class ByteLevelBPE(Tokenizer):
 
 
 def train_sentencepiece(
-    texts: Iterable[str], vocab_size: int, model_type: str = "bpe"
+    texts: Iterable[str],
+    vocab_size: int,
+    model_type: str = "bpe",
+    *,
+    byte_fallback: bool = True,
 ) -> SentencePiece:
     """A tokenizer learnt from `texts`: the same texts give the same bytes.
 
-    Nothing is normalised, so decoding gives back the very text. From 1,000 rows on, characters that
-    the corpus lacks are spelt in UTF-8 bytes; a smaller table has no room for those and
-    keeps every character of the corpus instead, all others being `<unk>`.
+    Nothing is normalised, so decoding gives back the very text.
 
     Args:
         texts: the corpus, all of it held in memory while training; lines are learnt one by one.
         vocab_size: rows of the embedding table, the four specials and `<mask>` included.
         model_type: `bpe`, fast, or `unigram`, which gives likelier splits.
+        byte_fallback: spend 256 rows on bytes, in which rare and unseen characters are spelt. For
+            tables of a few hundred rows: without, every character of the corpus's lines has a
+            row, and all others, the newline too, are `<unk>`.
 
     Raises:
         UserError: an unknown kind, an empty corpus, or a `vocab_size` too large for the corpus or
@@ -342,14 +345,13 @@ def train_sentencepiece(
             failure = error  # sentencepiece would only hand on its text
             raise
 
-    bytes_too = vocab_size >= _ROWS_FOR_BYTES
     model = io.BytesIO()
     try:
         SentencePieceTrainer.train(
             sentence_iterator=lines(),
             model_writer=model,
             model_type=model_type,
-            vocab_size=vocab_size - 1,  # `<mask>` is a row of ours, not a piece of text
+            vocab_size=max(vocab_size, 6) - 1,  # `<mask>` is a row of ours, not a piece of text
             bos_id=Tokenizer.bos,
             pad_id=Tokenizer.pad,
             eos_id=Tokenizer.eos,
@@ -357,9 +359,8 @@ def train_sentencepiece(
             pad_piece=SPECIALS[Tokenizer.pad],
             normalization_rule_name="identity",
             remove_extra_whitespaces=False,
-            byte_fallback=bytes_too,
-            character_coverage=0.9995 if bytes_too else 1.0,
-            required_chars="" if bytes_too else "\n",  # never seen in a line, yet part of texts
+            byte_fallback=byte_fallback,
+            character_coverage=0.9995 if byte_fallback else 1.0,
             max_sentence_length=2**30,  # the default drops lines beyond 4,192 bytes
             num_threads=4,  # part of the sums' order: not the machine's number of cores
             minloglevel=2,

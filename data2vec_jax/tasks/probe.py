@@ -1,0 +1,127 @@
+"""Probes of a frozen encoder: what can be read off its representations.
+
+The same code, budget and split for every encoder. N examples (or frames), D width, C classes.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from data2vec_jax.modalities.contract import Labelled
+
+
+def make_encode(model: Any, layers: Sequence[int] | None = None):
+    """A jitted (params, inputs) -> features [B, T, D] and valid [B, T] or None.
+
+    layers: the mean of these layers' outputs (negative from the end); None is the encoder's output.
+    """
+
+    @jax.jit
+    def encode(params, inputs):
+        apply = functools.partial(model.apply, {"params": params})
+        tokens = apply(inputs, method="features")
+        out = apply(tokens, method="encode", collect=layers is not None)
+        if layers is None:
+            return out.x, tokens.valid
+        x = jnp.mean(out.layers[jnp.asarray(layers)], axis=0)
+        return x[:, x.shape[1] - tokens.x.shape[1] :], tokens.valid
+
+    return encode
+
+
+def features(encode: Any, params: Any, data: Labelled, batch: int = 64) -> tuple[np.ndarray, ...]:
+    """Features [N, D] and labels [N] of labelled data.
+
+    Labels of frames [N, T] keep the frames with a label >= 0; labels of examples [N] get the mean
+    over the valid positions.
+    """
+    found, count = [], len(data.labels)
+    for start in range(0, count, batch):
+        rows = np.arange(start, start + batch) % count  # the last batch is filled up and cut
+        x, valid = encode(params, {k: v[rows] for k, v in data.inputs.items()})
+        if data.labels.ndim == 1:
+            weights = jnp.ones(x.shape[:2]) if valid is None else valid
+            x = jnp.sum(x * weights[..., None], 1) / jnp.sum(weights, 1)[:, None]
+        found.append(np.asarray(x, np.float32)[: count - start])
+    x, labels = np.concatenate(found), data.labels
+    chosen = labels.reshape(-1) >= 0
+    return x.reshape(-1, x.shape[-1])[chosen], labels.reshape(-1)[chosen]
+
+
+@functools.partial(jax.jit, static_argnames=("classes", "steps"))
+def _fit(x, y, classes, steps, decay):
+    """Multinomial logistic regression by L-BFGS on all examples at once."""
+    params = {"w": jnp.zeros((x.shape[1], classes)), "b": jnp.zeros((classes,))}
+
+    def loss(params):
+        logits = x @ params["w"] + params["b"]
+        nll = optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+        return nll + decay * jnp.sum(jnp.square(params["w"]))
+
+    solver = optax.lbfgs()
+    value_and_grad = optax.value_and_grad_from_state(loss)
+
+    def step(carry, _):
+        params, state = carry
+        value, grad = value_and_grad(params, state=state)
+        updates, state = solver.update(
+            grad, state, params, value=value, grad=grad, value_fn=loss
+        )
+        return (optax.apply_updates(params, updates), state), None
+
+    (params, _), _ = jax.lax.scan(step, (params, solver.init(params)), length=steps)
+    return params
+
+
+def linear(
+    train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], *,
+    steps: int = 60, decay: float = 1e-4,
+) -> float:  # fmt: skip
+    """Accuracy on `test` of a linear classifier on standardised features (x [N, D], y [N])."""
+    (x, y), (x_test, y_test) = train, test
+    mean, std = x.mean(0), x.std(0) + 1e-6
+    classes = int(max(y.max(), y_test.max())) + 1
+    params = _fit((x - mean) / std, y, classes, steps, decay)
+    guess = np.argmax((x_test - mean) / std @ np.asarray(params["w"]) + np.asarray(params["b"]), 1)
+    return float(np.mean(guess == y_test))
+
+
+@functools.partial(jax.jit, static_argnames=("k", "classes"))
+def _vote(x, y, queries, k, classes, temperature):
+    similarity, nearest = jax.lax.top_k(queries @ x.T, k)  # [Q, k]
+    votes = jax.nn.one_hot(y[nearest], classes) * jnp.exp(similarity / temperature)[..., None]
+    return jnp.argmax(votes.sum(1), -1)
+
+
+def knn(
+    train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], *,
+    k: int = 20, temperature: float = 0.07,
+) -> float:  # fmt: skip
+    """Accuracy of weighted k-nearest neighbours by cosine (the DINO protocol)."""
+    (x, y), (x_test, y_test) = train, test
+    mean = x.mean(0)
+    unit = lambda a: (a - mean) / (np.linalg.norm(a - mean, axis=-1, keepdims=True) + 1e-8)  # noqa: E731
+    classes = int(max(y.max(), y_test.max())) + 1
+    x, queries = unit(x), unit(x_test)
+    guesses = [
+        np.asarray(_vote(x, y, queries[i : i + 512], k, classes, temperature))
+        for i in range(0, len(queries), 512)
+    ]
+    return float(np.mean(np.concatenate(guesses) == y_test))
+
+
+def probe(
+    encode: Any, params: Any, train: Labelled, test: Labelled, *, limit: int = 20_000
+) -> Mapping[str, float]:
+    """{'linear_probe': accuracy, 'knn': accuracy}; `limit` training rows, evenly spaced."""
+    sets = []
+    for data in (train, test):
+        x, y = features(encode, params, data)
+        every = max(1, -(-len(y) // limit))
+        sets.append((x[::every], y[::every]))
+    return {"linear_probe": linear(*sets), "knn": knn(*sets)}

@@ -1,0 +1,588 @@
+"""Sources: the shipped samples as they are, other formats by round trips, and every error."""
+
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import flax.serialization
+import grain
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from data2vec_jax.data import sources
+from data2vec_jax.data.sources import SAMPLES, open_source
+from data2vec_jax.errors import UserError
+
+RATE = 16_000
+
+
+def tone(samples: int, channels: int = 1) -> np.ndarray:
+    """A quiet 440 Hz tone, float32 [n] or [n, channels] with the same energy in all channels."""
+    wave = 0.25 * np.sin(2 * np.pi * 440 * np.arange(samples) / RATE).astype(np.float32)
+    return wave if channels == 1 else np.repeat(wave[:, None], channels, axis=1)
+
+
+def write_audio(path: Path, samples: int, rate: int = RATE, channels: int = 1, **options) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, tone(samples, channels), rate, **options)
+    return path
+
+
+def write_image(path: Path, mode: str = "RGB", color=(255, 0, 10), size=(6, 4)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, color).save(path)
+    return path
+
+
+def write_file(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text.encode())
+    return path
+
+
+def encoded(save, *arguments, **options) -> bytes:
+    """What `save` writes into a file."""
+    file = io.BytesIO()
+    save(file, *arguments, **options)
+    return file.getvalue()
+
+
+# The shipped samples.
+
+
+@pytest.mark.parametrize(
+    "name, modality, split, count, classes",
+    [
+        ("speech", "speech", "train", 114, 51),
+        ("speech", "speech", "test", 12, 51),
+        ("digits", "vision", "train", 4_000, 10),
+        ("digits", "vision", "test", 1_000, 10),
+        ("glosses", "text", "train", 8_500, 45),
+        ("glosses", "text", "test", 1_500, 45),
+        ("glosses", "text", "extra", 10_000, 45),
+        ("glosses", "text", "train+extra", 18_500, 45),
+    ],
+)
+def test_samples_counts(name, modality, split, count, classes):
+    source = open_source(f"samples:{name}", split, modality=modality)
+    assert len(source) == count
+    assert len(source.label_names) == len(set(source.label_names)) == classes
+    assert f"{count:,} examples" in repr(source)
+    copy = pickle.loads(pickle.dumps(source))
+    np.testing.assert_equal(copy[count - 1], source[-1])
+    with pytest.raises(IndexError):
+        source[count]
+
+
+def test_samples_size_and_licences():
+    files = [path for path in SAMPLES.rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    assert sum(path.stat().st_size for path in files) < 3_900_000
+    for name, owner in (
+        ("speech", "Nickolay V. Shmyrev"),
+        ("digits", "Yann LeCun"),
+        ("glosses", "Princeton University"),
+    ):
+        assert owner in (SAMPLES / name / "LICENSE").read_text(encoding="utf-8")
+        assert (SAMPLES / name / "README.md").stat().st_size > 500
+
+
+def test_samples_speech_decodes_and_aligns():
+    seen = {}
+    for split in ("train", "test"):
+        source = open_source("samples:speech", split, modality="speech")
+        lengths = source.lengths()
+        assert lengths.dtype == np.int64
+        for item, length in zip(source, lengths, strict=True):
+            audio, phones = item["audio"], item["phones"]
+            assert audio.dtype == np.float32 and audio.shape == (length,)
+            assert item["sample_rate"] == RATE and np.abs(audio).max() <= 1
+            starts, ends, names = zip(*phones, strict=True)
+            assert starts[0] == 0 and starts[1:] == ends[:-1]
+            assert all(start < end for start, end in zip(starts, ends, strict=True))
+            assert length / RATE - 0.1 < ends[-1] <= length / RATE + 0.1
+            assert set(names) <= set(source.label_names)
+            # Pauses are far quieter than speech only if the labels stand where the sound is.
+            frames = [int(t * RATE) for t in (0, *ends)]
+            energy = {
+                pause: np.concatenate(
+                    [
+                        audio[a:b] ** 2
+                        for a, b, name in zip(frames, frames[1:], names, strict=False)
+                        if (name == "pau") == pause
+                    ]
+                ).mean()
+                for pause in (True, False)
+            }
+            assert energy[True] < energy[False] / 10
+            assert item["transcript"] and "+" not in item["transcript"]
+            assert seen.setdefault(item["path"], split) == split  # no sentence in both
+    assert sum(soundfile.info(SAMPLES / "speech" / path).frames for path in seen) > 12 * 60 * RATE
+
+
+def test_samples_speech_is_reproducible():
+    """make.py replaces the random serial number of each Ogg stream."""
+    for path in (SAMPLES / "speech").glob("*.ogg"):
+        assert int.from_bytes(path.read_bytes()[14:18], "little") == int(path.stem[3:])
+
+
+def test_samples_digits():
+    images = {}
+    for split, each in (("train", 400), ("test", 100)):
+        source = open_source("samples:digits", split, modality="vision")
+        items = list(source)
+        assert source.lengths() is None
+        assert all(item["image"].shape == (28, 28, 1) for item in items)
+        assert items[0]["image"].dtype == np.uint8
+        assert np.bincount([item["label"] for item in items]).tolist() == [each] * 10
+        images[split] = {item["image"].tobytes() for item in items}
+        items[0]["image"][:] = 7  # a copy: the source stays as it is
+        assert source[0]["image"].min() == 0
+    assert len(images["train"]) == 4_000 and len(images["test"]) == 1_000
+    assert not images["train"] & images["test"]
+
+
+def test_samples_glosses():
+    splits = {s: open_source("samples:glosses", s, modality="text") for s in ("train", "test")}
+    splits["extra"] = open_source("samples:glosses", "extra", modality="text")
+    texts = {split: {item["text"] for item in source} for split, source in splits.items()}
+    assert sum(map(len, texts.values())) == len(set().union(*texts.values())) == 20_000
+    assert splits["train"].label_names == splits["test"].label_names
+    assert {item["label"] for item in splits["train"]} == set(range(45))
+    item = splits["train"][0]
+    assert sorted(item) == ["label", "text"] and type(item["label"]) is int
+    assert "noun.animal" in splits["train"].label_names
+
+
+def test_grain_reads_a_source_in_threads():
+    source = open_source("samples:speech", "test", modality="speech")
+    dataset = grain.MapDataset.source(source).shuffle(seed=1).map(lambda item: len(item["audio"]))
+    options = grain.ReadOptions(num_threads=4)
+    assert sorted(dataset.to_iter_dataset(options)) == sorted(source.lengths())
+
+
+# Folders.
+
+
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("a.wav", {}),
+        ("a.flac", {}),
+        ("a.ogg", {"format": "OGG", "subtype": "VORBIS"}),
+        ("a.opus", {"format": "OGG", "subtype": "OPUS"}),
+        ("a.mp3", {"format": "MP3"}),
+        ("a.WAV", {"subtype": "FLOAT"}),
+    ],
+)
+def test_folder_audio_formats(tmp_path, name, options):
+    write_audio(tmp_path / "deep" / name, 16_000, channels=2, **options)
+    source = open_source(f"folder:{tmp_path}", modality="speech")
+    item = source[0]
+    assert item["audio"].dtype == np.float32 and item["audio"].shape == (source.lengths()[0],)
+    middle = slice(4_000, 12_000)
+    assert np.abs(item["audio"][middle]).max() == pytest.approx(0.25, abs=0.05)
+    if name.lower().endswith(("wav", "flac")):
+        np.testing.assert_allclose(item["audio"], tone(16_000), atol=1e-4)
+    assert item["path"] == os.path.join("deep", name)
+
+
+def test_folder_audio_averages_channels(tmp_path):
+    stereo = np.stack([np.full(100, 0.5), np.full(100, -0.25)], axis=1)
+    soundfile.write(tmp_path / "x.flac", stereo, RATE)
+    item = open_source(f"folder:{tmp_path}", modality="speech")[0]
+    np.testing.assert_allclose(item["audio"], np.full(100, 0.125), atol=1e-4)
+
+
+def test_folder_audio_lengths_classes_and_order(tmp_path):
+    for i, name in enumerate(("b/2.wav", "a/1.flac", "b/1.wav", "a/.hidden.wav", "a/notes.txt")):
+        if name.endswith("txt"):
+            write_file(tmp_path / name, "not audio")
+        else:
+            write_audio(tmp_path / name, 100 * (i + 1))
+    source = open_source(f"folder:{tmp_path}", modality="speech")
+    assert [item["path"].replace(os.sep, "/") for item in source] == [
+        "a/1.flac",
+        "b/1.wav",
+        "b/2.wav",
+    ]
+    assert source.lengths().tolist() == [len(item["audio"]) for item in source] == [200, 300, 100]
+    assert source.label_names == ("a", "b") and [item["label"] for item in source] == [0, 1, 1]
+
+
+def test_folder_images(tmp_path):
+    write_image(tmp_path / "rgb.png")
+    write_image(tmp_path / "grey.png", "L", 7)
+    write_image(tmp_path / "alpha.webp", "RGBA", (1, 2, 3, 255))
+    write_image(tmp_path / "ink.JPEG", "CMYK", (0, 255, 255, 0))
+    write_image(tmp_path / "palette.gif", "P", 3)
+    Image.fromarray(np.full((4, 6), 0x1234, np.uint16)).save(tmp_path / "sixteen.png")
+    source = open_source(f"folder:{tmp_path}", modality="vision")
+    images = {item["path"]: item["image"] for item in source}
+    assert len(images) == 6 and source.label_names is None and source.lengths() is None
+    assert all(i.shape == (4, 6, 3) and i.dtype == np.uint8 for i in images.values())
+    assert images["rgb.png"][0, 0].tolist() == [255, 0, 10]
+    assert images["grey.png"][0, 0].tolist() == [7, 7, 7]
+    assert images["sixteen.png"][0, 0].tolist() == [0x12] * 3
+    assert images["ink.JPEG"][0, 0, 0] > 200
+
+
+def test_folder_classes_are_the_same_in_every_split(tmp_path):
+    for name in ("train/cat/1", "train/dog/1", "train/eel/1", "val/eel/1", "val/cat/1"):
+        write_image(tmp_path / f"{name}.png")
+    train = open_source(f"folder:{tmp_path}", "train", modality="vision")
+    val = open_source(f"folder:{tmp_path}", "val", modality="vision")
+    assert train.label_names == val.label_names == ("cat", "dog", "eel")
+    assert [item["label"] for item in val] == [0, 2]
+    swapped = open_source(
+        f"folder:{tmp_path}", "val", modality="vision", label_names=["eel", "dog", "cat"]
+    )
+    assert [item["label"] for item in swapped] == [2, 0]
+    with pytest.raises(UserError, match=r"unknown label 'cat'; choose from dog, eel"):
+        open_source(f"folder:{tmp_path}", modality="vision", label_names=["dog", "eel"])
+
+
+def test_folder_text_keeps_blank_lines(tmp_path):
+    document = "Первая строка\n\n  вторая \n\n\n"
+    write_file(tmp_path / "b.txt", document.replace("\n", "\r\n"))
+    write_file(tmp_path / "a.txt", "\ufeffone")
+    write_file(tmp_path / "c.md", "no")
+    source = open_source(f"folder:{tmp_path}", "test", modality="text")
+    assert [item["text"] for item in source] == ["one", document]
+
+
+# Manifests.
+
+
+def test_manifest_wav2vec(tmp_path):
+    write_audio(tmp_path / "audio/x/1.flac", 300)
+    write_audio(tmp_path / "audio/2.wav", 200)
+    write_file(tmp_path / "train.tsv", f"{tmp_path}/audio\nx/1.flac\t300\n2.wav\t200\n")
+    source = open_source(f"manifest:{tmp_path}/{{split}}.tsv", modality="speech")
+    assert source.lengths().tolist() == [len(item["audio"]) for item in source] == [300, 200]
+    assert source[1]["path"] == "2.wav"
+    write_file(tmp_path / "here.tsv", "audio\n2.wav\t199\n")  # a root beside the manifest
+    with pytest.raises(UserError, match=r"2\.wav: has 200 samples, but .*here\.tsv says 199"):
+        open_source(f"manifest:{tmp_path}/here.tsv", modality="speech")[0]
+
+
+def test_manifest_tables(tmp_path):
+    write_image(tmp_path / "i/1.png")
+    rows = 'path\tlabel\tnote\tsplit\ni/1.png\tdog\tgood "boy"\ttrain\ni/1.png\tcat\t\ttest\n'
+    write_file(tmp_path / "a.tsv", rows)
+    train = open_source(f"manifest:{tmp_path}/a.tsv", modality="vision")
+    assert train.label_names == ("cat", "dog") and len(train) == 1
+    item = train[0]
+    assert item.pop("image").shape == (4, 6, 3)
+    assert item == {"path": "i/1.png", "label": 1, "note": 'good "boy"'}
+
+    write_file(tmp_path / "a.csv", 'label,text\n3,"one, ""two""\n\nthree"\n10,x\n')
+    source = open_source(f"manifest:{tmp_path}/a.csv", modality="text")
+    assert source.label_names == ("3", "10")  # by value
+    assert source[0] == {"text": 'one, "two"\n\nthree', "label": 0}
+
+    write_file(tmp_path / "long.csv", "text\n" + 300_000 * "x" + "\n")
+    long = open_source(f"manifest:{tmp_path}/long.csv", modality="text")
+    assert len(long[0]["text"]) == 300_000
+
+    write_file(tmp_path / "news.csv", "1,title,story\n2,t,s\n")  # no names, as AG News has it
+    source = open_source(
+        f"manifest:{tmp_path}/news.csv",
+        modality="text",
+        columns=["label", "title", "story"],
+        key="story",
+    )
+    assert source[0] == {"label": 0, "title": "title", "text": "story"}
+
+    lines = [{"text": "ab", "label": 2.5, "more": [1]}, {"label": 3, "more": [], "text": "c"}]
+    write_file(tmp_path / "a.jsonl", "\n" + "\n\n".join(map(json.dumps, lines)))
+    source = open_source(f"manifest:{tmp_path}/a.jsonl", modality="text")
+    assert source.label_names is None and list(source) == [lines[0], lines[1]]  # scores
+
+    write_file(tmp_path / "b.jsonl", '{"text": "a", "label": 1}\n{"text": "b", "label": 0}\n')
+    source = open_source(f"manifest:{tmp_path}/b.jsonl", modality="text", label_names=["-", "+"])
+    assert [item["label"] for item in source] == [1, 0] and source.label_names == ("-", "+")
+
+
+# ArrayRecord and TFDS.
+
+
+def test_array_record_audio(tmp_path):
+    whole = tone(800)
+    flac = encoded(soundfile.write, whole, RATE, format="FLAC")
+    first = [{"audio_bytes": flac, "sample_rate": RATE, "id": "a"}, {"audio": whole[:500]}]
+    second = [{"audio": (whole[:300] * 32768).astype(">i2"), "transcript": "да"}]
+    for name, examples in (("train-0", first), ("train-1", second), ("test-0", second)):
+        path = tmp_path / f"{name}.array_record"
+        assert sources.write_array_record(path, examples) == len(examples)
+    assert not list(tmp_path.glob("*.partial"))
+    source = pickle.loads(pickle.dumps(open_source(f"array_record:{tmp_path}", modality="speech")))
+    assert source.lengths().tolist() == [len(item["audio"]) for item in source] == [800, 500, 300]
+    for item in source:
+        assert item["audio"].dtype == np.float32 and item["sample_rate"] == RATE
+        np.testing.assert_allclose(item["audio"], whole[: len(item["audio"])], atol=1e-4)
+    assert source[0]["id"] == "a" and source[2]["transcript"] == "да"
+    assert len(open_source(f"array_record:{tmp_path}/{{split}}-*", "test", modality="speech")) == 1
+
+    sidecar = Path(f"{path}.lengths.npy")  # of test-0
+    sidecar.unlink()
+    source = open_source(f"array_record:{tmp_path}", "test", modality="speech")
+    with pytest.raises(UserError, match=r"test-0\.array_record: no lengths beside it"):
+        source.lengths()
+    sources.write_lengths(path)
+    assert source.lengths().tolist() == [300]
+    np.save(sidecar, np.zeros(7, np.int64))
+    with pytest.raises(UserError, match="7 lengths for 1 records"):
+        source.lengths()
+
+
+def test_array_record_images_and_text(tmp_path):
+    png = encoded(Image.new("L", (6, 4), 9).save, "png")
+    examples = [
+        {"image_bytes": png, "text": "один", "label": np.int64(3)},
+        {"image": np.full((4, 6, 1), 9, np.uint8), "text": "", "label": 0},
+    ]
+    sources.write_array_record(tmp_path / "x.array_record", examples)
+    assert not (tmp_path / "x.array_record.lengths.npy").exists()
+    place = f"array_record:{tmp_path}/*"
+    images = open_source(place, modality="vision", label_names=["a", "b", "c", "d"])
+    assert [item["image"].shape for item in images] == [(4, 6, 3)] * 2
+    assert all((item["image"] == 9).all() for item in images)
+    assert [item["label"] for item in images] == [3, 0] and len(images.label_names) == 4
+    assert [item["text"] for item in open_source(place, modality="text")] == ["один", ""]
+    assert images.lengths() is None
+
+
+def test_records_are_those_of_flax():
+    example = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "n": {"t": "é", "b": b"\0"}}
+    ours, theirs = sources.encode_example(example), flax.serialization.msgpack_serialize(example)
+    np.testing.assert_equal(flax.serialization.msgpack_restore(ours), example)
+    np.testing.assert_equal(sources.decode_example(theirs), example)
+    with pytest.raises(TypeError, match="set cannot be stored"):
+        sources.encode_example({"a": {1}})
+
+
+def test_unfinished_array_record_leaves_nothing(tmp_path):
+    def examples():
+        yield {"audio": tone(100)}
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        sources.write_array_record(tmp_path / "x.array_record", examples())
+    with pytest.raises(UserError, match=r"x\.array_record\[1\]: has no audio, but others have"):
+        sources.write_array_record(tmp_path / "x.array_record", [{"audio": tone(9)}, {"text": "a"}])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Path:
+    """A real TFDS data set, tiny_source, prepared as ArrayRecord without TensorFlow."""
+    import tensorflow_datasets as tfds
+
+    class TinySource(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = {
+                "image": tfds.features.Image(),
+                "label": tfds.features.ClassLabel(names=["even", "odd"]),
+                "caption": tfds.features.Text(),
+                "audio": tfds.features.Tensor(shape=(None,), dtype=np.int16),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
+
+        def _split_generators(self, manager):
+            return {"train": self._generate_examples(5), "test": self._generate_examples(2)}
+
+        def _generate_examples(self, count):
+            for i in range(count):
+                png = io.BytesIO(encoded(Image.new("RGB", (6, 4), (i, 0, 0)).save, "png"))
+                audio = np.full(10 * (i + 1), 2**14, np.int16)
+                example = {"image": png, "label": i % 2, "caption": f"é{i}", "audio": audio}
+                yield i, example
+
+    folder = tmp_path_factory.mktemp("tfds")
+    TinySource(data_dir=folder, file_format="array_record").download_and_prepare()
+    return folder
+
+
+def test_tfds(prepared):
+    images = open_source("tfds:tiny_source", modality="vision", data_dir=str(prepared))
+    assert images.label_names == ("even", "odd") and len(images) == 5
+    assert sorted(int(item["image"][0, 0, 0]) for item in images) == [0, 1, 2, 3, 4]
+    item = pickle.loads(pickle.dumps(images))[0]
+    assert item["image"].shape == (4, 6, 3) and item["image"].dtype == np.uint8
+    assert item["label"] == item["image"][0, 0, 0] % 2
+    assert item["caption"] == f"é{item['image'][0, 0, 0]}"
+
+    place = f"tfds:{prepared}/tiny_source/1.0.0"
+    texts = open_source(place, "train[:2]+test", modality="text", key="caption")
+    assert len(texts) == 4 and all(item["text"][0] == "é" for item in texts)
+    speech = open_source("tfds:tiny_source:1.0.0", modality="speech", data_dir=str(prepared))
+    assert sorted(len(item["audio"]) for item in speech) == [10, 20, 30, 40, 50]
+    assert speech[0]["audio"].dtype == np.float32 and (speech[0]["audio"] == 0.5).all()
+    assert speech.lengths() is None
+
+
+def test_tfds_errors(prepared, tmp_path):
+    def fails(message: str, place: str, split: str = "train", modality: str = "vision", **options):
+        with pytest.raises(UserError, match=message):
+            open_source(f"tfds:{place}", split, modality=modality, **options)[0]
+
+    fails("no split 'tset'; did you mean 'test'", f"{prepared}/tiny_source", "tset")
+    fails("'tiny_sorce'.*none is fetched; did you mean 'tiny_source'", "tiny_sorce",
+          data_dir=str(prepared))  # fmt: skip
+    fails("no folder '/nowhere'", "/nowhere")
+    fails("no prepared data set", f"{tmp_path}")
+    fails("no 'text' .option key.; choose from audio, caption", f"{prepared}/tiny_source",
+          modality="text")  # fmt: skip
+    for config in ("one", "two"):
+        write_file(tmp_path / f"set/{config}/1.0.0/dataset_info.json", "{}")
+    fails("several configs, name one of one, two", f"{tmp_path}/set")
+
+
+def test_import_is_light():
+    """A data worker needs no jax, TensorFlow or TFDS to read."""
+    check = """
+import sys
+from data2vec_jax.data.sources import open_source
+open_source("samples:digits", modality="vision")[0]
+sys.exit(bool({"jax", "flax", "tensorflow", "tensorflow_datasets"} & set(sys.modules)))
+"""
+    assert subprocess.run([sys.executable, "-c", check], cwd=SAMPLES.parents[2]).returncode == 0
+
+
+# What users get wrong: one line that names the place.
+
+
+def one_line(message: str, uri: str, split: str = "train", *, modality: str, **options) -> None:
+    """Opening `uri`, its lengths and its items together raise a UserError of one line."""
+    with pytest.raises(UserError, match=message) as error:
+        source = open_source(uri, split, modality=modality, **options)
+        list(source)
+        source.lengths()
+    assert "\n" not in str(error.value)
+
+
+def test_errors_of_the_address(tmp_path):
+    one_line("unknown kind 'foldr'; did you mean 'folder'", "foldr:/x", modality="vision")
+    one_line("did you mean 'folder:/", str(tmp_path), modality="vision")
+    one_line("no modality 'image'; choose from", "samples:digits", modality="image")
+    one_line("no samples 'digit'; did you mean 'digits'", "samples:digit", modality="vision")
+    one_line("these are vision, not text", "samples:digits", modality="text")
+    one_line("no split 'trian'; did you mean 'train'", "samples:digits", "trian", modality="vision")
+    one_line("no split 'val'; choose from", "samples:glosses", "train+val", modality="text")
+    one_line("'key' is not an option of folder:", "folder:/x", modality="text", key="y")
+    one_line("sample rate is 16000 Hz, needed 8000", "samples:speech", modality="speech",
+             sample_rate=8_000)  # fmt: skip
+
+
+def test_errors_of_folders(tmp_path):
+    folder = f"folder:{tmp_path}"
+    one_line("no folder '/nowhere/x'", "folder:/nowhere/x", modality="vision")
+    one_line("no speech files .*wav.* in", folder, modality="speech")
+    file = write_file(tmp_path / "a/train/x.txt", "x")
+    one_line("no split 'tran' in .*; did you mean 'train'", f"{folder}/a", "tran", modality="text")
+    one_line("it is a file: did you mean 'manifest:", f"folder:{file}", modality="text")
+
+
+def test_errors_of_audio(tmp_path):
+    folder = f"folder:{tmp_path}"
+    path = write_audio(tmp_path / "x.wav", 100, rate=44_100)
+    one_line(r"x\.wav: sample rate is 44100 Hz, needed 16000 Hz.*ffmpeg", folder, modality="speech")
+    with pytest.raises(UserError, match=r"x\.wav: sample rate is 44100"):
+        open_source(folder, modality="speech").lengths()
+    assert len(open_source(folder, modality="speech", sample_rate=44_100)[0]["audio"]) == 100
+    path.write_bytes(b"RIFF, but nothing else")
+    one_line(r"x\.wav: unreadable audio \(", folder, modality="speech")
+    path.unlink()
+
+    path = write_audio(tmp_path / "x.flac", 16_000)
+    path.write_bytes(path.read_bytes()[:-2_000])
+    one_line(r"x\.flac: (unreadable|damaged) audio", folder, modality="speech")
+    path.unlink()
+
+    source = open_source(f"folder:{write_audio(tmp_path / 'y.wav', 9).parent}", modality="speech")
+    (tmp_path / "y.wav").unlink()
+    with pytest.raises(UserError, match=r"y\.wav: no such file"):
+        source[0]
+    soundfile.write(tmp_path / "y.wav", np.array([0, np.nan, 0]), RATE, subtype="FLOAT")
+    one_line(r"y\.wav: damaged audio, has samples that are not finite", folder, modality="speech")
+
+
+def test_errors_of_images_and_texts(tmp_path):
+    path = write_image(tmp_path / "x.png", size=(64, 64))
+    whole = path.read_bytes()
+    for broken in (b"", b"GIF89a", whole[:50], whole[:-30], whole[:40] + b"junk" + whole[44:]):
+        path.write_bytes(broken)
+        one_line(r"x\.png: unreadable image \(", f"folder:{tmp_path}", modality="vision")
+    Image.new("F", (4, 4)).save(tmp_path / "x.tiff")
+    path.unlink()
+    one_line(r"x\.tiff: image has 32 bits a pixel", f"folder:{tmp_path}", modality="vision")
+    (tmp_path / "x.txt").write_bytes("é".encode("latin1"))
+    one_line(r"x\.txt: unreadable text \('utf-8' codec", f"folder:{tmp_path}", modality="text")
+
+
+def test_errors_of_manifests(tmp_path):
+    place = tmp_path / "m.tsv"
+    one_line(r"no file '.*m\.tsv'", f"manifest:{place}", modality="speech")
+    write_audio(tmp_path / "1.wav", 100)
+
+    def fails(message: str, text: str, modality: str, **options) -> None:
+        write_file(place, text)
+        one_line(message, f"manifest:{place}", modality=modality, **options)
+
+    fails(r"m\.tsv: has no rows", "", "speech")
+    fails(r"m\.tsv: has no rows", f"{tmp_path}\n", "speech")
+    fails(r"m\.tsv:3: no file '.*2\.wav'", f"{tmp_path}\n1.wav\t100\n2.wav\t100\n", "speech")
+    fails(r"m\.tsv:2: no file '/gone/1\.wav'", "/gone\n1.wav\t100\n", "speech")
+    fails(r"m\.tsv:2: 1 columns, not 2 \(path, samples\)", f"{tmp_path}\n1.wav\n", "speech")
+    fails(r"m\.tsv:2: '1e3' is not a number of samples", f"{tmp_path}\n1.wav\t1e3\n", "speech")
+    fails("no column 'path'; its first line is '1.png, cat'",
+          "1.png\tcat\n2.png\tdog\n", "vision")  # fmt: skip
+    fails("no column 'txt'; did you mean 'text'", "text\na\n", "text", key="txt")
+    fails("no split 'train'; choose from test", "text\tsplit\na\ttest\n", "text")
+    fails("unknown label 'hot'; did you mean 'not'", "text\tlabel\na\thot\n", "text",
+          label_names=["not", "is"])  # fmt: skip
+    place.write_bytes(b"text\n\xff\n")
+    one_line(r"m\.tsv: unreadable table", f"manifest:{place}", modality="text")
+    place = tmp_path / "m.jsonl"
+    fails(r"m\.jsonl:2: not JSON \(", '{"text": "a"}\n{"text"\n', "text")
+    fails(r"m\.jsonl:2: no 'text'", '{"text": "a"}\n{"txt": "b"}\n', "text")
+    fails(r"m\.jsonl:2: text is None, not a string", '{"text": "a"}\n{"text": null}\n', "text")
+    fails(r"m\.jsonl:1: not a JSON object", "[1]\n", "text")
+    place = tmp_path / "m.tsv.gz"
+    place.write_bytes(b"not gzip")
+    one_line(r"m\.tsv\.gz: unreadable table", f"manifest:{place}", modality="text")
+
+
+def test_errors_of_array_records(tmp_path):
+    folder = f"array_record:{tmp_path}"
+    one_line(r"no \*\.array_record files in", folder, modality="text")
+    one_line(r"no file or folder '.*x\*'", f"{folder}/x*", modality="text")
+    path = tmp_path / "train-0.array_record"
+    sources.write_array_record(path, [{"text": "a"}, {"text": "b"}])
+    one_line("no split 'trian'; did you mean 'train'", folder, "trian", modality="text")
+    one_line(r"train-0\.array_record\[0\]: no 'image_bytes' or 'image'", folder, modality="vision")
+    path.write_bytes(b"x" * 100_000)
+    one_line(r"train-0\.array_record: unreadable ArrayRecord file", folder, modality="text")
+
+    def fails(message: str, example: dict, modality: str) -> None:
+        sources.write_array_record(path, [example])
+        one_line(r"train-0\.array_record\[0\]: " + message, folder, modality=modality)
+
+    slow = encoded(soundfile.write, tone(50), 8_000, format="WAV")
+    with pytest.raises(UserError, match=r"array_record\[0\]: sample rate is 8000 Hz"):
+        sources.write_array_record(path, [{"audio_bytes": slow}])
+    with pytest.raises(UserError, match=r"array_record\[0\]: sample rate is 8000 Hz"):
+        sources.write_array_record(path, [{"audio": tone(9), "sample_rate": 8_000}])
+    fails(r"audio is float32 \[9, 2\], needed int16 or float", {"audio": tone(9, 2)}, "speech")
+    fails(r"image is float32 \[9, 9, 1\], needed uint8", {"image": tone(9, 9)}, "vision")
+    fails(r"unreadable image", {"image_bytes": b"?"}, "vision")

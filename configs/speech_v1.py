@@ -56,7 +56,15 @@ def get_config(variant: str = "base") -> ConfigDict:
         c.update(total_steps=4, log_every=1, dtype="float32")
         c.model.width = 32
         c.model.frontend = dict(
-            convs=((16, 10, 5), (16, 3, 2), (16, 3, 2), (16, 3, 2), (16, 3, 2), (16, 2, 2), (16, 2, 2))
+            convs=(
+                (16, 10, 5),
+                (16, 3, 2),
+                (16, 3, 2),
+                (16, 3, 2),
+                (16, 3, 2),
+                (16, 2, 2),
+                (16, 2, 2),
+            )
         )
         c.model.encoder.update(depth=2, heads=4, mlp=64)
         c.objective.top_k = 2

@@ -36,7 +36,7 @@ class Checkpoints:
     Args:
       directory: where the step folders go (local or `gs://`); made if it is missing.
       every: save each so many steps; 0 saves only when forced and when the job is preempted.
-      keep: how many of the latest checkpoints to keep.
+      keep: how many of the latest checkpoints to keep (while one is written, it comes on top).
       keep_every: keep all checkpoints at multiples of so many steps as well.
 
     Raises:
@@ -51,10 +51,10 @@ class Checkpoints:
         keep: int = 2,
         keep_every: int | None = None,
     ):
-        least = {"every": (every, 0), "keep": (keep, 1), "keep_every": (keep_every or 1, 1)}
-        for name, (value, minimum) in least.items():
-            if value < minimum:
-                raise UserError(f"config.checkpoint.{name}: {value} is less than {minimum}")
+        options = ("every", every, 0), ("keep", keep, 1), ("keep_every", keep_every or 1, 1)
+        for name, value, least in options:
+            if value < least:
+                raise UserError(f"config.checkpoint.{name}: {value} is less than {least}")
         _hush()
         self._directory = _absolute(directory)
         _steps(self._directory)  # orbax would stumble over an incomplete one at its first save
@@ -86,7 +86,7 @@ class Checkpoints:
     def latest(self) -> int | None:
         """The step of the newest checkpoint on disk, None without one; awaits a save under way."""
         self.wait()
-        return max(self._held(), default=None)
+        return self._held()[-1] if self._held() else None
 
     def _held(self) -> list[int]:
         return [saved.step for saved in self._orbax.checkpoints]
@@ -145,19 +145,18 @@ class Checkpoints:
         Raises:
           UserError: no such checkpoint, a damaged one, or one of another config.
         """
-        latest = self.latest()
-        if latest is None:
+        self.wait()
+        steps = self._held()
+        if not steps:
             raise UserError(f"no checkpoint in {self._directory}")
-        if step is None:
-            step = latest
-        elif step not in self._held():
-            held = ", ".join(map(str, self._held()))
+        step = steps[-1] if step is None else step
+        if step not in steps:
+            held = ", ".join(map(str, steps))
             raise UserError(f"no checkpoint of step {step} in {self._directory}; it holds {held}")
         folder = self._directory / str(step)
         _compare(folder, _stored(folder), abstract_state)
-        loaded = _read(
-            folder, ocp.load_checkpointables, {"state": abstract_state, "position": None}
-        )
+        wanted = {"state": abstract_state, "position": None}
+        loaded = _read(folder, ocp.load_checkpointables, wanted)
         return loaded["state"], loaded["position"]
 
     def wait(self) -> None:
@@ -224,15 +223,14 @@ def load_params(
         wanted = jax.tree.map(lambda _: np.ndarray, stored)
     else:
         _compare(folder, {subtree: stored}, {subtree: abstract_params}, partial=True)
-        wanted = jax.tree.map(_host_or_device, abstract_params)
+        # To orbax, a numpy array (this one takes no memory) means "numpy, of this dtype", and a
+        # shape without a sharding means the devices of the machine that wrote the checkpoint.
+        wanted = jax.tree.map(
+            lambda x: x if x.sharding else np.broadcast_to(np.zeros((), x.dtype), x.shape),
+            abstract_params,
+        )
     state = _read(folder, ocp.load, {subtree: wanted}, checkpointable_name="state")
     return state[subtree]
-
-
-def _host_or_device(leaf: jax.ShapeDtypeStruct) -> Any:
-    # Without a sharding, orbax would ask for the devices of the machine that wrote the checkpoint.
-    # To it, a numpy array means "numpy of this dtype"; this one takes no memory.
-    return leaf if leaf.sharding else np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
 
 
 def _absolute(path: str | os.PathLike) -> epath.Path:
@@ -269,9 +267,10 @@ def _steps(directory: epath.Path) -> list[int]:
 
 
 def _newest(path: epath.Path) -> epath.Path:
-    for root in (path, path / "checkpoints"):
-        if (root / "state").exists():  # one step's folder
-            return root
+    """The folder of the newest step in a workdir or its checkpoints; a step's folder as it is."""
+    if (path / "state").exists():
+        return path
+    for root in (path / "checkpoints", path):
         if steps := _steps(root):
             return root / str(steps[-1])
     raise UserError(f"no checkpoint at {path}")
@@ -301,11 +300,10 @@ def _read(folder: epath.Path, function: Callable, *args: Any, **kwargs: Any) -> 
 
 
 def _damaged(folder: epath.Path, reason: str) -> UserError:
-    others = [step for step in _found(folder.parent) if str(step) != folder.name]
+    reason = reason.split(" [tensorstore")[0]  # a page of settings follows
+    others = [s for s, whole in _found(folder.parent).items() if whole and str(s) != folder.name]
     hint = f"; if it is damaged, remove it to go on from step {others[-1]}" if others else ""
-    return UserError(
-        f"checkpoint {folder} cannot be read ({reason.split(' [tensorstore')[0]}){hint}"
-    )
+    return UserError(f"checkpoint {folder} cannot be read ({reason}){hint}")
 
 
 def _compare(folder: epath.Path, stored: Any, wanted: Any, partial: bool = False) -> None:
@@ -366,5 +364,5 @@ def _hush() -> None:
 
 
 def _not_orbax(record: logging.LogRecord) -> bool:
-    orbax = "orbax" in record.pathname or "tensorstore" in record.getMessage()
+    orbax = f"orbax{os.sep}checkpoint" in record.pathname or "tensorstore" in str(record.msg)
     return not orbax or logging.getLogger("absl").isEnabledFor(logging.DEBUG)

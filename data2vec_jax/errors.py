@@ -34,12 +34,13 @@ def check_section(
         if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
         and name not in {*given, "self", "parent", "name"}
     }
+    prefix = f"config.{section}" if section else "config"
     for key in options:
         if key not in parameters:
-            raise UserError(f"config.{section}.{key}: no such option{nearest(key, parameters)}")
+            raise UserError(f"{prefix}.{key}: no such option{nearest(key, parameters)}")
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in options:
-            raise UserError(f"config.{section}: missing option '{name}'")
+            raise UserError(f"{prefix}: missing option '{name}'")
 
 
 def run_main(main: Callable[[], Any]) -> None:

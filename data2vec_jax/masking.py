@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data2vec_jax import parallel
 from data2vec_jax.errors import UserError, check_section, nearest
 
 
@@ -166,9 +167,8 @@ def sample(
         valid = jnp.full(example_ids.shape, sampler.length, jnp.int32)
     elif sampler.grid is not None:
         raise ValueError(f"the grid {sampler.grid} has no padding: leave `valid` out")
-    key = jax.random.fold_in(key, step)
 
-    def draw(example, clone, valid):
+    def draw(key, example, clone, valid):
         own = jax.random.fold_in(jax.random.fold_in(key, example), clone)
         key_propose, key_equalise = jax.random.split(own)
         mask = sampler.propose(key_propose, valid)
@@ -176,8 +176,15 @@ def sample(
             return mask
         return equalise(key_equalise, mask, sampler.count(valid), valid)
 
-    each_clone = jax.vmap(draw, (None, 0, None))
-    return jax.vmap(each_clone, (0, None, 0))(example_ids, jnp.arange(clones), valid)
+    def rows(key, example_ids, valid):
+        each_clone = jax.vmap(draw, (None, None, 0, None))
+        each_row = jax.vmap(each_clone, (None, 0, None, 0))
+        return each_row(key, example_ids, jnp.arange(clones), valid)
+
+    # Each device draws its own rows: a loop that ends when all rows are done would otherwise ask
+    # all devices at every turn.
+    rows = parallel.per_device(rows, example_ids.shape[0])
+    return rows(jax.random.fold_in(key, step), example_ids, valid)
 
 
 # Numbers that depend on `valid` -------------------------------------------------------------------

@@ -7,7 +7,7 @@ are used (`gather`).
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -80,6 +80,30 @@ def split_rows(x: jax.Array) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, BATCH)
+
+
+def per_device(function: Callable, rows: int) -> Callable:
+    """`function(replicated, *arrays)` run by each device on its own rows of the arrays.
+
+    Without a mesh, or when `rows` does not divide over it, the function itself.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or rows % mesh.size:
+        return function
+
+    def mapped(replicated, *arrays):
+        specs = (P(), *(BATCH for _ in arrays))
+        return jax.shard_map(function, in_specs=specs, out_specs=BATCH, check_vma=False)(
+            replicated, *arrays
+        )
+
+    return mapped
+
+
+def device_count() -> int:
+    """Devices of the ambient mesh, 1 without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.size
 
 
 def axis_size(name: str) -> int:

@@ -6,19 +6,17 @@ The same command again resumes. `--config.section.key=value` overrides an option
 """
 
 import json
-import logging
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags
-from ml_collections import config_dict, config_flags
+from absl import flags
+from ml_collections import config_flags
 
 from data2vec_jax import metrics, optim, parallel
 from data2vec_jax.checkpoints import Checkpoints
@@ -60,7 +58,9 @@ def check_config(config: Mapping[str, Any]) -> None:
     try:
         check_section("", config, settings)
     except UserError as error:
-        raise UserError(str(error).replace("config..", "config.").replace("config.:", "config:")) from None
+        raise UserError(
+            str(error).replace("config..", "config.").replace("config.:", "config:")
+        ) from None
     check_section("mesh", config["mesh"], parallel.make_mesh, given=("devices",))
     check_section("ema", config["ema"], ema_decay, given=("total_steps",))
     check_section("optim", config["optim"], optim.make_optimizer, given=("schedule",))
@@ -94,9 +94,7 @@ class Run:
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), self.abstract, places
         )
         self._jit_init = jax.jit(self._init, out_shardings=places)
-        self._jit_step = jax.jit(
-            self.train_step, donate_argnums=0, out_shardings=(places, None)
-        )
+        self._jit_step = jax.jit(self.train_step, donate_argnums=0, out_shardings=(places, None))
         self.programs: dict[Any, Callable] = {}
 
     def _init(self, key):
@@ -197,6 +195,8 @@ def train(config: Mapping[str, Any], workdir: str | os.PathLike) -> TrainState:
         run = Run(config, task, mesh)
     claim_workdir(workdir, config)
     first = jax.process_index() == 0
+    if first:
+        task.save_assets(workdir)
 
     watch = metrics.Stopwatch()
     monitor = metrics.CollapseMonitor(**config["collapse"])
@@ -239,27 +239,31 @@ def train(config: Mapping[str, Any], workdir: str | os.PathLike) -> TrainState:
                     program = run.program(batch)
                 if first and len(run.programs) > known:
                     writer.note(f"compiled program {len(run.programs)} of {len(task.shapes)}")
-                with watch.measure("train"), jax.transfer_guard("disallow"):
-                    state, scalars = program(state, batch)
-                written = writer.advance(done)
-                if log_every and (done % log_every == 0 or done in (1, total)):
-                    written += writer.write(done, "train", scalars)
-                if eval_every and done % eval_every == 0:
+                stop = interrupt.seen and jax.process_count() == 1
+                save = checkpoints.should_save(done) or done == total or stop
+                evaluate = eval_every and done % eval_every == 0
+                with watch.measure("train"):
+                    with jax.transfer_guard("disallow"):
+                        state, scalars = program(state, batch)
+                    written = writer.advance(done)
+                    if log_every and (done % log_every == 0 or done in (1, total)):
+                        written += writer.write(done, "train", scalars)
+                    if save or evaluate:
+                        written += writer.flush()
+                if evaluate:
                     with watch.measure("eval"):
-                        for name, evaluate in task.evals.items():
-                            written += writer.write(done, name, evaluate(state))
+                        for name, evaluation in task.evals.items():
+                            written += writer.write(done, name, evaluation(state))
+                        written += writer.flush()
                 for line in written:
                     for warning in monitor.check(line["step"], line):
                         writer.note(warning)
-                stop = interrupt.seen and jax.process_count() == 1
-                if checkpoints.should_save(done) or done == total or stop:
+                if save:  # metrics up to step k are on disk before checkpoint k
                     with watch.measure("save"):
-                        writer.flush()  # metrics up to step k are on disk before checkpoint k
                         position = {"batch": done, "stopwatch": watch.state_dict()}
                         checkpoints.save(done, state, position, force=True)
                 if interrupt.seen:
                     break
-            writer.flush()
         checkpoints.wait()
     if first and done < total:
         say(f"stopped after step {done:,} of {total:,}; the same command resumes")
@@ -277,7 +281,9 @@ def say(text: str) -> None:
 def parse(argv: Sequence[str]) -> tuple[dict[str, Any], str]:
     """(config, workdir) from the command line; raises UserError for what absl would crash on."""
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "config file, path.py:variant", flag_values=values)
+    config_flags.DEFINE_config_file(
+        "config", None, "config file, path.py:variant", flag_values=values
+    )
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
     try:
         rest = values(list(argv))

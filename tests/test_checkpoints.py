@@ -51,7 +51,7 @@ def mesh_of(devices, data=1):
 
 
 def tree_of(step, width=16, impl=None):
-    """A state whose every number depends on `step`, and to the bit on nothing else (no rounding)."""
+    """A state whose every number depends on `step`, and on nothing else (no rounding)."""
     key = jax.random.fold_in(jax.random.key(0, impl=impl), step)
 
     def draw(name, *shape):

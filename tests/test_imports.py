@@ -12,7 +12,16 @@ PACKAGE = ROOT / "data2vec_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Lower numbers know nothing of higher ones. Infrastructure is 0.
-INFRASTRUCTURE = ("errors", "state", "parallel", "optim", "checkpoints", "metrics", "data", "masking")
+INFRASTRUCTURE = (
+    "errors",
+    "state",
+    "parallel",
+    "optim",
+    "checkpoints",
+    "metrics",
+    "data",
+    "masking",
+)
 LAYERS = {name: 0 for name in INFRASTRUCTURE} | {
     "models": 1, "objectives": 2, "modalities": 2, "tasks": 3,
     "train": 4, "evaluate": 4, "plan": 4, "bench": 4, "report": 4, "prepare": 4, "convert": 4,

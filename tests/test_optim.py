@@ -1,9 +1,6 @@
-"""Schedules and AdamW against numbers recorded from the authors' code, and against numpy."""
+"""Schedules, AdamW, clipping and the teacher's decay against plain numpy."""
 
-import json
-import os
-from pathlib import Path
-
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -11,6 +8,111 @@ import pytest
 
 from data2vec_jax import optim
 from data2vec_jax.errors import UserError
-from data2vec_jax.state import ema_decay
+from data2vec_jax.state import ema_decay, ema_update, overlay, select
 
-GOLDENS = Path(os.environ.get("DATA2VEC_GOLDENS", Path(__file__).parent / "goldens/pretraining"))
+
+def test_cosine_rises_and_falls():
+    rate = optim.make_schedule(1000, kind="cosine", peak=2.0, warmup=0.1, floor=0.5)
+    assert float(rate(0)) == 0.0
+    assert float(rate(50)) == pytest.approx(1.0)
+    assert float(rate(100)) == pytest.approx(2.0)
+    assert float(rate(550)) == pytest.approx(1.25)
+    assert float(rate(1000)) == pytest.approx(0.5)
+
+
+def test_inclusive_warmup_is_numpys_linspace():
+    rate = optim.make_schedule(100, kind="cosine", peak=3.0, warmup=0.2, inclusive=True)
+    np.testing.assert_allclose([rate(n) for n in range(20)], np.linspace(0, 3, 20), rtol=1e-6)
+
+
+def test_tri_stage_anchors_of_the_speech_recipe():
+    rate = optim.make_schedule(
+        400_000, kind="tri_stage", peak=5e-4, warmup=0.03, hold=0.9, decay=0.07
+    )
+    for step, value in ((0, 5e-6), (12_000, 5e-4), (372_000, 5e-4), (400_000, 5e-6)):
+        assert float(rate(step)) == pytest.approx(value, rel=1e-5)
+    assert float(rate(386_000)) == pytest.approx(5e-4 * 0.1, rel=1e-5)  # exponential, not linear
+
+
+@pytest.mark.parametrize("kind", ["cosine", "tri_stage", "constant"])
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_schedules_hold_for_any_number_of_steps(kind, steps):
+    shares = {"tri_stage": dict(warmup=0.03, hold=0.9, decay=0.07)}.get(kind, dict(warmup=0.5))
+    rate = optim.make_schedule(steps, kind=kind, peak=1.0, **shares)
+    values = np.array([rate(n) for n in range(steps + 1)])
+    assert np.isfinite(values).all()
+    assert (values >= 0).all() and (values <= 1).all()
+
+
+def test_unknown_schedule_names_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'cosine'"):
+        optim.make_schedule(10, kind="cosin", peak=1.0)
+
+
+def numpy_adamw(p, grads, lr, b1, b2, eps, decay, raw):
+    m, v = np.zeros_like(p), np.zeros_like(p)
+    for t, g in enumerate(grads, 1):
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+        if raw:
+            step = m / (np.sqrt(v) + eps) * np.sqrt(1 - b2**t) / (1 - b1**t)
+        else:
+            step = m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps)
+        p = p - lr * decay * p - lr * step
+    return p
+
+
+@pytest.mark.parametrize("eps_on", ["raw", "corrected"])
+def test_adamw_equals_numpy(eps_on):
+    rng = np.random.default_rng(0)
+    start = rng.normal(size=(4, 3))
+    grads = rng.normal(size=(5, 4, 3)) * np.logspace(-6, 0, 5)[:, None, None]
+    tx = optim.make_optimizer(
+        lambda n: 0.01, betas=(0.9, 0.98), eps=1e-4, eps_on=eps_on, weight_decay=0.1
+    )
+    params = {"w": jnp.asarray(start, jnp.float32)}
+    state = tx.init(params)
+    for g in grads:
+        updates, state = tx.update({"w": jnp.asarray(g, jnp.float32)}, state, params)
+        params = optax.apply_updates(params, updates)
+    wanted = numpy_adamw(start, grads, 0.01, 0.9, 0.98, 1e-4, 0.1, eps_on == "raw")
+    other = numpy_adamw(start, grads, 0.01, 0.9, 0.98, 1e-4, 0.1, eps_on != "raw")
+    np.testing.assert_allclose(params["w"], wanted, rtol=2e-5, atol=1e-7)
+    assert np.abs(other - wanted).max() > 1e-3  # the two places of eps can be told apart
+
+
+def test_clip_no_decay_and_frozen():
+    params = {"a": {"kernel": jnp.ones(3), "bias": jnp.ones(3)}, "b": {"kernel": jnp.ones(3)}}
+    tx = optim.make_optimizer(
+        lambda n: 0.1, weight_decay=0.5, no_decay=("bias$",), frozen=("^b/",), clip=1.0
+    )
+    zero = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = tx.update(zero, tx.init(params), params)
+    np.testing.assert_allclose(updates["a"]["kernel"], -0.05, rtol=1e-6)
+    np.testing.assert_array_equal(updates["a"]["bias"], 0)
+    np.testing.assert_array_equal(updates["b"]["kernel"], 0)
+    clip = optim.clip_by_norm(1.0)
+    clipped, _ = clip.update({"w": jnp.array([3.0, 4.0])}, clip.init({}))
+    np.testing.assert_allclose(clipped["w"], [0.6, 0.8], rtol=1e-5)
+    kept, _ = clip.update({"w": jnp.array([0.3, 0.4])}, clip.init({}))
+    np.testing.assert_array_equal(kept["w"], jnp.array([0.3, 0.4]))
+
+
+def test_decay_of_the_teacher():
+    decay = ema_decay(400_000, start=0.999, end=0.9999, anneal=30_000 / 400_000)
+    for step, value in ((1, 0.99900003), (15_000, 0.99945), (30_000, 0.9999), (90_000, 0.9999)):
+        assert float(decay(step)) == pytest.approx(value, rel=1e-7)
+    lagging = ema_decay(400_000, start=0.999, end=0.9999, anneal=30_000 / 400_000, lag=1)
+    assert float(lagging(1)) == pytest.approx(0.999, rel=1e-7)
+
+
+def test_teacher_is_an_overlay_of_its_own_leaves():
+    params = {"a": {"x": jnp.ones(2), "y": jnp.ones(2)}, "b": jnp.ones(2)}
+    teacher = select(params, ("^a/x",))
+    assert jax.tree.leaves_with_path(teacher)[0][0][-1].key == "x" and "b" not in teacher
+    student = jax.tree.map(lambda p: p * 3.0, params)
+    teacher = ema_update(teacher, student, jnp.float32(0.75))
+    whole = overlay(student, teacher)
+    np.testing.assert_allclose(whole["a"]["x"], 0.75 * 1 + 0.25 * 3)
+    np.testing.assert_allclose(whole["a"]["y"], 3.0)
+    frozen = ema_update(teacher, student, jnp.float32(1.0))
+    np.testing.assert_array_equal(frozen["a"]["x"], teacher["a"]["x"])

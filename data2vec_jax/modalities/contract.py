@@ -7,6 +7,7 @@ config file: nothing else changes.
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
@@ -54,6 +55,12 @@ class Examples(Protocol):
 
     def load(self, index: int, bucket: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Arrays of one example, with the shapes of its bucket."""
+
+    def check(self, model: nn.Module) -> None:
+        """Raises UserError if the model cannot read these examples."""
+
+    def save_assets(self, folder: Path) -> None:
+        """Writes what later runs need to read like these examples (a tokenizer)."""
 
 
 class Labelled(NamedTuple):

@@ -200,7 +200,9 @@ class Encoder(nn.Module):
             return self.block.init(key, x, None, None, jnp.float32(0), None)["params"]
 
         params = jax.vmap(one)(jax.random.split(key, self.depth))
-        if self.initializer == "beit":  # block i (from 1): output projections are divided by sqrt(2 i)
+        if (
+            self.initializer == "beit"
+        ):  # block i (from 1): output projections are divided by sqrt(2 i)
             scale = jnp.sqrt(2.0 * jnp.arange(1, self.depth + 1))[:, None, None]
             for name in ("out", "down"):
                 params[name]["kernel"] = params[name]["kernel"] / scale

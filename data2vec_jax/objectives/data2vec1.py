@@ -13,7 +13,14 @@ import jax.numpy as jnp
 from data2vec_jax import masking
 from data2vec_jax.models.encoder import Record
 from data2vec_jax.objectives.targets import (
-    Draw, Objective, Stages, monitor, normaliser, regression, scale_of, take,
+    Draw,
+    Objective,
+    Stages,
+    monitor,
+    normaliser,
+    regression,
+    scale_of,
+    take,
 )  # fmt: skip
 from data2vec_jax.state import overlay
 

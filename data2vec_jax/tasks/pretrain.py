@@ -82,11 +82,7 @@ def make(config: Mapping[str, Any]) -> Task:
 
     source = open_source(options["source"], options["split"], modality=modality.name)
     examples = modality.examples(source, **config["examples"])
-    if modality.name == "text" and examples.tokenizer.vocab_size > model.embeddings.vocab_size:
-        raise UserError(
-            f"config.model.vocab_size: {model.embeddings.vocab_size} rows for a tokenizer of "
-            f"{examples.tokenizer.vocab_size}"
-        )
+    examples.check(model)
     plan = batches.Plan(
         examples.bucket_of, examples.layout.buckets, options["batch_size"], config["seed"],
         options["multiple"],
@@ -119,6 +115,7 @@ def make(config: Mapping[str, Any]) -> Task:
         averaged=tuple(config["averaged"]),
         flops=lambda batch: step_flops(modality, model, sampler, batch),
         notes=data_notes(plan, examples),
+        save_assets=examples.save_assets,
     )
 
 
@@ -134,7 +131,7 @@ def initialiser(model: Any, shapes: Mapping[str, Any]):
 
 def check_rows(shapes: Any, config: Mapping[str, Any]) -> None:
     """Every bucket's rows must divide over devices and micro-batches."""
-    devices, parts = jax.device_count(), config["accumulate"]
+    devices, parts = parallel.device_count(), config["accumulate"]
     for shape in shapes:
         rows = shape["example_id"].shape[0]
         if rows % (devices * parts):

@@ -69,9 +69,7 @@ def _fit(x, y, classes, steps, decay):
     def step(carry, _):
         params, state = carry
         value, grad = value_and_grad(params, state=state)
-        updates, state = solver.update(
-            grad, state, params, value=value, grad=grad, value_fn=loss
-        )
+        updates, state = solver.update(grad, state, params, value=value, grad=grad, value_fn=loss)
         return (optax.apply_updates(params, updates), state), None
 
     (params, _), _ = jax.lax.scan(step, (params, solver.init(params)), length=steps)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,6 +29,7 @@ class Task:
     averaged: path patterns of the teacher's own parameters; () for no teacher.
     flops: shapes of a global batch -> FLOPs of one train step on it, all chips together.
     notes: lines for the user at the start.
+    save_assets: writes what the workdir needs beside the parameters (a tokenizer) into a folder.
     """
 
     shapes: Sequence[Shapes]
@@ -39,6 +41,7 @@ class Task:
     averaged: Sequence[str] = ()
     flops: Callable[[Shapes], float] = lambda shapes: 0.0
     notes: Sequence[str] = ()
+    save_assets: Callable[[Path], None] = lambda folder: None
 
 
 def init_state(task: Task, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
@@ -82,9 +85,7 @@ def make_train_step(
         else:
             parts = micro_batches(batch, accumulate, shards)
             noises = jax.random.split(noise, accumulate)
-            zero = jax.eval_shape(
-                gradients, state, jax.tree.map(lambda x: x[0], parts), noises[0]
-            )
+            zero = jax.eval_shape(gradients, state, jax.tree.map(lambda x: x[0], parts), noises[0])
             zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zero)
 
             def add(sums, part):

@@ -1,6 +1,7 @@
 """Speech examples: whole utterances normalised, then cropped to a few fixed lengths."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,7 +16,9 @@ RATE = 16_000  # samples per second; nothing else is accepted, nothing is resamp
 def layout(*, crops: Sequence[float]) -> Layout:
     """Config section `examples` of speech. crops: lengths in seconds, ascending."""
     if not crops or list(crops) != sorted(set(crops)) or crops[0] <= 0:
-        raise UserError(f"config.examples.crops: {tuple(crops)} is not an ascending list of seconds")
+        raise UserError(
+            f"config.examples.crops: {tuple(crops)} is not an ascending list of seconds"
+        )
     samples = [round(seconds * RATE) for seconds in crops]
     shapes = [{"audio": jax.ShapeDtypeStruct((n,), np.float32)} for n in samples]
     return Layout(samples, shapes)
@@ -46,6 +49,15 @@ class SpeechExamples:
         spare = len(audio) - length
         start = spare // 2 if self.fixed else int(rng.integers(spare + 1))
         return {"audio": audio[start : start + length]}
+
+    def check(self, model: Any) -> None:
+        """Any crop of at least one frame can be read."""
+        samples = self.layout.buckets[0]
+        if model.mask_shape(self.layout.shapes[0]) < 1:
+            raise UserError(f"config.examples.crops: {samples} samples are less than one frame")
+
+    def save_assets(self, folder: Path) -> None:
+        """Nothing beside the config."""
 
 
 def labelled(source: Any, like: SpeechExamples, **options: Any) -> Labelled:

@@ -1,6 +1,7 @@
 """Text examples: documents -> token blocks -> rows padded to a few fixed lengths."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -56,11 +57,30 @@ class TextExamples:
         length = self.layout.buckets[bucket]
         return {"tokens": pad_row(self.blocks[index], length, self.tokenizer.pad)}
 
+    def check(self, model: Any) -> None:
+        """The model's table must have the tokenizer's rows, `<mask>` last."""
+        ids, rows = self.tokenizer, model.embeddings.vocab_size
+        if ids.vocab_size != rows:
+            raise UserError(
+                f"config.model.vocab_size: {rows} rows for a tokenizer of {ids.vocab_size}"
+            )
+        if ids.mask != rows - 1:
+            raise UserError(f"config.examples.tokenizer: <mask> is row {ids.mask}, not the last")
+        if self.layout.buckets[-1] > model.embeddings.max_length:
+            raise UserError(
+                f"config.examples.lengths: {self.layout.buckets[-1]} is more than "
+                f"config.model.max_length {model.embeddings.max_length}"
+            )
+
+    def save_assets(self, folder: Path) -> None:
+        """The tokenizer."""
+        self.tokenizer.save(folder / "tokenizer")
+
 
 def labelled(source: Any, like: TextExamples, **options: Any) -> Labelled:
     """Every text as one row, cut to the longest length, with its class."""
     ids, length = like.tokenizer, layout(**options).buckets[-1]
     items = [source[i] for i in range(len(source))]
-    rows = [[ids.bos, *ids.encode(item["text"])][: length - 1] + [ids.eos] for item in items]
+    rows = [[ids.bos, *ids.encode(item["text"])[: length - 2], ids.eos] for item in items]
     tokens = np.stack([pad_row(row, length, ids.pad) for row in rows])
     return Labelled({"tokens": tokens}, np.array([item["label"] for item in items]))

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from PIL import Image, ImageEnhance
 
+from data2vec_jax.errors import UserError
 from data2vec_jax.modalities.contract import Labelled, Layout
 
 TRIES = 10  # of a random crop, before the fallback to a centre crop
@@ -98,6 +100,16 @@ class VisionExamples:
         left, top = ((edge - side) / 2 for edge in picture.size)
         box = (left, top, left + side, top + side)
         return picture.resize((self.image,) * 2, Image.Resampling.BICUBIC, box=box)
+
+    def check(self, model: Any) -> None:
+        """The sizes of images must agree."""
+        if model.image != (self.image, self.image):
+            raise UserError(
+                f"config.model.image is {model.image}, config.examples.image {self.image}"
+            )
+
+    def save_assets(self, folder: Path) -> None:
+        """Nothing beside the config."""
 
 
 def labelled(source: Any, like: VisionExamples, **options: Any) -> Labelled:

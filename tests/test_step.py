@@ -1,0 +1,142 @@
+"""The train step on different meshes, and gradient accumulation: real samples, tiny models."""
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from data2vec_jax import masking, parallel, train
+from data2vec_jax.errors import UserError
+from data2vec_jax.tasks import pretrain
+
+ROOT = Path(__file__).resolve().parent.parent
+MESHES = {"1": (1, 1), "data=8": (8, 1), "fsdp=8": (1, 8), "data=2 x fsdp=4": (2, 4)}
+
+
+def config_of(name, variant="smoke"):
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"configs/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(variant)
+
+
+def smoke(modality):
+    """The smoke config with every kind of dropout on, and weights large enough to be split."""
+    config = config_of(f"{modality}_v1")
+    config.model.encoder.update(dropout=0.1, attention_dropout=0.1, layerdrop=0.2)
+    config.schedule.update(warmup=0.0) if config.schedule.kind == "cosine" else None
+    config.schedule.peak = 1e-3
+    return config.to_dict()
+
+
+def run_steps(config, mesh_shape, steps=2):
+    data, fsdp = mesh_shape
+    mesh = parallel.make_mesh(data, fsdp, devices=jax.devices()[: data * fsdp])
+    with jax.set_mesh(mesh):
+        task = pretrain.make(config)
+        run = train.Run(config, task, mesh)
+        state, scalars = run.init(0), []
+        for _, batch in zip(range(steps), task.data(0), strict=False):
+            state, metrics = run.program(batch)(state, batch)
+            scalars.append(jax.device_get(metrics))
+    return jax.device_get(state.params), scalars, run
+
+
+@pytest.mark.parametrize("modality", ["speech", "vision", "text"])
+def test_every_mesh_takes_the_same_step(modality, monkeypatch):
+    monkeypatch.setattr(parallel, "MIN_SIZE", 256)  # split the tiny weights too
+    config = smoke(modality)
+    results = {name: run_steps(config, shape) for name, shape in MESHES.items()}
+    params, scalars, _ = results.pop("1")
+    for name, (other, their, run) in results.items():
+        for one, two in zip(scalars, their, strict=True):
+            for key in ("loss", "grad_norm", "target_std", "masked_fraction"):
+                assert one[key] == pytest.approx(two[key], rel=1e-5), (name, key)
+        for (path, a), b in zip(
+            jax.tree.leaves_with_path(params), jax.tree.leaves(other), strict=True
+        ):
+            if "qkv/bias" not in jax.tree_util.keystr(path, simple=True, separator="/"):
+                # (the true gradient of key biases is zero: Adam turns its noise into steps)
+                error = np.linalg.norm(a - b) / (np.linalg.norm(a) + 1e-6)
+                assert error < 1e-4, (name, path)
+        if "fsdp" in name:
+            specs = {str(s.sharding.spec) for s in jax.tree.leaves(run.abstract.params)}
+            assert any("fsdp" in spec for spec in specs)  # something was really split
+
+
+def test_masks_do_not_depend_on_the_mesh():
+    sampler = masking.make("blocks", (7, 7), count=30, min_patches=4)
+    ids, key = jnp.arange(16, dtype=jnp.uint32) * 7, jax.random.key(3)
+    wanted = jax.device_get(masking.sample(sampler, key, 5, ids, 2))
+    for data, fsdp in list(MESHES.values())[1:]:
+        mesh = parallel.make_mesh(data, fsdp)
+        with jax.set_mesh(mesh):
+            rows = parallel.to_global({"ids": np.asarray(ids)}, mesh)["ids"]
+            program = jax.jit(lambda ids: masking.sample(sampler, key, 5, ids, 2)).lower(rows)
+            program = program.compile()
+            assert program(rows).sharding.is_equivalent_to(rows.sharding, 3)
+            np.testing.assert_array_equal(jax.device_get(program(rows)), wanted)
+            for word in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
+                assert word not in program.as_text()  # masking costs no communication
+
+
+@pytest.mark.parametrize("modality", ["speech", "vision", "text"])
+def test_accumulation_equals_the_large_batch(modality):
+    config = config_of(f"{modality}_v1").to_dict()
+    config["model"]["dropout"] = 0.0
+    config["model"]["encoder"] |= dict(
+        dropout=0.0, attention_dropout=0.0, layerdrop=0.0, drop_path=0.0
+    )
+    config["schedule"] |= {"peak": 1e-3}
+    _, scalars, _ = run_steps(config, (1, 1), steps=3)
+    _, their, _ = run_steps(config | {"accumulate": 4}, (2, 1), steps=3)
+    for one, two in zip(scalars, their, strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-6)
+        assert one["masked_fraction"] == pytest.approx(two["masked_fraction"], rel=1e-6)
+        assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-5)
+
+
+def test_one_program_serves_fifty_steps_and_all_seeds(monkeypatch):
+    compiled = []
+    listen = jax.monitoring.register_event_duration_secs_listener
+    listen(lambda event, _, **kw: compiled.append(event) if "backend_compile" in event else None)
+    config = smoke("vision") | {"total_steps": 60}
+    mesh = parallel.make_mesh(devices=jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        task = pretrain.make(config)
+        run = train.Run(config, task, mesh)
+        state = run.init(0)
+        batches = task.data(0)
+        batch = next(batches)
+        state, _ = run.program(batch)(state, batch)
+        assert compiled  # the listener hears compilations
+        before = len(compiled)
+        for _ in range(50):
+            batch = next(batches)
+            state, _ = run.program(batch)(state, batch)
+        state = run.init(1)
+        run.program(batch)(state, batch)
+    assert len(compiled) == before
+    assert len(run.programs) == 1
+
+
+def test_student_and_teacher_start_equal_in_separate_buffers():
+    config = smoke("vision")
+    mesh = parallel.make_mesh(devices=jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        run = train.Run(config, pretrain.make(config), mesh)
+        state = run.init(0)
+    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(state.teacher), strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert a.unsafe_buffer_pointer() != b.unsafe_buffer_pointer()
+
+
+def test_batch_must_divide_over_devices():
+    config = smoke("vision")
+    config["data"]["batch_size"] = 12
+    refused = pytest.raises(UserError, match="12 rows does not divide over 8 devices")
+    with jax.set_mesh(parallel.make_mesh()), refused:
+        pretrain.make(config)

@@ -22,7 +22,7 @@ def get_config(variant: str = "base") -> ConfigDict:
     c.model = dict(
         width=768, image=224, patch=16, shared_relative=True,
         encoder=dict(
-            depth=12, heads=12, mlp=3072, norm="pre", eps=1e-6, key_bias=False, layer_scale=1e-4,
+            depth=12, heads=12, mlp=3072, norm="pre", eps=1e-6, qkv_bias="qv", layer_scale=1e-4,
             attention_dropout=0.05,
             drop_path=0.25,  # paper: 0.2
         ),
@@ -42,7 +42,7 @@ def get_config(variant: str = "base") -> ConfigDict:
     c.optim = dict(
         betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05, clip=3.0,
         # 1-D parameters, biases and the class token do not decay; the mask token does.
-        no_decay=("bias$", "scale", "class_token", "positions"),
+        no_decay=(r"(/|q_|v_)bias$", "scale", "class_token", "^positions$"),
     )  # fmt: skip
     c.mesh = dict(data=-1, fsdp=1)
     c.checkpoint = dict(every=5_000, keep=2, keep_every=100_000)

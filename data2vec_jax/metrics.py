@@ -529,12 +529,17 @@ def mean_std(y: jax.Array, weights: jax.Array | None = None) -> jax.Array:
     Returns:
       float32 []. 1e-3 if fewer than two rows are valid.
     """
+    return channel_std(y, weights).mean()
+
+
+def channel_std(y: jax.Array, weights: jax.Array | None = None) -> jax.Array:
+    """sqrt(variance over rows + 1e-6) of each channel, as in `mean_std`. [..., D] -> float32 [D]."""
     y, w = _valid(y, weights)
     rows = tuple(range(y.ndim - 1))
     n = w.sum()
     mean = y.sum(rows) / jnp.maximum(n, 1.0)  # [D]
     variance = (w * (y - mean) ** 2).sum(rows) / jnp.maximum(n - 1.0, 1.0)  # [D]
-    return jnp.sqrt(variance + 1e-6).mean()
+    return jnp.sqrt(variance + 1e-6)
 
 
 def explained_shares(y: jax.Array, weights: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:

@@ -1,5 +1,6 @@
 """Learning-rate schedules and one optax chain: clip, AdamW, schedule."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -27,8 +28,9 @@ def cosine(
 
     def schedule(n):
         n = jnp.asarray(n, jnp.float32)
-        turn = jnp.clip((n - steps) / max(total_steps - steps, 1), 0.0, 1.0)
-        after = floor + 0.5 * (peak - floor) * (1.0 + jnp.cos(jnp.pi * turn))
+        # (1 + cos(pi t)) / 2 = sin(pi (1 - t) / 2)^2, which keeps its digits towards the end.
+        rest = jnp.clip((total_steps - n) / max(total_steps - steps, 1), 0.0, 1.0)
+        after = floor + (peak - floor) * jnp.square(jnp.sin(0.5 * jnp.pi * rest))
         return jnp.where(n < steps, start + (peak - start) * n / ramp, after)
 
     return schedule
@@ -82,6 +84,11 @@ class AdamState(NamedTuple):
     nu: Any
 
 
+def _one_minus_power(beta: float, count: jax.Array) -> jax.Array:
+    """1 - beta^count; the difference itself would lose four digits at beta 0.999, count 1."""
+    return -jnp.expm1(count * math.log(beta)) if beta else jnp.float32(1)
+
+
 def scale_by_adam(b1: float, b2: float, eps: float, eps_on: str) -> optax.GradientTransformation:
     """Adam's direction with eps added to the 'raw' or to the 'corrected' root of nu.
 
@@ -100,8 +107,7 @@ def scale_by_adam(b1: float, b2: float, eps: float, eps_on: str) -> optax.Gradie
         count = state.count + 1
         mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
         nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * jnp.square(g), state.nu, grads)
-        first = 1 - b1 ** count.astype(jnp.float32)
-        second = jnp.sqrt(1 - b2 ** count.astype(jnp.float32))
+        first, second = _one_minus_power(b1, count), jnp.sqrt(_one_minus_power(b2, count))
         added = eps if eps_on == "raw" else eps * second
         directions = jax.tree.map(lambda m, v: m * (second / first) / (jnp.sqrt(v) + added), mu, nu)
         return directions, AdamState(count, mu, nu)

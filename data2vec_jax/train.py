@@ -76,11 +76,15 @@ class Run:
     """A task, its optimiser and its programs on a mesh: what train, demo and tests share.
 
     One program is compiled per shape of batch, ahead of time, so a second compilation of the same
-    shape cannot happen.
+    shape cannot happen. `programs` are those of a run that differs in nothing but its seed.
     """
 
-    def __init__(self, config: Mapping[str, Any], task: Task, mesh: jax.sharding.Mesh):
+    def __init__(
+        self, config: Mapping[str, Any], task: Task, mesh: jax.sharding.Mesh,
+        programs: dict[Any, Callable] | None = None,
+    ):  # fmt: skip
         self.config, self.task, self.mesh = config, task, mesh
+        self.programs = {} if programs is None else programs
         steps = config["total_steps"]
         schedule = optim.make_schedule(steps, **config["schedule"])
         self.tx = optim.make_optimizer(schedule, **config["optim"])
@@ -95,7 +99,6 @@ class Run:
         )
         self._jit_init = jax.jit(self._init, out_shardings=places)
         self._jit_step = jax.jit(self.train_step, donate_argnums=0, out_shardings=(places, None))
-        self.programs: dict[Any, Callable] = {}
 
     def _init(self, key):
         return init_state(self.task, self.tx, key)
@@ -178,8 +181,13 @@ class Interrupt:
             signal.signal(number, handler)
 
 
-def train(config: Mapping[str, Any], workdir: str | os.PathLike) -> TrainState:
+def train(
+    config: Mapping[str, Any], workdir: str | os.PathLike, *,
+    programs: dict[Any, Callable] | None = None, verbose: bool = True,
+) -> TrainState:  # fmt: skip
     """Runs, or resumes, the run of `config` in `workdir`; returns the last state.
+
+    programs: see `Run`. verbose: print the parameter table and notes on the data.
 
     Order of the loop: next batch, step, evals, log, save. So checkpoint k holds the state after k
     updates, and its position k is the number of the next unseen batch.
@@ -192,7 +200,7 @@ def train(config: Mapping[str, Any], workdir: str | os.PathLike) -> TrainState:
     mesh = parallel.make_mesh(**config["mesh"])
     with jax.set_mesh(mesh):
         task = pretrain.make(config)
-        run = Run(config, task, mesh)
+        run = Run(config, task, mesh, programs)
     claim_workdir(workdir, config)
     first = jax.process_index() == 0
     if first:
@@ -211,7 +219,7 @@ def train(config: Mapping[str, Any], workdir: str | os.PathLike) -> TrainState:
             watch.load(position["stopwatch"])
         else:
             state = run.init(config["seed"])
-        if first:
+        if first and verbose:
             say(metrics.parameter_table(run.abstract.params))
             for note in task.notes:
                 say(note)

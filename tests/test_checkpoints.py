@@ -18,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import absl.logging
@@ -202,11 +203,22 @@ def test_without_a_teacher(tmp_path):
         load_params(tmp_path, subtree="teacher")
 
 
-def test_saves_where_accidental_transfers_are_forbidden(tmp_path):
+def test_saves_where_accidental_transfers_are_forbidden(tmp_path, monkeypatch):
+    """The copy to the host is allowed. A CPU would not object to it, hence the look inside."""
     state = make(1, mesh_of(8))
-    with Checkpoints(tmp_path, every=1) as checkpoints, jax.transfer_guard("disallow"):
-        assert checkpoints.should_save(1)
-        assert checkpoints.save(1, state, {"batch": 1})
+    with Checkpoints(tmp_path, every=1) as checkpoints:
+        inner, guards = checkpoints._orbax.save_checkpointables_async, []
+
+        def spy(*args, **options):
+            guards.append(jax.config.jax_transfer_guard_device_to_host)
+            return inner(*args, **options)
+
+        monkeypatch.setattr(checkpoints._orbax, "save_checkpointables_async", spy)
+        with jax.transfer_guard("disallow"):
+            assert checkpoints.should_save(1)
+            assert checkpoints.save(1, state, {"batch": 1})
+            assert guards == ["allow"]
+            assert jax.config.jax_transfer_guard_device_to_host == "disallow"
 
 
 # --- which steps ---------------------------------------------------------------------------------
@@ -463,6 +475,8 @@ def test_kill_in_the_middle_of_a_save(tmp_path):
     """Twice: kill -9 while arrays are being written; what is left is whole, and the run goes on."""
     for least in (2, 4):
         process = spawn("save_forever", tmp_path)
+        watchdog = threading.Timer(60, process.kill)
+        watchdog.start()
         try:
             for line in process.stdout:  # save() has returned; the writing has just begun
                 unfinished = tmp_path / f"{int(line)}.orbax-checkpoint-tmp"
@@ -473,10 +487,10 @@ def test_kill_in_the_middle_of_a_save(tmp_path):
                 else:
                     continue  # it was quicker than we; the next one will do
                 break
-            process.kill()
-            process.wait()
         finally:
-            _, err = finish(process)[1:]
+            watchdog.cancel()
+            process.kill()
+            _, _, err = finish(process)
         assert process.returncode == -signal.SIGKILL, err
         assert unfinished.exists() and not (tmp_path / line.strip()).exists()
         with Checkpoints(tmp_path, every=1) as checkpoints:
@@ -494,6 +508,7 @@ def train_together(directory, port, process):
     with Checkpoints(directory, every=2) as checkpoints:
         for step in range(1, 5):
             checkpoints.save(step, make(step, mesh), {"batch": step})
+    with Checkpoints(directory, every=2) as checkpoints:
         restored, position = checkpoints.restore(abstract(mesh))
         assert position == {"batch": 4}
         mine = restored.params["encoder"]["kernel"].addressable_shards
@@ -506,13 +521,15 @@ def test_two_processes_save_and_one_restores(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
+    leftover = tmp_path / "2.orbax-checkpoint-tmp"
+    leftover.mkdir()
     devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     pair = [spawn("train_together", tmp_path, port, p, **devices) for p in range(2)]
     for process in pair:
         code, out, err = finish(process)
         assert code == 0 and out.endswith("done\n"), err
     assert len(list((tmp_path / "4" / "state").glob("ocdbt.process_*"))) == 2
-    assert folders(tmp_path) == [2, 4]
+    assert folders(tmp_path) == [2, 4] and not leftover.exists()
     with Checkpoints(tmp_path, every=2) as checkpoints:
         restored, position = checkpoints.restore(abstract(mesh_of(1)))
     assert position == {"batch": 4}

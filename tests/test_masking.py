@@ -310,7 +310,7 @@ def with_replacement(length, prob, width):
     return draw
 
 
-@pytest.mark.parametrize("wrong", ["none", "width", "prob", "replacement", "range"])
+@pytest.mark.parametrize("wrong", ["none", "width", "replacement", "range"])
 def test_comparison_has_teeth(wrong):
     params = dict(kind="cmi", T=300, B=1, mask_prob=0.65, mask_length=10, require_same_masks=False)
     right, _, lens, _ = translate(params)
@@ -318,7 +318,6 @@ def test_comparison_has_teeth(wrong):
     draw = {
         "none": right,
         "width": translate(params | {"mask_length": 11})[0],
-        "prob": translate(params | {"mask_prob": 0.67})[0],
         "replacement": with_replacement(300, 0.65, 10),
         "range": translate(dict(kind="bert", L=300, mask_prob=0.65, mask_multiple_length=10,
                                 leave_unmasked_prob=0.0, random_token_prob=0.0))[0],
@@ -368,7 +367,8 @@ def test_rows_have_exact_counts_within_valid(kind):
     assert isinstance(sampler.count(50), int)
     everything = jax.jit(sampler.count)(jnp.arange(121))
     assert everything.tolist() == [sampler.count(v) for v in range(121)]
-    proposals = jax.vmap(sampler.propose)(jax.random.split(jax.random.key(1), 9), valid)
+    propose = jax.jit(jax.vmap(sampler.propose))
+    proposals = propose(jax.random.split(jax.random.key(1), 9), valid)
     assert not (proposals & (jnp.arange(120) >= valid[:, None])).any()
 
 
@@ -399,8 +399,7 @@ def test_counts_of_the_papers():
     assert masking.spans(499, prob=0.65, width=10, masked=0.45).count(499) == 224
 
 
-@pytest.mark.parametrize("width", [1, 2, 3, 4])
-@pytest.mark.parametrize("grid", [(7, 11), (11, 7)])
+@pytest.mark.parametrize("grid, width", [((7, 11), 2), ((11, 7), 3), ((7, 11), 4)])
 def test_windows_are_the_authors_clamped_windows(grid, width):
     # One centre, so that the window is seen alone; drawn here as the authors do.
     adjust = (1.5 * width**2) / 77 - 0.01
@@ -421,14 +420,15 @@ def test_windows_are_the_authors_clamped_windows(grid, width):
 def test_blocks_end_even_when_nothing_fits():
     # A grid of height 1: every rectangle is as high as the grid, so none is ever placed.
     sampler = masking.blocks((1, 40), count=20)
-    assert not sampler.propose(jax.random.key(0), 40).any()
+    assert not jax.jit(sampler.propose)(jax.random.key(0), 40).any()
     assert masking.sample(sampler, jax.random.key(0), 0, jnp.arange(3), 1).sum() == 60
 
 
 def test_short_rows_have_one_spare_place_for_starts():
     # 6 spans of 10 in 13 frames: starts among {0, ..., 6}, so position 6 + 9 = 15 is cut at 13.
     sampler = masking.spans(20, prob=0.65, width=10, masked=0.5, min_masks=6)
-    masks = jax.vmap(sampler.propose, (0, None))(jax.random.split(jax.random.key(0), 200), 13)
+    propose = jax.jit(jax.vmap(sampler.propose, (0, None)))
+    masks = propose(jax.random.split(jax.random.key(0), 200), 13)
     assert masks[:, 1:13].all() and not masks[:, 13:].any()
     assert 10 < (~masks[:, 0]).sum() < 60  # 1 in 7 leaves out start 0.
 
@@ -532,15 +532,10 @@ def test_positions():
         masking.positions(mask, 6)
 
 
-def test_counts_stay_exact_over_many_rows():
-    # Plain random numbers tie: the counts hold because `_ranks` makes them distinct.
-    sampler = masking.independent(16, ratio=0.5)
-    masks = masking.sample(sampler, jax.random.key(0), 0, jnp.arange(200_000), 1)
-    assert (masks.sum(-1) == 8).all()
-    ranks = jax.vmap(masking._ranks, (0, None))(
-        jax.random.split(jax.random.key(0), 100), jnp.zeros(1000, int)
-    )
-    assert all(len(set(r.tolist())) == 1000 for r in ranks)
+def test_counts_are_exact_even_if_random_numbers_tie(monkeypatch):
+    monkeypatch.setattr(jax.random, "bits", lambda key, shape, dtype: jnp.zeros(shape, dtype))
+    among = jnp.arange(99) % 3 > 0
+    assert [masking._choose(None, n, among).sum().item() for n in (0, 1, 40, 66)] == [0, 1, 40, 66]
 
 
 # Config -------------------------------------------------------------------------------------------

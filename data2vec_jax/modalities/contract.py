@@ -76,7 +76,8 @@ class Modality:
 
     model: config section `model` -> a linen module with the methods `features(batch, key)`,
       `encode(tokens, mask, key, record, collect)`, `predict(x)`, and, without parameters,
-      `mask_shape(shapes)` and `valid_lengths(batch)`.
+      `mask_shape(shapes)` and `valid_lengths(batch)`, and the field `padding`: 'exact' (padded
+      positions take part in no statistic) or 'reference' (as in the authors' code).
     layout: config section `examples` -> Layout.
     examples: (source, like=None, **section `examples`) -> Examples. With `like`, the training
       examples, nothing is random and what they learned from the data (a tokenizer) is kept.
@@ -102,6 +103,14 @@ def get(name: str) -> Modality:
     if name not in NAMES:
         raise UserError(f"config.modality: no modality '{name}'{nearest(name, NAMES)}")
     return importlib.import_module(f"data2vec_jax.modalities.{name}.modality").MODALITY
+
+
+def check_padding(padding: str) -> str:
+    """`padding` if it is one of the two ways to treat padded positions."""
+    if padding not in ("exact", "reference"):
+        hint = nearest(padding, ("exact", "reference"))
+        raise UserError(f"config.model.padding: no '{padding}'{hint}")
+    return padding
 
 
 def build(

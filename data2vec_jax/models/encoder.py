@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from data2vec_jax import parallel
@@ -31,15 +32,22 @@ from data2vec_jax.models.positions import relative_bias, relative_index
 class Record(NamedTuple):
     """What the teacher's layers leave behind.
 
-    top_k: the uppermost K layers are averaged. what: 'ffn' (output of the feed-forward part,
-    before dropout, residual and norm) or 'block' (output of the block). normalise: applied to each
-    layer's [B, T, D] before the average. skip: leading tokens (class token) left out.
+    top_k: the uppermost K layers are averaged, or the layers with these numbers (from 0). what:
+    'ffn' (output of the feed-forward part, before dropout, residual and norm) or 'block' (output of
+    the block). normalise: applied to each layer's [B, T, D] before the average. skip: leading
+    tokens (class token) left out.
     """
 
-    top_k: int
+    top_k: int | tuple[int, ...]
     what: str
     normalise: Callable[[Array], Array]
     skip: int = 0
+
+    def layers(self, depth: int) -> tuple[int, ...]:
+        """Numbers of the averaged layers of `depth`, ascending."""
+        if isinstance(self.top_k, int):
+            return tuple(range(depth - self.top_k, depth))
+        return tuple(sorted(self.top_k))
 
 
 class Encoded(NamedTuple):
@@ -68,7 +76,7 @@ class Block(nn.Module):
     mlp: int
     norm: str = "post"
     eps: float = 1e-5
-    key_bias: bool = True  # vision 1.0 has biases on queries and values only
+    qkv_bias: str = "qkv"  # which projections have one: vision 1.0 'qv'; 'none'
     layer_scale: float | None = None
     relative: tuple[int, int] | None = None  # grid of a relative position bias of this block's own
     dropout: float = 0.0
@@ -79,8 +87,8 @@ class Block(nn.Module):
 
     def _attend(self, x, bias, valid, keys):
         B, T, D = x.shape
-        y = dense(3 * D, D, self.initializer, self.dtype, "qkv", bias=self.key_bias)(x)
-        if not self.key_bias:
+        y = dense(3 * D, D, self.initializer, self.dtype, "qkv", self.qkv_bias == "qkv")(x)
+        if self.qkv_bias == "qv":
             zeros = nn.initializers.zeros
             q_bias, v_bias = self.param("q_bias", zeros, (D,)), self.param("v_bias", zeros, (D,))
             y = y + jnp.concatenate([q_bias, jnp.zeros_like(q_bias), v_bias]).astype(y.dtype)
@@ -162,7 +170,7 @@ class Encoder(nn.Module):
     mlp: int
     norm: str = "post"
     eps: float = 1e-5
-    key_bias: bool = True
+    qkv_bias: str = "qkv"
     layer_scale: float | None = None
     relative: tuple[int, int] | None = None
     dropout: float = 0.0
@@ -177,6 +185,7 @@ class Encoder(nn.Module):
     def setup(self):
         for option, value, choices in (
             ("norm", self.norm, ("post", "pre")),
+            ("qkv_bias", self.qkv_bias, ("qkv", "qv", "none")),
             ("initializer", self.initializer, INITS),
             ("remat", self.remat, REMAT),
         ):
@@ -186,7 +195,7 @@ class Encoder(nn.Module):
         if self.width % self.heads:
             raise UserError(f"config.model.encoder: width {self.width} / heads {self.heads}")
         self.block = Block(
-            self.width, self.heads, self.mlp, self.norm, self.eps, self.key_bias, self.layer_scale,
+            self.width, self.heads, self.mlp, self.norm, self.eps, self.qkv_bias, self.layer_scale,
             self.relative, self.dropout, self.attention_dropout, self.activation_dropout,
             self.initializer, self.dtype, parent=None,
         )  # fmt: skip
@@ -242,17 +251,20 @@ class Encoder(nn.Module):
 
         def averaging(carry, xs):
             x, mean = carry
+            *xs, weight = xs
             y, t = layer(x, *xs)
-            mean = mean + recorded(y, t) / record.top_k
+            mean = mean + weight * recorded(y, t)
             return (y, mean), (y, t) if collect else None
 
         layers = (self.blocks, rates, keys)
         if record is None:
             x, outs = lax.scan(plain, x, layers)
             return Encoded(x, None, *(outs or (None, None)))
-        below = self.depth - record.top_k
+        averaged = record.layers(self.depth)
+        below = averaged[0]
+        weights = np.isin(np.arange(self.depth), averaged).astype(np.float32) / len(averaged)
         lower = jax.tree.map(lambda a: a[:below], layers)
-        upper = jax.tree.map(lambda a: a[below:], layers)
+        upper = jax.tree.map(lambda a: a[below:], (*layers, weights))
         x, low = lax.scan(plain, x, lower) if below else (x, None)
         zero = jnp.zeros((x.shape[0], x.shape[1] - record.skip, x.shape[2]), jnp.float32)
         (x, mean), high = lax.scan(averaging, (x, zero), upper)

@@ -107,7 +107,10 @@ def conv1d(x: Array, kernel: Array, *, stride: int = 1, padding: int = 0, groups
 
 
 class Conv1d(nn.Module):
-    """A 1-D convolution with parameters kernel [width, C / groups, channels] and maybe bias."""
+    """A 1-D convolution with parameters kernel [width, C / groups, channels] and maybe bias.
+
+    weight_norm: the kernel is gain * kernel / |kernel|, one gain and length per tap.
+    """
 
     channels: int
     width: int
@@ -116,6 +119,7 @@ class Conv1d(nn.Module):
     groups: int = 1
     bias: bool = True
     kernel_init: Callable | None = None  # None: PyTorch's default
+    weight_norm: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -124,6 +128,9 @@ class Conv1d(nn.Module):
         default = uniform_fan_in(per_group * self.width)
         shape = (self.width, per_group, self.channels)
         kernel = self.param("kernel", self.kernel_init or default, shape)
+        if self.weight_norm:
+            size = jnp.sqrt(jnp.sum(jnp.square(kernel), (1, 2), keepdims=True))
+            kernel = kernel * (self.param("gain", lambda key: size) / size)
         y = conv1d(
             x.astype(self.dtype), kernel.astype(self.dtype),
             stride=self.stride, padding=self.padding, groups=self.groups,

@@ -16,12 +16,14 @@ class ConvPositions(nn.Module):
     """A stack of grouped convolutions, each with a norm without affine and GELU (spec 2.2).
 
     width: total receptive field; each of `depth` convolutions has kernel max(3, width // depth).
-    An even kernel pads one more at the left than its output needs and drops the last frame.
+    An even kernel pads one more at the left than its output needs and drops the last frame. norm:
+    'layer', or 'weight' (of the kernel; wav2vec 2.0 has one such convolution and no layer norm).
     """
 
     depth: int = 5
     width: int = 95
     groups: int = 16
+    norm: str = "layer"
     exact_padding: bool = True
     dtype: Any = jnp.float32
 
@@ -34,10 +36,12 @@ class ConvPositions(nn.Module):
                 x = jnp.where(valid[..., None], x, 0)
             conv = Conv1d(
                 channels, kernel, padding=kernel // 2, groups=self.groups, dtype=self.dtype,
-                name=f"conv{i}",
+                weight_norm=self.norm == "weight", name=f"conv{i}",
             )  # fmt: skip
             x = conv(x)[:, :length]
-            x = gelu(LayerNorm(1e-5, affine=False, dtype=self.dtype)(x))
+            if self.norm == "layer":
+                x = LayerNorm(1e-5, affine=False, dtype=self.dtype)(x)
+            x = gelu(x)
         return x
 
 

@@ -14,6 +14,7 @@ from data2vec_jax import masking
 from data2vec_jax.models.encoder import Record
 from data2vec_jax.objectives.targets import (
     Draw,
+    Norm,
     Objective,
     Stages,
     monitor,
@@ -21,6 +22,7 @@ from data2vec_jax.objectives.targets import (
     regression,
     scale_of,
     take,
+    variance_penalty,
 )  # fmt: skip
 from data2vec_jax.state import overlay
 
@@ -33,12 +35,14 @@ def make_loss(
     corrupt: Callable[..., Any] | None = None,
     shares_features: bool = False,
     *,
-    top_k: int,
+    top_k: int | Sequence[int],
     target: str = "ffn",
-    layer_norms: Sequence[str] = (),
-    final_norms: Sequence[str] = (),
+    layer_norms: Sequence[Norm] = (),
+    final_norms: Sequence[Norm] = (),
     beta: float = 0.0,
     scale: str | float = "rsqrt_width",
+    variance_weight: float = 0.0,
+    variance_margin: float = 0.5,
 ) -> Objective:
     """The objective of a batch. Config section `objective`.
 
@@ -46,18 +50,23 @@ def make_loss(
     corrupt: masks the input rather than the features (text). shares_features: the teacher consumes
     the student's own unmasked features (speech).
 
-    top_k: K uppermost blocks averaged. target: 'ffn' or 'block'. layer_norms, final_norms: of each
-    block's output, and of the average. beta: of smooth L1, 0 for squared error. scale: factor on
-    the sum over channels (see `targets.scale_of`).
+    top_k: K uppermost blocks averaged, or the numbers of the blocks. target: 'ffn' or 'block'.
+    layer_norms, final_norms: of each block's output, and of the average. beta: of smooth L1, 0 for
+    squared error. scale: factor on the sum over channels (see `targets.scale_of`).
+    variance_weight, variance_margin: of `targets.variance_penalty`.
     """
     apply = model.apply
+    top_k = top_k if isinstance(top_k, int) else tuple(top_k)
     factor = scale_of(scale, model.width)
 
     def given(
         params: Any, teacher: Any, batch: Mapping[str, Array], visible: Mapping[str, Array],
-        mask: Array, most: int, key: Array | None,
+        mask: Array, most: int, key: Array | None, collect: bool = False,
     ) -> Stages:  # fmt: skip
-        """Everything after the masks. mask bool [B, T], at most `most` = M True in a row."""
+        """Everything after the masks. mask bool [B, T], at most `most` = M True in a row.
+
+        visible: what the student sees. collect: keep the outputs of every layer.
+        """
         positions = masking.positions(mask, most)  # [B, M]
         weights = (jnp.arange(most) < jnp.sum(mask, -1, keepdims=True)).astype(jnp.float32)
 
@@ -65,7 +74,7 @@ def make_loss(
         front_key, encoder_key = (None, None) if key is None else jax.random.split(key)
         student = {"params": params}
         tokens = apply(student, visible, front_key, method="features")
-        encoded = apply(student, tokens, mask, encoder_key, method="encode")
+        encoded = apply(student, tokens, mask, encoder_key, collect=collect, method="encode")
         prediction = apply(student, take(encoded.x, positions), method="predict")  # [B, M, D]
 
         # Teacher: the whole input, without dropout or gradient.
@@ -74,14 +83,23 @@ def make_loss(
         whole = jax.lax.stop_gradient(whole)
 
         # Targets: the mean of the K uppermost blocks, each normalised, then normalised again.
-        record = Record(top_k, target, normaliser(layer_norms, whole.valid))
-        mean = apply(average, whole, record=record, method="encode").targets
-        targets = jax.lax.stop_gradient(normaliser(final_norms, whole.valid)(mean))  # [B, T, D]
+        counted = whole.valid if model.padding == "exact" else None
+        record = Record(top_k, target, normaliser(layer_norms, counted))
+        teaching = apply(average, whole, record=record, collect=collect, method="encode")
+        targets = normaliser(final_norms, counted)(teaching.targets)
+        targets = jax.lax.stop_gradient(targets)  # [B, T, D]
         wanted = take(targets, positions)  # [B, M, D]
 
         # Regression at the masked positions.
-        total = factor * jnp.sum(regression(prediction, wanted, beta) * weights)
-        return Stages(total, jnp.sum(weights), tokens, prediction, targets, wanted, weights)
+        count = jnp.sum(weights)
+        parts = {"regression": factor * jnp.sum(regression(prediction, wanted, beta) * weights)}
+        total = parts["regression"]
+        if variance_weight:
+            parts["variance"] = variance_penalty(prediction, weights, variance_margin)
+            total = total + count * variance_weight * parts["variance"]
+        return Stages(
+            total, count, tokens, prediction, targets, wanted, weights, encoded, teaching, parts
+        )
 
     def loss(params, teacher, batch, draw: Draw):
         masks = sampler(batch)  # an exact count per row: every shape is static

@@ -4,7 +4,8 @@ Spec 6 (targets) and 8 (losses). Everything is float32; normalisations have no a
 eps 1e-5. `valid` is bool [B, T] or None: padded positions take part in no statistic.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -30,7 +31,8 @@ class Stages(NamedTuple):
 
     total, count: sum of the loss over masked positions, their number. tokens: the front end's
     output. prediction, wanted [rows, M, D] and weights [rows, M]: what entered the loss.
-    targets [B, T, D]: at every position.
+    targets [B, T, D]: at every position. student, teacher: what their encoders returned, with every
+    layer's output if `given` was asked to `collect`. parts: the loss's terms, before their weights.
     """
 
     total: Array
@@ -40,6 +42,9 @@ class Stages(NamedTuple):
     targets: Array
     wanted: Array
     weights: Array
+    student: Any = None
+    teacher: Any = None
+    parts: Mapping[str, Array] = MappingProxyType({})
 
 
 class Objective(NamedTuple):
@@ -56,6 +61,7 @@ def _standardise(x: Array, weights: Array | None, axes: tuple[int, ...]) -> Arra
         mean = jnp.mean(x, axes, keepdims=True)
         variance = jnp.mean(jnp.square(x - mean), axes, keepdims=True)
     else:
+        weights = jnp.broadcast_to(weights, x.shape)
         count = jnp.maximum(jnp.sum(weights, axes, keepdims=True), 1.0)
         mean = jnp.sum(x * weights, axes, keepdims=True) / count
         variance = jnp.sum(jnp.square(x - mean) * weights, axes, keepdims=True) / count
@@ -65,20 +71,36 @@ def _standardise(x: Array, weights: Array | None, axes: tuple[int, ...]) -> Arra
 AXES = {
     "layer": (2,),  # each position, across channels
     "instance": (1,),  # each example and channel, across positions
+    "group": (1, 2),  # each example, across positions and channels
     "batch": (0, 1),  # each channel, across the whole batch
 }
+Norm = str | tuple[int, ...]
 
 
-def normaliser(names: Sequence[str], valid: Array | None = None) -> Callable[[Array], Array]:
-    """A function [B, T, D] -> [B, T, D] applying the norms `names` ('layer', ...) in order."""
-    for name in names:
-        if name not in AXES:
-            raise UserError(f"config.objective: no target norm '{name}'{nearest(name, AXES)}")
+def axes_of(norms: Sequence[Norm]) -> list[tuple[int, ...]]:
+    """Axes of the statistics of target norms: names of `AXES`, or axes of [B, T, D] themselves."""
+    for norm in norms:
+        if not isinstance(norm, tuple) and norm not in AXES:
+            raise UserError(f"config.objective: no target norm '{norm}'{nearest(norm, AXES)}")
+    return [norm if isinstance(norm, tuple) else AXES[norm] for norm in norms]
+
+
+def normaliser(norms: Sequence[Norm], valid: Array | None = None) -> Callable[[Array], Array]:
+    """A function [B, T, D] -> [B, T, D] applying `norms` ('layer', ...) in order.
+
+    valid: bool [B, T], positions that take part in the statistics; None for all.
+    """
+    steps = axes_of(norms)
+    if valid is not None and any(0 in axes for axes in steps):
+        raise UserError(
+            "config.objective: target norm 'batch' mixes rows, and these have padding: use rows of "
+            "one length and model.padding='reference', or another norm"
+        )
     weights = None if valid is None else valid[..., None].astype(jnp.float32)
 
     def apply(x):
-        for name in names:
-            x = _standardise(x, None if name == "layer" else weights, AXES[name])
+        for axes in steps:
+            x = _standardise(x, None if axes == AXES["layer"] else weights, axes)
         return x
 
     return apply
@@ -88,7 +110,7 @@ def regression(prediction: Array, target: Array, beta: float) -> Array:
     """Element loss, summed over channels: [..., D] -> [...].
 
     beta 0 is the squared error (no half); otherwise smooth L1: d^2 / (2 beta) below beta, |d| -
-    beta / 2 above.
+    beta / 2 above. So a tiny beta is the L1 loss.
     """
     d = prediction.astype(jnp.float32) - target.astype(jnp.float32)
     if beta == 0.0:
@@ -107,6 +129,14 @@ def scale_of(scale: str | float, width: int) -> float:
     if scale not in SCALES:
         raise UserError(f"config.objective.scale: no '{scale}'{nearest(scale, SCALES)}")
     return SCALES[scale](width)
+
+
+def variance_penalty(prediction: Array, weights: Array, margin: float) -> Array:
+    """Mean over channels of max(0, margin - deviation over all predicted positions) (spec 8.2).
+
+    prediction [B, M, D], weights [B, M]. It is a statistic of the whole batch.
+    """
+    return jnp.mean(jax.nn.relu(margin - metrics.channel_std(prediction, weights)))
 
 
 def take(x: Array, positions: Array) -> Array:

@@ -52,9 +52,16 @@ def make_objective(config: Mapping[str, Any], modality: contract.Modality, model
         shares_features=modality.shares_features,
     )  # fmt: skip
     check_section("objective", options, objective.make_loss, given)
-    depth = model.encoder.depth
-    if not 1 <= options.get("top_k", 1) <= depth:
-        raise UserError(f"config.objective.top_k: {options['top_k']} of {depth} layers")
+    depth, top_k = model.encoder.depth, options.get("top_k", 1)
+    inside = 1 <= top_k <= depth if isinstance(top_k, int) else set(top_k) <= {*range(depth)}
+    if not inside or not top_k:
+        raise UserError(f"config.objective.top_k: {top_k} of {depth} layers")
+    norms = (*options.get("layer_norms", ()), *options.get("final_norms", ()))
+    if config["accumulate"] > 1 and ("batch" in norms or options.get("variance_weight")):
+        raise UserError(
+            "config.accumulate: target norm 'batch' and objective.variance_weight are statistics of "
+            "the whole batch; use accumulate=1"
+        )
     return objective.make_loss(**given, **options), sampler
 
 

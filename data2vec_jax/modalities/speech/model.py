@@ -10,7 +10,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from data2vec_jax.modalities.contract import FROZEN, Batch, Options, Tokens, build
+from data2vec_jax.errors import UserError
+from data2vec_jax.modalities.contract import (
+    FROZEN,
+    Batch,
+    Options,
+    Tokens,
+    build,
+    check_padding,
+)  # fmt: skip
 from data2vec_jax.models.encoder import Encoded, Encoder, Record
 from data2vec_jax.models.encoder import flops as encoder_flops
 from data2vec_jax.models.layers import (
@@ -86,6 +94,7 @@ class SpeechModel(nn.Module):
     encoder: Encoder
     head: Mlp
     dropout: float = 0.0
+    padding: str = "exact"
     dtype: Any = jnp.float32
 
     def setup(self):
@@ -106,6 +115,11 @@ class SpeechModel(nn.Module):
         x = self.frontend(batch["audio"])
         if "length" not in batch:
             return Tokens(x)
+        if self.frontend.norm == "group" and self.padding == "exact":
+            raise UserError(
+                "config.model.frontend.norm: 'group' takes statistics over whole rows, and these "
+                "have padding: use norm='layer', rows of one length, or model.padding='reference'"
+            )
         valid = jnp.arange(x.shape[1]) < frames(batch["length"], self.frontend.convs)[:, None]
         return Tokens(x, valid)
 
@@ -144,10 +158,11 @@ def make_model(
     """Config section `model` of speech; nested sections are the options of the parts.
 
     width: D. dropout: after positions and norm, before the blocks. padding: 'exact' (padded frames
-    are zeroed before every positional convolution) or 'reference' (before the first only).
+    are zeroed before every positional convolution and take part in no statistic) or 'reference'
+    (as in the authors' code: zeroed before the first only, and part of all statistics).
     """
     common = dict(dtype=dtype)
-    exact = padding == "exact"
+    exact = check_padding(padding) == "exact"
     return SpeechModel(
         width,
         build(SpeechFeatures, "model.frontend", frontend, width=width, **common),
@@ -155,6 +170,7 @@ def make_model(
         build(Encoder, "model.encoder", encoder, width=width, **common),
         build(Mlp, "model.head", head, out=width, **common),
         dropout,
+        padding,
         dtype,
     )
 

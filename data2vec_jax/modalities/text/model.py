@@ -7,7 +7,14 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from data2vec_jax.modalities.contract import FROZEN, Batch, Options, Tokens, build
+from data2vec_jax.modalities.contract import (
+    FROZEN,
+    Batch,
+    Options,
+    Tokens,
+    build,
+    check_padding,
+)  # fmt: skip
 from data2vec_jax.models.encoder import Encoded, Encoder, Record
 from data2vec_jax.models.encoder import flops as encoder_flops
 from data2vec_jax.models.layers import Array, Key, LayerNorm, Mlp, bert_init, dropout, head_flops
@@ -57,6 +64,7 @@ class TextModel(nn.Module):
     head: Mlp
     leave: float = 0.0
     random: float = 0.0
+    padding: str = "exact"
     dtype: Any = jnp.float32
 
     def setup(self):
@@ -96,12 +104,14 @@ class TextModel(nn.Module):
 def make_model(
     *, width: int, encoder: Options, vocab_size: int = 50_265, max_length: int = 512,
     scale: bool = False, head: Options = FROZEN, dropout: float = 0.0, leave: float = 0.0,
-    random: float = 0.0, dtype: Any = jnp.float32,
+    random: float = 0.0, padding: str = "exact", dtype: Any = jnp.float32,
 ) -> TextModel:  # fmt: skip
     """Config section `model` of text; nested sections are the options of the parts.
 
     width: D. dropout: after the embedding norm. leave, random: shares of the masked tokens that
-    stay, or become a random token, in place of `<mask>`. For the rest see `Embeddings`, `Encoder`.
+    stay, or become a random token, in place of `<mask>`. padding: 'exact' (pads take part in no
+    statistic of the targets) or 'reference' (as in the authors' code: they do). For the rest see
+    `Embeddings`, `Encoder`.
     """
     common = dict(dtype=dtype)
     head = {"depth": 2, "hidden": 2 * width, "initializer": "bert"} | dict(head)
@@ -112,6 +122,7 @@ def make_model(
         build(Mlp, "model.head", head, out=width, **common),
         leave,
         random,
+        check_padding(padding),
         dtype,
     )
 

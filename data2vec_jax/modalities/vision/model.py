@@ -1,7 +1,7 @@
 """Vision: image -> patches -> encoder.   B batch, N patches, T = 1 + N tokens, D width."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -64,6 +64,7 @@ class VisionModel(nn.Module):
     absolute: bool = False
     dropout: float = 0.0
     dtype: Any = jnp.float32
+    padding: ClassVar[str] = "exact"  # images have none
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -1,0 +1,121 @@
+"""The demo: pretrain small encoders on the real samples shipped inside, probe them, write a report.
+
+    bash launch/local.sh
+
+For each modality and seed: the linear probe and k-NN of the untrained and of the pretrained
+encoder on held-out examples, same probe and budget for both. Ends with a table,
+runs/demo/summary.json and runs/demo/report.html. The same command again resumes.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from data2vec_jax import metrics, parallel, report, train
+from data2vec_jax.data.sources import open_source
+from data2vec_jax.errors import run_main
+from data2vec_jax.tasks import pretrain, probe
+
+ROOT = Path(__file__).resolve().parent.parent
+FINAL = ("loss", "target_std", "pred_std")
+PROBES = {"linear_probe": "linear probe", "knn": "k-NN"}
+
+
+def labelled(modality: Any, config: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The probe's training and test examples: the labelled splits of the config's source."""
+    data, options = config["data"], config["examples"]
+    like = modality.examples(
+        open_source(data["source"], data["split"], modality=modality.name), **options
+    )
+    return tuple(
+        modality.labelled(
+            open_source(data["source"], split, modality=modality.name), like, **options
+        )
+        for split in ("train", "test")
+    )
+
+
+def run_modality(variant: str, seeds: int, folder: Path) -> dict[str, Any]:
+    """Pretrains and probes `seeds` encoders of configs/demo.py:VARIANT; one program for all."""
+    start = time.time()
+    config, _ = train.parse(["demo", f"--config={ROOT}/configs/demo.py:{variant}", "--workdir=-"])
+    modality, model = pretrain.make_model(config)
+    examples = labelled(modality, config)
+    encode = probe.make_encode(model)
+    mesh = parallel.make_mesh(**config["mesh"])
+    programs: dict[Any, Any] = {}
+    scores = {name: {"untrained": [], "pretrained": []} for name in PROBES}
+    last = []
+    for seed in range(seeds):
+        print(f"{variant}, seed {seed}: {config['total_steps']} steps", file=sys.stderr, flush=True)
+        config["seed"] = seed
+        with jax.set_mesh(mesh):
+            untrained = train.Run(config, pretrain.make(config), mesh).init(seed).params
+        workdir = folder / variant / f"seed{seed}"
+        state = train.train(config, workdir, programs=programs, verbose=seed == 0)
+        for kind, params in (("untrained", untrained), ("pretrained", state.params)):
+            found = probe.probe(encode, params, *examples)
+            for name in PROBES:
+                scores[name][kind].append(found[name])
+        lines = metrics.read_lines(workdir / metrics.FILE)
+        last.append([line for line in lines if line["split"] == "train"][-1])
+    final = {
+        k: statistics.mean(line[k] for line in last) for k in ("loss", "target_std", "pred_std")
+    }
+    return scores | final | {"seconds": time.time() - start}
+
+
+def table(summary: Mapping[str, Mapping[str, Any]]) -> str:
+    """One line per modality and probe: mean and range over the seeds."""
+    head = ("", "loss", "target_std", "pred_std", "probe", "untrained", "pretrained", "")
+    rows = [head]
+    for name, found in summary.items():
+        first = [name, *(f"{found[k]:.3f}" for k in FINAL)]
+        for probe_name, title in PROBES.items():
+            before, after = found[probe_name]["untrained"], found[probe_name]["pretrained"]
+            verdict = "better" if min(after) > max(before) else ""
+            rows.append((*first, title, spread(before), spread(after), verdict))
+            first = [""] * 4
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def spread(values: list[float]) -> str:
+    """'82.1 % (81.0 to 83.3)'"""
+    percent = [100 * v for v in values]
+    return f"{statistics.mean(percent):.1f} % ({min(percent):.1f} to {max(percent):.1f})"
+
+
+def main() -> None:
+    """The command: see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seeds", type=int, default=3, help="pretraining seeds of each modality")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/demo"))
+    parser.add_argument("--variants", default="vision,speech,text", help="of configs/demo.py")
+    options = parser.parse_args()
+
+    def command():
+        start, summary = time.time(), {}
+        for variant in options.variants.split(","):
+            summary[variant] = run_modality(variant, options.seeds, options.workdir)
+            path = options.workdir / "summary.json"
+            path.write_text(json.dumps(summary, indent=1) + "\n")
+        report.main([str(options.workdir)])
+        print(table(summary))
+        print(f"{(time.time() - start) / 60:.1f} minutes; report: {options.workdir}/report.html")
+
+    run_main(command)
+
+
+if __name__ == "__main__":
+    main()

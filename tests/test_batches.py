@@ -1,0 +1,103 @@
+"""Global batches: a pure function of their number, whatever reads them."""
+
+import jax
+import numpy as np
+import pytest
+
+from data2vec_jax.data.batches import Plan, RowBlocks, global_shapes, stream
+from data2vec_jax.errors import UserError
+from data2vec_jax.modalities.contract import Layout
+
+
+class Numbers:
+    """Examples whose array says which example, bucket and draw it is."""
+
+    layout = Layout(
+        [2, 4], [{"x": jax.ShapeDtypeStruct((n,), np.float64)} for n in (2, 4)]
+    )  # fmt: skip
+
+    def __init__(self, lengths):
+        self.lengths = np.asarray(lengths)
+        self.bucket_of = np.searchsorted(self.layout.buckets, self.lengths, "right") - 1
+
+    def load(self, index, bucket, rng):
+        x = np.full(self.layout.buckets[bucket], float(index))
+        x[-1] = rng.random()
+        return {"x": x}
+
+
+def plan_of(lengths, **options):
+    return Plan(
+        Numbers(lengths).bucket_of, [2, 4], **{"batch_size": 4, "seed": 0, "multiple": 4} | options
+    )
+
+
+LENGTHS = [1] * 3 + [2] * 30 + [3] * 11 + [4] * 21 + [9] * 4
+
+
+def test_an_epoch_holds_each_example_at_most_once():
+    plan = plan_of(LENGTHS)
+    assert plan.rows == [8, 4]
+    assert plan.per_epoch == 41 // 8 + 25 // 4
+    seen = np.concatenate([plan(n)[1] for n in range(plan.per_epoch)])
+    assert len(seen) == len(set(seen.tolist())) == 5 * 8 + 6 * 4
+    for n in range(plan.per_epoch):
+        bucket, ids = plan(n)
+        assert (plan.bucket_of[ids] == bucket).all()
+    assert not set(seen.tolist()) & {0, 1, 2}  # too short for any bucket
+
+
+def test_epochs_and_seeds_differ_and_repeat():
+    plan = plan_of(LENGTHS)
+    ids = [plan(n)[1].tolist() for n in range(3 * plan.per_epoch)]
+    again = [plan_of(LENGTHS)(n)[1].tolist() for n in range(3 * plan.per_epoch)]
+    other = [plan_of(LENGTHS, seed=1)(n)[1].tolist() for n in range(plan.per_epoch)]
+    assert ids == again
+    assert ids[: plan.per_epoch] != ids[plan.per_epoch : 2 * plan.per_epoch]
+    assert ids[: plan.per_epoch] != other
+    # What one epoch leaves out is not left out for ever.
+    assert len({i for batch in ids for i in batch}) > len(
+        {i for batch in ids[: plan.per_epoch] for i in batch}
+    )
+
+
+def test_a_bucket_too_small_for_a_batch_moves_down():
+    plan = plan_of([2] * 16 + [4] * 3)
+    assert plan.batches == [2, 0]
+    assert len(global_shapes(plan, Numbers([2] * 16 + [4] * 3))) == 1
+    with pytest.raises(UserError, match=r"19 examples .* do not fill one batch"):
+        plan_of([2] * 16 + [4] * 3, batch_size=64)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_processes_read_blocks_of_the_same_rows(processes):
+    examples, plan = Numbers(LENGTHS), plan_of(LENGTHS)
+    whole = RowBlocks(plan, examples)
+    parts = [RowBlocks(plan, examples, p, processes) for p in range(processes)]
+    for n in (0, 7, plan.per_epoch + 1):
+        batch, blocks = whole(n), [part(n) for part in parts]
+        for key in ("x", "example_id"):
+            np.testing.assert_array_equal(batch[key], np.concatenate([b[key] for b in blocks]))
+        assert batch["example_id"].dtype == np.uint32
+        np.testing.assert_array_equal(batch["x"][:, 0], batch["example_id"])
+
+
+def test_draws_differ_between_epochs():
+    examples = Numbers([2] * 8)
+    read = RowBlocks(plan_of([2] * 8), examples)
+    first, second = (
+        {int(i): row[-1] for i, row in zip(batch["example_id"], batch["x"], strict=True)}
+        for batch in (read(0), read(1))
+    )
+    assert first.keys() == second.keys()
+    assert all(first[i] != second[i] for i in first)
+
+
+def test_stream_starts_anywhere():
+    read = RowBlocks(plan_of(LENGTHS), Numbers(LENGTHS))
+    options = dict(workers=0, prefetch=2, place=lambda batch: batch)
+    whole = [b["x"] for b in stream(read, 0, 12, **options)]
+    tail = [b["x"] for b in stream(read, 5, 12, **options)]
+    assert len(whole) == 12 and len(tail) == 7
+    for a, b in zip(whole[5:], tail, strict=True):
+        np.testing.assert_array_equal(a, b)

@@ -1,0 +1,109 @@
+"""Examples of each modality from the real samples: crops, augmentation, labels."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data2vec_jax.data.sources import open_source
+from data2vec_jax.errors import UserError
+from data2vec_jax.modalities import contract
+from data2vec_jax.modalities.speech import data as speech
+from data2vec_jax.modalities.text.data import TextExamples
+from data2vec_jax.modalities.text.data import labelled as text_labelled
+from data2vec_jax.modalities.vision import data as vision
+
+
+def rng(i=0):
+    return np.random.default_rng(i)
+
+
+def test_speech_is_normalised_whole_then_cropped():
+    source = open_source("samples:speech", "train", modality="speech")
+    examples = speech.SpeechExamples(source, crops=(2.0, 5.0))
+    index = int(np.argmax(examples.bucket_of == 1))
+    whole = source[index]["audio"].astype(np.float64)
+    whole = (whole - whole.mean()) / np.sqrt(whole.var() + 1e-5)
+    for i in range(3):
+        crop = examples.load(index, 1, rng(i))["audio"]
+        assert crop.shape == (80_000,) and crop.dtype == np.float32
+        starts = [s for s in range(len(whole) - 80_000 + 1) if abs(whole[s] - crop[0]) < 1e-5]
+        assert any(np.allclose(whole[s : s + 80_000], crop, atol=1e-4) for s in starts)
+    first, second = (examples.load(index, 0, rng(i))["audio"] for i in range(2))
+    assert not np.array_equal(first, second)
+    fixed = speech.SpeechExamples(source, like=examples, crops=(2.0, 5.0))
+    np.testing.assert_array_equal(
+        fixed.load(index, 0, rng(0))["audio"], fixed.load(index, 0, rng(1))["audio"]
+    )
+
+
+def test_speech_labels_are_the_phone_at_the_middle_of_a_frame():
+    source = open_source("samples:speech", "test", modality="speech")
+    examples = speech.SpeechExamples(source, crops=(2.0,))
+    found = speech.labelled(source, examples, crops=(2.0,))
+    assert found.labels.shape[1] == 99 and found.inputs["audio"].shape[1] == 32_000
+    phones = source[0]["phones"]
+    for frame in (0, 40, 98):
+        moment = (frame * 320 + 200) / 16_000
+        name = next(name for start, end, name in phones if start <= moment < end)
+        assert source.label_names[found.labels[0, frame]] == name
+
+
+def test_crops_must_ascend():
+    with pytest.raises(UserError, match=r"config\.examples\.crops"):
+        speech.layout(crops=(4.0, 2.0))
+
+
+def test_random_boxes_follow_the_recipe():
+    boxes = [vision.random_box(120, 80, (0.08, 1.0), (3 / 4, 4 / 3), rng(i)) for i in range(2000)]
+    left, top, right, bottom = np.array(boxes).T
+    width, height = right - left, bottom - top
+    assert (left >= 0).all() and (top >= 0).all() and (right <= 120).all() and (bottom <= 80).all()
+    share, aspect = width * height / (120 * 80), width / height
+    assert 0.07 < share.min() < 0.1 and share.max() < 0.95  # aspect 3/2 leaves no whole picture
+    assert aspect.min() > 0.70 and aspect.max() < 1.42
+    assert abs(np.log(aspect).mean()) < 0.05  # log-uniform, not uniform
+
+
+def test_vision_augments_in_training_only():
+    pixels = np.arange(40 * 60 * 3, dtype=np.uint8).reshape(40, 60, 3)
+    source = [{"image": pixels, "label": 0}]
+    options = dict(image=32, jitter=0.4, flip=0.5, scale=(0.5, 1.0))
+    examples = vision.VisionExamples(source, **options)
+    one, two = (examples.load(0, 0, rng(i))["image"] for i in range(2))
+    assert one.shape == (32, 32, 3) and one.dtype == np.uint8 and not np.array_equal(one, two)
+    fixed = vision.VisionExamples(source, like=examples, **options)
+    whole = Image.fromarray(pixels).resize((32, 32), Image.Resampling.BICUBIC, box=(10, 0, 50, 40))
+    np.testing.assert_array_equal(fixed.load(0, 0, rng())["image"], np.asarray(whole))
+    plain = vision.VisionExamples(source, image=32, jitter=0.0, flip=1.0, scale=(1.0, 1.0))
+    mirrored = np.asarray(Image.fromarray(pixels).transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+    assert plain.load(0, 0, rng())["image"].shape == (32, 32, 3) and mirrored.shape == pixels.shape
+
+
+def test_jitter_changes_colours_within_its_strength():
+    grey = Image.fromarray(np.full((8, 8, 3), 100, np.uint8))
+    values = [np.asarray(vision.colour_jitter(grey, 0.4, rng(i)))[0, 0, 0] for i in range(300)]
+    assert 58 <= min(values) < 66 and 134 < max(values) <= 141
+    np.testing.assert_array_equal(vision.colour_jitter(grey, 0.0, rng()), grey)
+
+
+def test_text_rows_and_labels_share_the_tokenizer():
+    source = open_source("samples:glosses", "test", modality="text")
+    options = dict(lengths=(32, 64), vocab_size=800)
+    examples = TextExamples(source, **options)
+    tokens = examples.tokenizer
+    for bucket, length in enumerate((32, 64)):
+        index = int(np.argmax(examples.bucket_of == bucket))
+        row = examples.load(index, bucket, rng())["tokens"]
+        used = row[row != tokens.pad]
+        assert row.shape == (length,) and row.dtype == np.int32
+        assert used[0] == tokens.bos and used[-1] == tokens.eos
+        assert tokens.decode([int(t) for t in used[1:-1]]) in {
+            source[i]["text"] for i in range(len(source))
+        }
+    found = text_labelled(source, examples, **options)
+    assert len(found.labels) == len(source) and found.inputs["tokens"].shape[1] == 64
+
+
+def test_unknown_modality_names_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'speech'"):
+        contract.get("speach")

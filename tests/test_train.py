@@ -1,0 +1,190 @@
+"""The command line as a user meets it: real processes, Ctrl-C, mistakes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ONE_DEVICE = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+
+
+def command(config, workdir, *options):
+    return [
+        sys.executable, "-m", "data2vec_jax.train", f"--config={ROOT}/configs/{config}",
+        f"--workdir={workdir}", *options,
+    ]  # fmt: skip
+
+
+def run(config, workdir, *options, env=ONE_DEVICE):
+    return subprocess.run(
+        command(config, workdir, *options), capture_output=True, text=True, env=env, cwd=ROOT
+    )
+
+
+def losses(workdir):
+    """(step, loss) of every line; the file's floats are exact."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"], line["grad_norm"]) for line in lines]
+
+
+SCALARS = {
+    "loss", "learning_rate", "ema_decay", "grad_norm", "target_std", "pred_std", "masked_fraction",
+    "examples_per_second", "mfu",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("modality", ["speech", "vision", "text"])
+def test_smoke(modality, tmp_path):
+    done = run(f"{modality}_v1.py:smoke", tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert set(lines[0]) >= SCALARS
+    for name in SCALARS - {"learning_rate"}:
+        assert all(line[name] > 0 for line in lines), name
+    assert (tmp_path / "config.json").exists() and list(tmp_path.glob("events*"))
+    assert list((tmp_path / "checkpoints").iterdir())
+    if modality == "text":
+        assert list((tmp_path / "tokenizer").iterdir())
+    again = run(f"{modality}_v1.py:smoke", tmp_path)
+    assert again.returncode == 0 and "step 4 of 4" in again.stderr
+
+
+def test_ctrl_c_and_again_equals_a_run_never_stopped(tmp_path):
+    options = ("--config.total_steps=60", "--config.log_every=1", "--config.checkpoint.every=15")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert run("demo.py:speech", whole, *options).returncode == 0
+
+    def interrupt_after(step):
+        process = subprocess.Popen(
+            command("demo.py:speech", parts, *options), env=ONE_DEVICE, cwd=ROOT,
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        file = parts / "metrics.jsonl"
+        while process.poll() is None and not (file.exists() and len(losses(parts)) >= step):
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        return process.wait(), process.stderr.read()
+
+    code, text = interrupt_after(7)
+    assert code == 130 and "the same command resumes" in text, text
+    first = losses(parts)
+    assert 7 <= len(first) < 60
+    # A kill -9 leaves no time to save: the next start goes on from the last checkpoint, and lines
+    # beyond it are written again.
+    process = subprocess.Popen(
+        command("demo.py:speech", parts, *options), env=ONE_DEVICE, cwd=ROOT,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    while process.poll() is None and len(losses(parts)) < 40:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    (parts / "metrics.jsonl").open("a").write('{"step": 41, "torn')
+    done = run("demo.py:speech", parts, *options)
+    assert done.returncode == 0, done.stderr
+    assert losses(parts) == losses(whole)  # bit for bit, each step once
+
+
+def test_two_processes_take_the_same_steps_as_one(tmp_path):
+    launcher = ["bash", str(ROOT / "launch/local.sh")]
+    options = [f"--config={ROOT}/configs/vision_v1.py:smoke", "--config.mesh.fsdp=2"]
+    env = {**ONE_DEVICE, "JAX_PLATFORMS": "cpu"}
+    if not (ROOT / ".venv/bin/python").exists():  # the launcher would install one
+        (tmp_path / "bin").mkdir()
+        pytest.fail("run the tests through tests/run.sh, which makes .venv")
+    two, one = tmp_path / "two", tmp_path / "one"
+    done = subprocess.run(
+        [*launcher, "--processes=2", *options, f"--workdir={two}"], env=env, cwd=ROOT,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert run("vision_v1.py:smoke", one).returncode == 0
+    for (_, a, g), (_, b, h) in zip(losses(one), losses(two), strict=True):
+        assert a == pytest.approx(b, rel=1e-5) and g == pytest.approx(h, rel=1e-4)
+
+
+MISTAKES = {
+    "unknown key": (["--config.model.widht=64"], "width"),
+    "unknown nested key": (["--config.data.batchsize=8"], "batch_size"),
+    "wrong type": (["--config.total_steps=many"], "total_steps"),
+    "missing folder": (["--config.data.source=folder:/nowhere/images"], "/nowhere/images"),
+    "unknown source": (["--config.data.source=sample:digits"], "samples"),
+    "not divisible": (["--config.accumulate=3"], "multiple of 3"),
+    "mesh": (["--config.mesh.fsdp=3"], "fsdp=3"),
+    "top_k": (["--config.objective.top_k=9"], "top_k"),
+    "steps": (["--config.total_steps=0"], "total_steps"),
+    "dtype": (["--config.dtype=float23"], "float32"),
+    "unknown flag": (["--confgi=x"], "confgi"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_get_one_line_and_exit_code_2(name, tmp_path):
+    options, expected = MISTAKES[name]
+    done = run("vision_v1.py:smoke", tmp_path, *options)
+    assert done.returncode == 2, done.stderr
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+def test_unknown_variant_and_missing_arguments(tmp_path):
+    for done in (
+        run("vision_v1.py:smok", tmp_path),
+        run("visoin_v1.py:smoke", tmp_path),
+        subprocess.run(
+            [sys.executable, "-m", "data2vec_jax.train"], capture_output=True, text=True, cwd=ROOT
+        ),
+    ):
+        assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+def test_workdir_of_another_config(tmp_path):
+    assert run("vision_v1.py:smoke", tmp_path).returncode == 0
+    other = run("vision_v1.py:smoke", tmp_path, "--config.optim.weight_decay=0.1")
+    assert other.returncode == 2
+    assert "config.optim.weight_decay differs" in other.stderr
+    faster = run("vision_v1.py:smoke", tmp_path, "--config.data.workers=1")
+    assert faster.returncode == 0, faster.stderr  # how fast is no part of what
+
+
+def test_wrong_sample_rate(tmp_path):
+    import numpy as np
+    import soundfile
+
+    folder = tmp_path / "audio"
+    folder.mkdir()
+    for i in range(9):
+        noise = np.random.default_rng(i).normal(size=100_000) * 0.1
+        soundfile.write(folder / f"{i}.wav", noise, 8000)
+    done = run("speech_v1.py:smoke", tmp_path / "w", f"--config.data.source=folder:{folder}")
+    assert done.returncode == 2 and "8000" in done.stderr and "16000" in done.stderr, done.stderr
+
+
+def test_no_space_for_a_checkpoint(tmp_path):
+    # A file-size limit is what any user can set; a full disk takes the same path.
+    limited = ["bash", "-c", 'ulimit -f 40; trap "" XFSZ; exec "$@"', "-"]
+    done = subprocess.run(
+        limited + command("vision_v1.py:smoke", tmp_path, "--config.model.width=64"),
+        capture_output=True, text=True, env=ONE_DEVICE | {"JAX_ENABLE_COMPILATION_CACHE": "0"},
+        cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "no space left for checkpoint" in done.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_worker_processes_read_the_same_batches(tmp_path):
+    zero, two = tmp_path / "zero", tmp_path / "two"
+    assert run("vision_v1.py:smoke", zero).returncode == 0
+    done = run("vision_v1.py:smoke", two, "--config.data.workers=2")
+    assert done.returncode == 0, done.stderr
+    assert losses(zero) == losses(two)

@@ -1,10 +1,11 @@
 """The demo: small models on the real samples shipped inside, on a laptop's CPU.
 
     bash launch/local.sh                     # pretrains, probes and reports all three
-    python -m data2vec_jax.train --config=configs/demo.py:speech --workdir=DIR
+    python -m data2vec_jax.train --config=configs/demo.py:speech,v2 --workdir=DIR
 
-Variants: speech, vision, text. Sizes and schedules are ours, scaled to about a minute: a teacher
-must follow a short run fast, so its decay starts at 0.99 rather than 0.999.
+Variants: speech, vision, text (data2vec 1.0), and with ",v2" data2vec 2.0. Sizes and schedules are
+ours: about a minute on two cores, 1.0 and 2.0 alike. A teacher must follow a short run fast, so
+its decay starts at 0.99 rather than 0.999.
 """
 
 import importlib.util
@@ -14,21 +15,63 @@ from ml_collections import ConfigDict
 
 
 def _smoke(name: str) -> ConfigDict:
-    path = Path(__file__).with_name(f"{name}_v1.py")
+    """The smoke variant of the recipe `name`, next to this file."""
+    path = Path(__file__).with_name(f"{name}.py")
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config("smoke")
 
 
+def speech_v1(c: ConfigDict) -> None:
+    c.total_steps = 400
+    c.model.frontend = dict(convs=((64, 10, 5), *((64, 3, 2),) * 4, *((64, 2, 2),) * 2))
+    c.model.dropout = 0.0
+    c.model.encoder.update(dropout=0.0, attention_dropout=0.0, layerdrop=0.0)
+    c.objective.update(top_k=4, scale="mean")
+    c.examples.crops = (2.0,)
+
+
+def vision_v1(c: ConfigDict) -> None:
+    c.total_steps = 800
+    c.model.update(mean=(0.13,), std=(0.31,), absolute=True, initializer="bert")
+    c.model.encoder = dict(depth=4, heads=4, mlp=192, norm="post", eps=1e-6)
+    c.mask.count = 20
+    c.objective = dict(
+        name="data2vec1", top_k=4, target="ffn", layer_norms=("instance",),
+        final_norms=("layer",), scale="mean",
+    )  # fmt: skip
+    c.schedule.peak = 2e-3
+    c.examples.scale = (0.6, 1.0)
+    c.data.batch_size = 32
+
+
+def text_v1(c: ConfigDict) -> None:
+    c.total_steps = 600
+    c.model.update(vocab_size=2_000, dropout=0.0, scale=True)
+    c.model.encoder.update(dropout=0.0, attention_dropout=0.0)
+    c.objective = dict(
+        name="data2vec1", top_k=4, target="ffn", layer_norms=("instance",), scale="mean"
+    )
+    c.examples.vocab_size = 2_000
+    c.data.update(batch_size=32, split="train+extra")
+
+
+CHANGES = {f.__name__: f for f in (speech_v1, vision_v1, text_v1)}
+
+
 def get_config(variant: str = "vision") -> ConfigDict:
-    if variant not in ("speech", "vision", "text"):
-        raise ValueError(f"no variant '{variant}'; choose from speech, vision, text")
-    c = _smoke(variant)
-    c.update(log_every=10, total_steps=600)
-    c.model.width = 96
-    c.model.encoder.update(depth=4, heads=4, mlp=192)
-    c.objective.update(top_k=4)
+    modality, _, version = variant.partition(",")
+    name = f"{modality}_{version or 'v1'}"
+    if name not in CHANGES:
+        raise ValueError(f"no variant '{variant}'; choose from speech, vision, text, or with ,v2")
+    c = _smoke(name)
+    c.log_every = 10
     c.checkpoint = dict(every=200, keep=1)
     c.collapse = dict(warn_after=100)
+    c.ema.update(start=0.99, end=0.999, anneal=1.0)
+    c.schedule = dict(kind="cosine", peak=1e-3, warmup=0.1)
+    c.model.width = 96
+    c.model.encoder.update(depth=4, heads=4, mlp=192)
+    CHANGES[name](c)
     return c

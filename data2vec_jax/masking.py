@@ -370,7 +370,7 @@ def blocks(
             top = (draw[2] * (rows - height + 1)).astype(jnp.int32)
             left = (draw[3] * (columns - width + 1)).astype(jnp.int32)
             block = (row >= top) & (row < top + height) & (column >= left) & (column < left + width)
-            new = jnp.sum(block & ~mask)
+            new = jnp.sum(block & ~mask, dtype=jnp.int32)
             fits = (height < rows) & (width < columns) & (new > 0) & (new <= room)
             return (
                 key,

@@ -45,6 +45,17 @@ def run_steps(config, mesh_shape, steps=2):
     return jax.device_get(state.params), scalars, run
 
 
+def assert_close(params, other, limit):
+    """Relative L2 error of each tensor; the true gradient of key biases is zero, and Adam turns
+    its rounding noise into steps, so theirs is not compared."""
+    for (path, a), b in zip(jax.tree.leaves_with_path(params), jax.tree.leaves(other), strict=True):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if name.endswith("qkv/bias"):
+            queries, _, values = np.split(np.stack([a, b]), 3, axis=-1)
+            a, b = np.concatenate([queries, values], axis=-1)
+        assert np.linalg.norm(a - b) / (np.linalg.norm(a) + 1e-6) < limit, name
+
+
 @pytest.mark.parametrize("modality", ["speech", "vision", "text"])
 def test_every_mesh_takes_the_same_step(modality, monkeypatch):
     monkeypatch.setattr(parallel, "MIN_SIZE", 256)  # split the tiny weights too
@@ -55,13 +66,7 @@ def test_every_mesh_takes_the_same_step(modality, monkeypatch):
         for one, two in zip(scalars, their, strict=True):
             for key in ("loss", "grad_norm", "target_std", "masked_fraction"):
                 assert one[key] == pytest.approx(two[key], rel=1e-5), (name, key)
-        for (path, a), b in zip(
-            jax.tree.leaves_with_path(params), jax.tree.leaves(other), strict=True
-        ):
-            if "qkv/bias" not in jax.tree_util.keystr(path, simple=True, separator="/"):
-                # (the true gradient of key biases is zero: Adam turns its noise into steps)
-                error = np.linalg.norm(a - b) / (np.linalg.norm(a) + 1e-6)
-                assert error < 1e-4, (name, path)
+        assert_close(params, other, 1e-4)
         if "fsdp" in name:
             specs = {str(s.sharding.spec) for s in jax.tree.leaves(run.abstract.params)}
             assert any("fsdp" in spec for spec in specs)  # something was really split
@@ -83,20 +88,25 @@ def test_masks_do_not_depend_on_the_mesh():
                 assert word not in program.as_text()  # masking costs no communication
 
 
+def quiet(config):
+    """A config without any dropout, and with a rate at which the first update moves."""
+    config = config.to_dict()
+    encoder = dict(dropout=0.0, attention_dropout=0.0, layerdrop=0.0, drop_path=0.0)
+    config["model"] |= {"encoder": config["model"]["encoder"] | encoder, "dropout": 0.0}
+    config["schedule"] |= {"peak": 1e-3, "warmup": 0.0}
+    return config
+
+
 @pytest.mark.parametrize("modality", ["speech", "vision", "text"])
 def test_accumulation_equals_the_large_batch(modality):
-    config = config_of(f"{modality}_v1").to_dict()
-    config["model"]["dropout"] = 0.0
-    config["model"]["encoder"] |= dict(
-        dropout=0.0, attention_dropout=0.0, layerdrop=0.0, drop_path=0.0
-    )
-    config["schedule"] |= {"peak": 1e-3}
-    _, scalars, _ = run_steps(config, (1, 1), steps=3)
-    _, their, _ = run_steps(config | {"accumulate": 4}, (2, 1), steps=3)
+    config = quiet(config_of(f"{modality}_v1"))
+    params, scalars, _ = run_steps(config, (1, 1), steps=3)
+    other, their, _ = run_steps(config | {"accumulate": 4}, (2, 1), steps=3)
     for one, two in zip(scalars, their, strict=True):
         assert one["loss"] == pytest.approx(two["loss"], rel=1e-6)
         assert one["masked_fraction"] == pytest.approx(two["masked_fraction"], rel=1e-6)
         assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-5)
+    assert_close(params, other, 2e-4)
 
 
 def test_one_program_serves_fifty_steps_and_all_seeds(monkeypatch):

@@ -17,7 +17,7 @@ from data2vec_jax.modalities import contract
 from data2vec_jax.objectives.targets import Draw
 from data2vec_jax.tasks.task import Task
 
-OBJECTIVES = ("data2vec1",)
+OBJECTIVES = ("data2vec1", "data2vec2")
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -52,6 +52,13 @@ def make_objective(config: Mapping[str, Any], modality: contract.Modality, model
         shares_features=modality.shares_features,
     )  # fmt: skip
     check_section("objective", options, objective.make_loss, given)
+    if (name == "data2vec2") != (model.decoder is not None):
+        raise UserError(
+            f"config.model.decoder: {name} needs "
+            + ("one" if model.decoder is None else "none, its head reads the encoder")
+        )
+    if options.get("class_weight") and not getattr(model, "class_tokens", 0):
+        raise UserError("config.objective.class_weight: this model has no class token")
     depth, top_k = model.encoder.depth, options.get("top_k", 1)
     inside = 1 <= top_k <= depth if isinstance(top_k, int) else set(top_k) <= {*range(depth)}
     if not inside or not top_k:
@@ -120,7 +127,9 @@ def make(config: Mapping[str, Any]) -> Task:
         data=data,
         evals=evals,
         averaged=tuple(config["averaged"]),
-        flops=lambda batch: step_flops(modality, model, sampler, batch),
+        flops=lambda batch: step_flops(
+            modality, model, sampler, batch, config["objective"].get("clones", 1)
+        ),
         notes=data_notes(plan, examples),
         save_assets=examples.save_assets,
     )
@@ -149,17 +158,22 @@ def check_rows(shapes: Any, config: Mapping[str, Any]) -> None:
             )
 
 
-def step_flops(modality: contract.Modality, model: Any, sampler: Any, batch: Any) -> float:
+def step_flops(
+    modality: contract.Modality, model: Any, sampler: Any, batch: Any, clones: int = 1
+) -> float:
     """FLOPs of a train step: student forward and backward (3 x forward) and teacher forward.
 
-    The head runs at masked positions only; the teacher has none, and shares the front end where
-    the modality says so.
+    With a decoder, each of the `clones` students sees only what is not masked. The teacher has
+    neither decoder nor head, and shares the front end where the modality says so.
     """
     example = {k: jax.ShapeDtypeStruct(s.shape[1:], s.dtype) for k, s in batch.items()}
     sample = sampler(batch)
-    parts = modality.flops(model, example, sample.count(sample.length))
+    masked = sample.count(sample.length)
+    seen = sample.length - (0 if model.decoder is None else masked)
+    parts = modality.flops(model, example, masked, seen)
+    student = parts["frontend"] + clones * parts["student"]
     teacher = parts["encoder"] + (0.0 if modality.shares_features else parts["frontend"])
-    return batch["example_id"].shape[0] * (3.0 * sum(parts.values()) + teacher)
+    return batch["example_id"].shape[0] * (3.0 * student + teacher)
 
 
 def validation(loss: Any, examples: Any, options: Mapping[str, Any], seed: int):

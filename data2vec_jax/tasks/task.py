@@ -48,7 +48,7 @@ def init_state(task: Task, tx: optax.GradientTransformation, key: jax.Array) -> 
     """The first state. The teacher starts as a copy of the student, in buffers of its own."""
     init_key, run_key = jax.random.split(key)
     params = task.init(init_key)
-    teacher = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), params)
+    teacher = jax.tree.map(lambda x: jnp.array(x, copy=True), params)
     teacher = select(teacher, task.averaged)
     return TrainState(jnp.int32(0), params, teacher, tx.init(params), run_key)
 

@@ -7,7 +7,7 @@ Variants: base, large, smoke (4 steps on the speech shipped inside).
 Numbers: base_librispeech.yaml of the authors; the paper where the comment says so.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 
 def get_config(variant: str = "base") -> ConfigDict:
@@ -41,6 +41,7 @@ def get_config(variant: str = "base") -> ConfigDict:
         source="manifest:/data/librispeech/train.tsv", split="train", batch_size=256, multiple=64,
         workers=16,
     )  # fmt: skip
+    c.data.update(eval_split=config_dict.placeholder(str), eval_batches=8)  # for eval_every > 0
     c.ema = dict(start=0.999, end=0.9999, anneal=30_000 / steps)
     c.schedule = dict(kind="tri_stage", peak=5e-4, warmup=0.03, hold=0.9, decay=0.07)
     c.optim = dict(betas=(0.9, 0.98), eps=1e-6, eps_on="raw", weight_decay=0.01)
@@ -69,7 +70,9 @@ def get_config(variant: str = "base") -> ConfigDict:
         c.model.encoder.update(depth=2, heads=4, mlp=64)
         c.objective.top_k = 2
         c.examples.crops = (2.0,)
-        c.data.update(source="samples:speech", batch_size=8, multiple=8, workers=0)
+        c.data.update(
+            eval_split="test", source="samples:speech", batch_size=8, multiple=8, workers=0
+        )
     elif variant != "base":
         raise ValueError(f"no variant '{variant}' in {__name__}; choose from base, large, smoke")
     return c

@@ -39,6 +39,7 @@ def get_config(variant: str = "base") -> ConfigDict:
     )  # fmt: skip
     # 8,192 tokens x 16 GPUs: 256 rows of 512 tokens.
     c.data = dict(source="folder:/data/books_wiki", split="train", batch_size=256, workers=8)
+    c.data.update(eval_split=config_dict.placeholder(str), eval_batches=8)  # for eval_every > 0
     c.ema = dict(start=0.999, end=0.9999, anneal=300_000 / steps)  # paper: 100,000 updates
     c.schedule = dict(kind="cosine", peak=2e-4, warmup=10_000 / steps)
     c.optim = dict(betas=(0.9, 0.98), eps=1e-6, eps_on="raw", weight_decay=0.01, clip=5.0)
@@ -56,7 +57,7 @@ def get_config(variant: str = "base") -> ConfigDict:
         c.model.encoder.update(depth=2, heads=4, mlp=64)
         c.objective.top_k = 2
         c.examples.update(lengths=(32, 64), vocab_size=1_000)
-        c.data.update(source="samples:glosses", batch_size=8, workers=0)
+        c.data.update(eval_split="test", source="samples:glosses", batch_size=8, workers=0)
     elif variant != "base":
         raise ValueError(f"no variant '{variant}' in {__name__}; choose from base, large, smoke")
     return c

@@ -7,7 +7,7 @@ Variants: base (800 epochs), large (stage 1 of 2), smoke (4 steps on the digits 
 Numbers: README commands of the authors' vision code; the paper where the comment says so.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 
 def get_config(variant: str = "base") -> ConfigDict:
@@ -34,6 +34,7 @@ def get_config(variant: str = "base") -> ConfigDict:
     )  # fmt: skip
     c.examples = dict(image=224, jitter=0.4, flip=0.5, scale=(0.08, 1.0), aspect=(3 / 4, 4 / 3))
     c.data = dict(source="folder:/data/imagenet", split="train", batch_size=2048, workers=16)
+    c.data.update(eval_split=config_dict.placeholder(str), eval_batches=8)  # for eval_every > 0
     c.ema = dict(start=0.9998, end=0.9998, anneal=0.0, lag=1)
     c.schedule = dict(
         kind="cosine", peak=2e-3, floor=1e-5, inclusive=True,
@@ -63,7 +64,7 @@ def get_config(variant: str = "base") -> ConfigDict:
         c.mask.update(count=30, min_patches=4)
         c.objective.top_k = 2
         c.examples.update(image=28, channels=1, jitter=0.0, flip=0.0, scale=(0.5, 1.0))
-        c.data.update(source="samples:digits", batch_size=8, workers=0)
+        c.data.update(eval_split="test", source="samples:digits", batch_size=8, workers=0)
         c.schedule.warmup = 0.25
     elif variant != "base":
         raise ValueError(f"no variant '{variant}' in {__name__}; choose from base, large, smoke")

@@ -20,7 +20,7 @@ from ml_collections import config_flags
 
 from data2vec_jax import metrics, optim, parallel
 from data2vec_jax.checkpoints import Checkpoints
-from data2vec_jax.errors import UserError, check_section, run_main
+from data2vec_jax.errors import UserError, check_section, nearest, run_main
 from data2vec_jax.state import TrainState, ema_decay
 from data2vec_jax.tasks import pretrain
 from data2vec_jax.tasks.task import Task, init_state, make_train_step
@@ -293,17 +293,28 @@ def parse(argv: Sequence[str]) -> tuple[dict[str, Any], str]:
         "config", None, "config file, path.py:variant", flag_values=values
     )
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+    for option in argv:
+        if option.startswith("--config="):
+            check_config_file(Path(option.removeprefix("--config=").split(":")[0]))
     try:
         rest = values(list(argv))
+        config = values.config
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         raise UserError(one_line(error)) from None
     if len(rest) > 1:
         raise UserError(f"unknown argument '{rest[1]}'; options are --config, --workdir")
-    if values.config is None:
+    if config is None:
         raise UserError("--config=configs/NAME.py:VARIANT is missing")
     if not values.workdir:
         raise UserError("--workdir=DIR is missing")
-    return values.config.to_dict(), values.workdir
+    return config.to_dict(), values.workdir
+
+
+def check_config_file(path: Path) -> None:
+    """Refuses a config file that is not there, and names the nearest that is."""
+    if not path.is_file():
+        beside = [str(p) for p in path.parent.glob("*.py")]
+        raise UserError(f"no config file {path}{nearest(str(path), beside) if beside else ''}")
 
 
 def one_line(error: Exception) -> str:

@@ -56,6 +56,17 @@ def test_smoke(modality, tmp_path):
     assert again.returncode == 0 and "step 4 of 4" in again.stderr
 
 
+def test_validation_loss(tmp_path):
+    options = ("--config.eval_every=2", "--config.data.eval_batches=3")
+    done = run("vision_v1.py:smoke", tmp_path, *options)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    held_out = [line for line in lines if line["split"] == "validation"]
+    assert [line["step"] for line in held_out] == [2, 4]
+    assert all(0 < line["loss"] < 10 for line in held_out)
+    assert held_out[0]["loss"] != held_out[1]["loss"]
+
+
 def test_ctrl_c_and_again_equals_a_run_never_stopped(tmp_path):
     options = ("--config.total_steps=60", "--config.log_every=1", "--config.checkpoint.every=15")
     whole, parts = tmp_path / "whole", tmp_path / "parts"

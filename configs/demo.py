@@ -57,7 +57,38 @@ def text_v1(c: ConfigDict) -> None:
     c.data.update(batch_size=32, split="train+extra")
 
 
-CHANGES = {f.__name__: f for f in (speech_v1, vision_v1, text_v1)}
+def speech_v2(c: ConfigDict) -> None:
+    c.total_steps = 400
+    c.model.frontend = dict(convs=((64, 10, 5), *((64, 3, 2),) * 4, *((64, 2, 2),) * 2))
+    c.model.dropout = 0.0
+    c.model.encoder.update(dropout=0.0, attention_dropout=0.0, layerdrop=0.0)
+    c.model.decoder.update(layers=3, width=96, groups=8, dropout=0.0)
+    c.objective.update(clones=4, top_k=4, scale="mean")
+    c.examples.crops = (2.0,)
+
+
+def vision_v2(c: ConfigDict) -> None:
+    c.total_steps = 300
+    c.model.update(mean=(0.13,), std=(0.31,))
+    c.model.decoder.update(layers=3, width=96, groups=8)
+    c.objective.update(clones=8, top_k=4, scale="mean", class_weight=0.0)
+    c.examples.scale = (0.6, 1.0)
+    c.data.batch_size = 32
+
+
+def text_v2(c: ConfigDict) -> None:
+    c.total_steps = 400
+    c.model.update(vocab_size=2_000, dropout=0.0)
+    c.model.encoder.update(dropout=0.0, attention_dropout=0.0)
+    c.model.decoder.update(layers=3, width=96, kernel=9, dropout=0.0)
+    c.model.head.hidden = 192
+    c.objective.update(clones=4, top_k=4, scale=1 / 96)
+    c.examples.update(lengths=(32, 64), mode="complete_doc", vocab_size=2_000)
+    c.data.update(batch_size=32, split="train+extra")
+
+
+RECIPES = (speech_v1, vision_v1, text_v1, speech_v2, vision_v2, text_v2)
+CHANGES = {f.__name__: f for f in RECIPES}
 
 
 def get_config(variant: str = "vision") -> ConfigDict:

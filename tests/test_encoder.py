@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from data2vec_jax.models.encoder import Encoder, Record
-from data2vec_jax.models.layers import conv1d
+from data2vec_jax.models.layers import convolve
 from data2vec_jax.models.positions import relative_index, token_positions
 from data2vec_jax.objectives.targets import normaliser, regression
 
@@ -140,7 +140,7 @@ def test_conv_equals_xlas(stride, padding, groups):
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(2, 31, 8)), jnp.float32)
     kernel = jnp.asarray(rng.normal(size=(9, 8 // groups, 12)), jnp.float32)
-    ours = conv1d(x, kernel, stride=stride, padding=padding, groups=groups)
+    ours = convolve(x, kernel, stride=stride, padding=padding, groups=groups)
     xlas = jax.lax.conv_general_dilated(
         x, kernel, (stride,), [(padding, padding)], dimension_numbers=("NWC", "WIO", "NWC"),
         feature_group_count=groups,

@@ -75,17 +75,20 @@ class Modality:
     """One kind of signal.
 
     model: config section `model` -> a linen module with the methods `features(batch, key)`,
-      `encode(tokens, mask, key, record, collect)`, `predict(x)`, and, without parameters,
-      `mask_shape(shapes)` and `valid_lengths(batch)`, and the field `padding`: 'exact' (padded
-      positions take part in no statistic) or 'reference' (as in the authors' code).
+      `encode(tokens, mask, key, record, collect, keep)`, `decode(x, mask, noise, valid, key)` if it
+      has a `decoder`, `predict(x)`, and, without parameters, `mask_shape(shapes)` and
+      `valid_lengths(batch)`, and the field `padding` (see `check_padding`).
     layout: config section `examples` -> Layout.
     examples: (source, like=None, **section `examples`) -> Examples. With `like`, the training
       examples, nothing is random and what they learned from the data (a tokenizer) is kept.
     labelled: (source, like, **section `examples`) -> Labelled, of a source that has labels.
-    flops: (model, shapes of one example, masked positions) -> forward FLOPs by part.
+    flops: (model, shapes of one example, masked positions, tokens that the student sees) -> forward
+      FLOPs: 'frontend', 'encoder' (of the whole input), 'student' (of one masked input, from the
+      front end's output to the predictions).
     corrupt: (model, batch, mask, draw) -> (what the student sees, mask of the loss), where masks
       change the *input* (text); None where they change the features.
-    shares_features: the teacher consumes the student's own unmasked features (speech).
+    shares_features: the teacher consumes the student's own unmasked features, where the student's
+      input is the same (speech, and text without `corrupt`).
     """
 
     name: str
@@ -106,16 +109,23 @@ def get(name: str) -> Modality:
 
 
 def check_padding(padding: str) -> str:
-    """`padding` if it is one of the two ways to treat padded positions."""
-    if padding not in ("exact", "reference"):
-        hint = nearest(padding, ("exact", "reference"))
+    """`padding` if it is one of the ways to treat padded positions.
+
+    'exact': they take part in nothing. 'reference', as in the authors' 1.0 code: zeroed at the
+    start, and part of all statistics. 'attention', as in their 2.0 code: kept out of attention
+    only.
+    """
+    if padding not in ("exact", "reference", "attention"):
+        hint = nearest(padding, ("exact", "reference", "attention"))
         raise UserError(f"config.model.padding: no '{padding}'{hint}")
     return padding
 
 
 def build(
-    module: Callable[..., Any], section: str, options: Mapping[str, Any], **given: Any
+    module: Callable[..., Any], section: str, options: Mapping[str, Any] | None, **given: Any
 ) -> Any:
-    """`module(**options, **given)` after checking the keys of the config section."""
+    """`module(**options, **given)` after checking the keys of the config section; None for None."""
+    if options is None:
+        return None
     check_section(section, options, module, given=given)
     return module(**options, **given)

@@ -25,6 +25,7 @@ from data2vec_jax.models.layers import (
     dropout,
     gelu,
     split,
+    wide,
 )  # fmt: skip
 from data2vec_jax.models.positions import relative_bias, relative_index
 
@@ -67,7 +68,7 @@ class Encoded(NamedTuple):
 class Block(nn.Module):
     """One Transformer block, post-norm or pre-norm (spec 3.1).
 
-    post: a = x + drop(Attn(x)); u = LN1(a); t = FFN(u); y = LN2(u + drop(t))
+    post: u = LN1(x + DP(Attn(x))); t = FFN(u); y = LN2(u + DP(t))
     pre:  u = x + DP(g1 * Attn(LN1 x)); t = g2 * FFN(LN2 u); y = u + DP(t)
     """
 
@@ -115,9 +116,9 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, bias: Array | None, valid: Array | None, drop_path: Array, key: Key
+        self, x: Array, bias: Array | None, valid: Array | None, drop_path: Array | None, key: Key
     ) -> tuple[Array, Array]:
-        """x [B, T, D], bias [H, T, T] or [B, H, T, T], valid [B, T], drop_path scalar rate.
+        """x [B, T, D], bias [H, T, T] or [B, H, T, T], valid [B, T], drop_path scalar rate or None.
 
         Returns the block's output and the output t of its feed-forward part, both [B, T, D].
         """
@@ -125,9 +126,10 @@ class Block(nn.Module):
         norm1 = LayerNorm(self.eps, dtype=self.dtype, name="norm1")
         norm2 = LayerNorm(self.eps, dtype=self.dtype, name="norm2")
         if self.norm == "post":
-            u = norm1(x + self._attend(x, bias, valid, keys))
+            u = norm1(x + drop_rows(self._attend(x, bias, valid, keys), drop_path, keys[4]))
             t = self._feed_forward(u, keys[2])
-            return norm2(u + dropout(t, self.dropout, keys[3])), t
+            y = drop_rows(dropout(t, self.dropout, keys[3]), drop_path, keys[5])
+            return norm2(u + y), t
 
         def scaled(y, name):
             if self.layer_scale is None:
@@ -141,9 +143,9 @@ class Block(nn.Module):
         return u + drop_rows(dropout(t, self.dropout, keys[3]), drop_path, keys[5]), t
 
 
-def drop_rows(y: Array, rate: Array, key: Key) -> Array:
+def drop_rows(y: Array, rate: Array | None, key: Key) -> Array:
     """Stochastic depth: drops whole rows of [B, T, D], kept ones are divided by 1 - rate."""
-    if key is None:
+    if key is None or rate is None:
         return y
     keep = jax.random.bernoulli(key, 1.0 - rate, (y.shape[0], 1, 1))
     return jnp.where(keep, y / (1.0 - rate), 0).astype(y.dtype)
@@ -218,19 +220,30 @@ class Encoder(nn.Module):
         return params
 
     def __call__(
-        self, x: Array, *, bias: Array | None = None, valid: Array | None = None, key: Key = None,
-        record: Record | None = None, collect: bool = False,
+        self, x: Array, *, bias: Array | None = None, alibi: tuple[Array, Array] | None = None,
+        valid: Array | None = None, key: Key = None, record: Record | None = None,
+        collect: bool = False,
     ) -> Encoded:  # fmt: skip
-        """x [B, T, D] -> Encoded. `collect` adds every layer's outputs (tests, `load`, report)."""
-        rates = self.drop_path * jnp.arange(self.depth) / max(self.depth - 1, 1)
+        """x [B, T, D] -> Encoded. `collect` adds every layer's outputs (tests, `load`, report).
+
+        bias: [H, T, T], of all blocks. alibi: distances [B, T, T] and slopes [L, H], see `Alibi`.
+        """
+        distances, slopes = alibi or (None, None)
+        rates = None
+        if self.drop_path:
+            rates = self.drop_path * jnp.arange(self.depth) / max(self.depth - 1, 1)
         keys = jnp.arange(self.depth) if key is None else jax.random.split(key, self.depth)
 
-        def layer(x, params, rate, key_i):
+        def layer(x, params, rate, slope, key_i):
             key_i = None if key is None else key_i
             block_key, drop_key = split(key_i, 2)
+            biases = [] if bias is None else [bias]
+            if slope is not None:  # [B, H, T, T] here only, where it melts into the logits
+                biases.append(slope[:, None, None] * distances[:, None])
             y, t = self.block.apply(
-                {"params": parallel.gather(params)}, x, bias, valid, rate, block_key
-            )
+                {"params": parallel.gather(params)}, x, sum(biases) if biases else None, valid,
+                rate, block_key,
+            )  # fmt: skip
             if key is not None and self.layerdrop:
                 y = jnp.where(jax.random.bernoulli(drop_key, self.layerdrop), x, y)
             return parallel.split_rows(y), t
@@ -243,7 +256,7 @@ class Encoder(nn.Module):
 
         def recorded(y, t):
             t = (t if record.what == "ffn" else y)[:, record.skip :]
-            return record.normalise(t.astype(jnp.float32))
+            return record.normalise(wide(t))
 
         def plain(x, xs):
             y, t = layer(x, *xs)
@@ -256,17 +269,17 @@ class Encoder(nn.Module):
             mean = mean + weight * recorded(y, t)
             return (y, mean), (y, t) if collect else None
 
-        layers = (self.blocks, rates, keys)
+        layers = (self.blocks, rates, slopes, keys)
         if record is None:
             x, outs = lax.scan(plain, x, layers)
             return Encoded(x, None, *(outs or (None, None)))
         averaged = record.layers(self.depth)
         below = averaged[0]
-        weights = np.isin(np.arange(self.depth), averaged).astype(np.float32) / len(averaged)
+        weights = np.isin(np.arange(self.depth), averaged) / len(averaged)
         lower = jax.tree.map(lambda a: a[:below], layers)
         upper = jax.tree.map(lambda a: a[below:], (*layers, weights))
         x, low = lax.scan(plain, x, lower) if below else (x, None)
-        zero = jnp.zeros((x.shape[0], x.shape[1] - record.skip, x.shape[2]), jnp.float32)
+        zero = wide(jnp.zeros_like(x[:, record.skip :]))
         (x, mean), high = lax.scan(averaging, (x, zero), upper)
         if not collect:
             return Encoded(x, mean)

@@ -45,9 +45,14 @@ def split(key: Key, n: int) -> Sequence[Key]:
     return [None] * n if key is None else list(jax.random.split(key, n))
 
 
+def wide(x: Array) -> Array:
+    """`x` in float32, or as it is in float64."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def normalise(x: Array, eps: float, axes: int | tuple[int, ...] = -1) -> Array:
     """Zero mean and unit (biased) variance over `axes`, in float32."""
-    x = x.astype(jnp.float32)
+    x = wide(x)
     centred = x - jnp.mean(x, axes, keepdims=True)
     return centred * lax.rsqrt(jnp.mean(jnp.square(centred), axes, keepdims=True) + eps)
 
@@ -70,44 +75,54 @@ class LayerNorm(nn.Module):
 
 
 def _conv_by_matmul(x: Array, kernel: Array, stride: int, groups: int) -> Array:
-    """The convolution as one matrix product over stacked slices: 4 to 8 times XLA's own on CPU."""
-    width, per_group, channels = kernel.shape
-    frames = (x.shape[1] - width) // stride + 1
-    stop = (frames - 1) * stride + 1
-    taps = [lax.slice_in_dim(x, t, t + stop, stride, axis=1) for t in range(width)]
-    if groups == 1:
-        columns = jnp.concatenate(taps, axis=-1)  # [B, T', width * C]
-        return columns @ kernel.reshape(width * per_group, channels)
-    columns = jnp.stack(taps, axis=2)  # [B, T', width, C]
-    columns = columns.reshape(*columns.shape[:3], groups, per_group)
-    kernel = kernel.reshape(width, per_group, groups, channels // groups)
-    out = jnp.einsum("btkgi,kigo->gbto", columns, kernel)
-    return jnp.moveaxis(out, 0, 2).reshape(*x.shape[:1], frames, channels)
+    """The convolution as a matrix product over stacked slices, one product for each group.
 
-
-def conv1d(x: Array, kernel: Array, *, stride: int = 1, padding: int = 0, groups: int = 1) -> Array:
-    """1-D convolution. x [B, T, C], kernel [width, C / groups, C'] -> [B, T', C'].
-
-    The one place that knows about back ends: XLA's convolution on accelerators, a matrix product
-    on CPU.
+    On CPU 4 to 8 times as fast as XLA's own with strides, 10 to 30 times with groups.
     """
-    if padding:
-        x = jnp.pad(x, ((0, 0), (padding, padding), (0, 0)))
+    *widths, per_group, channels = kernel.shape
+    x = jnp.moveaxis(x.reshape(*x.shape[:-1], groups, per_group), -2, 0)  # [groups, B, ..., C']
+    sizes = [(n - k) // stride + 1 for n, k in zip(x.shape[2:-1], widths, strict=True)]
+
+    def tap(start):
+        ends = (a + (n - 1) * stride + 1 for a, n in zip(start, sizes, strict=True))
+        return x[:, :, *(slice(a, b, stride) for a, b in zip(start, ends, strict=True))]
+
+    taps = [tap(start) for start in itertools.product(*map(range, widths))]
+    columns = jnp.concatenate(taps, axis=-1).reshape(groups, -1, len(taps) * per_group)
+    kernel = kernel.reshape(-1, per_group, groups, channels // groups)
+    kernel = jnp.moveaxis(kernel, 2, 0).reshape(groups, -1, channels // groups)
+    y = jnp.matmul(columns, kernel).reshape(groups, x.shape[1], *sizes, channels // groups)
+    return jnp.moveaxis(y, 0, -2).reshape(x.shape[1], *sizes, channels)
+
+
+def convolve(
+    x: Array, kernel: Array, *, stride: int = 1, padding: int = 0, groups: int = 1
+) -> Array:
+    """Convolution over one axis or two. x [B, ..., C], kernel [taps, ..., C / groups, C'].
+
+    The one place that knows about back ends: XLA's convolution on accelerators, matrix products
+    on CPU where they are faster.
+    """
+    axes = kernel.ndim - 2
+    x = jnp.pad(x, ((0, 0), *[(padding, padding)] * axes, (0, 0)))
+    layout = ("NWC", "WIO", "NWC") if axes == 1 else ("NHWC", "HWIO", "NHWC")
 
     def native(x, kernel):
         return lax.conv_general_dilated(
-            x, kernel, (stride,), "VALID", dimension_numbers=("NWC", "WIO", "NWC"),
+            x, kernel, (stride,) * axes, "VALID", dimension_numbers=layout,
             feature_group_count=groups,
         )  # fmt: skip
 
     def matmul(x, kernel):
         return _conv_by_matmul(x, kernel, stride, groups)
 
+    if groups == stride == 1:
+        return native(x, kernel)
     return lax.platform_dependent(x, kernel, cpu=matmul, default=native)
 
 
-class Conv1d(nn.Module):
-    """A 1-D convolution with parameters kernel [width, C / groups, channels] and maybe bias.
+class Conv(nn.Module):
+    """A convolution over `axes` axes: kernel [width, ..., C / groups, channels] and maybe bias.
 
     weight_norm: the kernel is gain * kernel / |kernel|, one gain and length per tap.
     """
@@ -119,25 +134,43 @@ class Conv1d(nn.Module):
     groups: int = 1
     bias: bool = True
     kernel_init: Callable | None = None  # None: PyTorch's default
+    axes: int = 1
     weight_norm: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:  # [B, T, C] -> [B, T', channels]
+    def __call__(self, x: Array) -> Array:  # [B, ..., C] -> [B, ..., channels]
         per_group = x.shape[-1] // self.groups
-        default = uniform_fan_in(per_group * self.width)
-        shape = (self.width, per_group, self.channels)
+        default = uniform_fan_in(per_group * self.width**self.axes)
+        shape = (*(self.width,) * self.axes, per_group, self.channels)
         kernel = self.param("kernel", self.kernel_init or default, shape)
         if self.weight_norm:
             size = jnp.sqrt(jnp.sum(jnp.square(kernel), (1, 2), keepdims=True))
             kernel = kernel * (self.param("gain", lambda key: size) / size)
-        y = conv1d(
+        y = convolve(
             x.astype(self.dtype), kernel.astype(self.dtype),
             stride=self.stride, padding=self.padding, groups=self.groups,
         )  # fmt: skip
         if self.bias:
             y = y + self.param("bias", default, (self.channels,)).astype(self.dtype)
         return y
+
+
+def visible(x: Array | None, keep: Array | None) -> Array | None:
+    """What M clones of each row keep: x [B, T, ...], keep int [B * M, K] -> [B * M, K, ...].
+
+    Clones of a row are adjacent. Without `keep` it is `x`.
+    """
+    if x is None or keep is None:
+        return x
+    places = keep.reshape(x.shape[0], -1)  # [B, M * K]: a row is read, not repeated
+    kept = jnp.take_along_axis(x, places.reshape(*places.shape, *(1,) * (x.ndim - 2)), axis=1)
+    return kept.reshape(*keep.shape, *x.shape[2:])
+
+
+def clones(x: Array | None, rows: int) -> Array | None:
+    """Every row of `x` [B, ...] as often as it takes to make `rows` = B * M rows, adjacent."""
+    return x if x is None or x.shape[0] == rows else jnp.repeat(x, rows // x.shape[0], axis=0)
 
 
 def gelu(x: Array) -> Array:
@@ -154,12 +187,13 @@ def attention(
     `valid` bool [B, T]: keys that are not padding. Logits, bias and softmax are float32. The one
     place for attention kernels.
     """
-    logits = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
+    accumulator = jnp.promote_types(q.dtype, jnp.float32)
+    logits = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=accumulator)
     logits = logits * (q.shape[-1] ** -0.5)
     if bias is not None:
-        logits = logits + bias.astype(jnp.float32)
+        logits = logits + wide(bias)
     if valid is not None:
-        logits = jnp.where(valid[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
+        logits = jnp.where(valid[:, None, None, :], logits, jnp.finfo(accumulator).min)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
     weights = dropout(weights, dropout_rate, key)
     return jnp.einsum("bhqk,bhkd->bhqd", weights, v)

@@ -48,7 +48,7 @@ def make_loss(
 
     model: see `modalities.contract.Modality`. sampler: shapes of a batch -> its mask sampler.
     corrupt: masks the input rather than the features (text). shares_features: the teacher consumes
-    the student's own unmasked features (speech).
+    the student's own unmasked features, if there are any (speech).
 
     top_k: K uppermost blocks averaged, or the numbers of the blocks. target: 'ffn' or 'block'.
     layer_norms, final_norms: of each block's output, and of the average. beta: of smooth L1, 0 for
@@ -79,7 +79,8 @@ def make_loss(
 
         # Teacher: the whole input, without dropout or gradient.
         average = {"params": jax.lax.stop_gradient(overlay(params, teacher))}
-        whole = tokens if shares_features else apply(average, batch, method="features")
+        shared = shares_features and corrupt is None
+        whole = tokens if shared else apply(average, batch, method="features")
         whole = jax.lax.stop_gradient(whole)
 
         # Targets: the mean of the K uppermost blocks, each normalised, then normalised again.

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from data2vec_jax import metrics
 from data2vec_jax.errors import UserError, nearest
+from data2vec_jax.models.layers import wide
 
 Array = jax.Array
 EPS = 1e-5
@@ -112,7 +113,7 @@ def regression(prediction: Array, target: Array, beta: float) -> Array:
     beta 0 is the squared error (no half); otherwise smooth L1: d^2 / (2 beta) below beta, |d| -
     beta / 2 above. So a tiny beta is the L1 loss.
     """
-    d = prediction.astype(jnp.float32) - target.astype(jnp.float32)
+    d = wide(prediction) - wide(target)
     if beta == 0.0:
         return jnp.sum(jnp.square(d), -1)
     size = jnp.abs(d)

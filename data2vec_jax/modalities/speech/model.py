@@ -1,6 +1,6 @@
 """Speech: raw waveform -> frames -> encoder.
 
-B batch, S samples, T frames, D width, C channels.
+B batch, M masks of an example, S samples, T frames, K of them visible, D width, C channels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,22 +19,25 @@ from data2vec_jax.modalities.contract import (
     build,
     check_padding,
 )  # fmt: skip
+from data2vec_jax.models.decoder import Decoder
+from data2vec_jax.models.decoder import flops as decoded_flops
 from data2vec_jax.models.encoder import Encoded, Encoder, Record
 from data2vec_jax.models.encoder import flops as encoder_flops
 from data2vec_jax.models.layers import (
     Array,
-    Conv1d,
+    Conv,
     Key,
     LayerNorm,
     Mlp,
+    clones,
     dense,
     dropout,
     gelu,
-    head_flops,
     normalise,
     split,
+    visible,
 )  # fmt: skip
-from data2vec_jax.models.positions import ConvPositions
+from data2vec_jax.models.positions import Alibi, ConvPositions
 
 # (channels, kernel, stride): 320 samples a frame, 400 samples of context (spec 2.1).
 CONVS = ((512, 10, 5),) + ((512, 3, 2),) * 4 + ((512, 2, 2),) * 2
@@ -45,6 +48,19 @@ def frames(samples: Any, convs: Sequence[Sequence[int]] = CONVS) -> Any:
     for _, kernel, stride in convs:
         samples = (samples - kernel) // stride + 1
     return samples
+
+
+class TimeNorm(nn.Module):
+    """Each channel of a row over all its frames (a group norm with one channel per group)."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:  # [B, T, C] -> [B, T, C]
+        channels = x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, channels)
+        bias = self.param("bias", nn.initializers.zeros, channels)
+        return (normalise(x, 1e-5, 1) * scale + bias).astype(self.dtype)
 
 
 class SpeechFeatures(nn.Module):
@@ -65,24 +81,19 @@ class SpeechFeatures(nn.Module):
     def __call__(self, audio: Array) -> Array:  # [B, S] -> [B, T, D]
         x = audio[..., None].astype(self.dtype)
         for i, (channels, kernel, stride) in enumerate(self.convs):
-            x = Conv1d(
+            x = Conv(
                 channels, kernel, stride, bias=self.bias, dtype=self.dtype, name=f"conv{i}",
                 kernel_init=nn.initializers.he_normal(),
             )(x)  # fmt: skip
             if self.norm == "layer":
                 x = LayerNorm(1e-5, dtype=self.dtype, name=f"norm{i}")(x)
             elif i == 0:
-                x = self._over_time(x, channels)
+                x = TimeNorm(dtype=self.dtype, name="time_norm")(x)
             x = gelu(x)
         if self.gradient != 1.0:
             x = self.gradient * x + jax.lax.stop_gradient((1.0 - self.gradient) * x)
         x = LayerNorm(1e-5, dtype=self.dtype, name="norm")(x)
         return dense(self.width, x.shape[-1], "torch", self.dtype, "projection")(x)
-
-    def _over_time(self, x, channels):
-        scale = self.param("norm0_scale", nn.initializers.ones, (channels,))
-        bias = self.param("norm0_bias", nn.initializers.zeros, (channels,))
-        return (normalise(x, 1e-5, 1) * scale + bias).astype(self.dtype)
 
 
 class SpeechModel(nn.Module):
@@ -93,14 +104,17 @@ class SpeechModel(nn.Module):
     positions: ConvPositions
     encoder: Encoder
     head: Mlp
+    decoder: Decoder | None = None
+    alibi: Alibi | None = None
     dropout: float = 0.0
     padding: str = "exact"
     dtype: Any = jnp.float32
 
     def setup(self):
-        init = nn.initializers.uniform(1.0)  # U(0, 1), mean 0.5: spec 11, trap 21
-        self.mask_embedding = self.param("mask_embedding", init, (self.width,))
-        self.norm = LayerNorm(1e-5, dtype=self.dtype)
+        if self.decoder is None:
+            init = nn.initializers.uniform(1.0)  # U(0, 1), mean 0.5: spec 11, trap 21
+            self.mask_embedding = self.param("mask_embedding", init, (self.width,))
+        self.norm = LayerNorm(self.encoder.eps, dtype=self.dtype)
 
     def mask_shape(self, shapes: Mapping[str, Any]) -> int:
         """Frames T of examples of these shapes: the length of a mask."""
@@ -125,60 +139,86 @@ class SpeechModel(nn.Module):
 
     def encode(
         self, tokens: Tokens, mask: Array | None = None, key: Key = None,
-        record: Record | None = None, collect: bool = False,
+        record: Record | None = None, collect: bool = False, keep: Array | None = None,
     ) -> Encoded:  # fmt: skip
-        """mask bool [B, T]: frames replaced by the learned vector."""
+        """mask bool [B * M, T]: frames replaced by the learned vector, or by 0 with a decoder.
+
+        keep: int [B * M, K], the frames that the blocks see, None for all. The positional
+        convolutions see all of them (spec 11, trap 14).
+        """
         x, valid = tokens
         if mask is not None:
-            x = jnp.where(mask[..., None], self.mask_embedding.astype(x.dtype), x)
-        if valid is not None:
-            x = jnp.where(valid[..., None], x, 0)
-        x = x + self.positions(x, valid)
+            x, valid = clones(x, mask.shape[0]), clones(valid, mask.shape[0])
+            fill = self.mask_embedding.astype(x.dtype) if self.decoder is None else 0
+            x = jnp.where(mask[..., None], fill, x)
+        padded = None if self.padding == "attention" else valid
+        if padded is not None:
+            x = jnp.where(padded[..., None], x, 0)
+        x = x + self.positions(x, padded)
+        places = jnp.arange(x.shape[1])[None] if keep is None else keep
+        alibi = None if self.alibi is None else self.alibi(places)
+        x, valid = visible(x, keep), visible(valid, keep)
         post = self.encoder.norm == "post"
         x = self.norm(x) if post else x
         keys = split(key, 2)
         x = dropout(x, self.dropout, keys[0])
-        out = self.encoder(x, valid=valid, key=keys[1], record=record, collect=collect)
+        out = self.encoder(x, alibi=alibi, valid=valid, key=keys[1], record=record, collect=collect)
         return out if post else out._replace(x=self.norm(out.x))
 
-    def predict(self, x: Array) -> Array:  # [..., D] -> [..., D]
+    def decode(
+        self, x: Array, mask: Array, noise: Array, valid: Array | None = None, key: Key = None
+    ) -> Array:
+        """What the student saw [B, K, D] -> features of the whole sequence; see `Decoder`."""
+        return self.decoder(x, mask, noise, valid, key)
+
+    def predict(self, x: Array) -> Array:  # [..., C] -> [..., D]
         return self.head(x)
 
     def __call__(self, batch: Batch) -> Array:
         """Touches every parameter: for initialisation."""
         tokens = self.features(batch)
         mask = jnp.zeros(tokens.x.shape[:2], bool)
-        return self.predict(self.encode(tokens, mask).x)
+        x = self.encode(tokens, mask).x
+        return self.predict(x if self.decoder is None else self.decode(x, mask, x))
 
 
 def make_model(
     *, width: int, encoder: Options, frontend: Options = FROZEN, positions: Options = FROZEN,
-    head: Options = FROZEN, dropout: float = 0.0, padding: str = "exact", dtype: Any = jnp.float32,
+    head: Options = FROZEN, decoder: Options | None = None, alibi: Options | None = None,
+    dropout: float = 0.0, padding: str = "exact", dtype: Any = jnp.float32,
 ) -> SpeechModel:  # fmt: skip
     """Config section `model` of speech; nested sections are the options of the parts.
 
-    width: D. dropout: after positions and norm, before the blocks. padding: 'exact' (padded frames
-    are zeroed before every positional convolution and take part in no statistic) or 'reference'
-    (as in the authors' code: zeroed before the first only, and part of all statistics).
+    width: D. dropout: after positions and norm, before the blocks. decoder: None if the student
+    sees masked frames as a learned vector (1.0) and not only the others (2.0). alibi: None for
+    none. padding: 'exact' (padded frames are zeroed before every convolution over frames and take
+    part in no statistic), 'reference' (zeroed before the first only, and part of all statistics)
+    or 'attention' (kept out of attention only).
     """
     common = dict(dtype=dtype)
     exact = check_padding(padding) == "exact"
+    encoder = build(Encoder, "model.encoder", encoder, width=width, **common)
     return SpeechModel(
         width,
         build(SpeechFeatures, "model.frontend", frontend, width=width, **common),
         build(ConvPositions, "model.positions", positions, exact_padding=exact, **common),
-        build(Encoder, "model.encoder", encoder, width=width, **common),
+        encoder,
         build(Mlp, "model.head", head, out=width, **common),
+        build(Decoder, "model.decoder", decoder, exact_padding=exact, **common),
+        build(Alibi, "model.alibi", alibi, layers=encoder.depth, heads=encoder.heads),
         dropout,
         padding,
         dtype,
     )
 
 
-def flops(model: SpeechModel, shapes: Mapping[str, Any], masked: int) -> dict[str, float]:
+def flops(
+    model: SpeechModel, shapes: Mapping[str, Any], masked: int, seen: int
+) -> dict[str, float]:
     """Forward FLOPs of one example, by part: 2 per multiply-add, matrix products only.
 
-    shapes: shapes of one example (`Examples.example`). masked: positions through the head.
+    shapes: shapes of one example (`Examples.example`). masked: positions through the head. seen:
+    positions through the student's blocks.
     """
     length, channels, front, D = shapes["audio"].shape[0], 1, 0.0, model.width
     for out, kernel, stride in model.frontend.convs:
@@ -188,9 +228,8 @@ def flops(model: SpeechModel, shapes: Mapping[str, Any], masked: int) -> dict[st
     front += 2.0 * length * channels * D
     p, e = model.positions, model.encoder
     conv = p.depth * 2.0 * length * D * (D // p.groups) * max(3, p.width // p.depth)
-    blocks = encoder_flops(depth=e.depth, width=D, mlp=e.mlp, tokens=length)
-    return {
-        "frontend": front,
-        "encoder": conv + blocks,
-        "head": masked * head_flops(model.head, D),
-    }
+    whole, part = (
+        conv + encoder_flops(depth=e.depth, width=D, mlp=e.mlp, tokens=n) for n in (length, seen)
+    )
+    head = decoded_flops(model.decoder, model.head, width=D, tokens=length, masked=masked)
+    return {"frontend": front, "encoder": whole, "student": part + head}

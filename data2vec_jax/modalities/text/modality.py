@@ -48,4 +48,5 @@ MODALITY = Modality(
     labelled=data.labelled,
     flops=model.flops,
     corrupt=corrupt,
+    shares_features=True,
 )

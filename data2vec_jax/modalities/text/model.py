@@ -1,4 +1,7 @@
-"""Text: token ids -> embeddings -> encoder.   B batch, T tokens, D width, V vocabulary."""
+"""Text: token ids -> embeddings -> encoder.
+
+B batch, M masks of an example, T tokens, K of them visible, D width, V vocabulary.
+"""
 
 import math
 from collections.abc import Mapping
@@ -7,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from data2vec_jax.errors import UserError
 from data2vec_jax.modalities.contract import (
     FROZEN,
     Batch,
@@ -15,10 +19,12 @@ from data2vec_jax.modalities.contract import (
     build,
     check_padding,
 )  # fmt: skip
+from data2vec_jax.models.decoder import Decoder
+from data2vec_jax.models.decoder import flops as decoded_flops
 from data2vec_jax.models.encoder import Encoded, Encoder, Record
 from data2vec_jax.models.encoder import flops as encoder_flops
-from data2vec_jax.models.layers import Array, Key, LayerNorm, Mlp, bert_init, dropout, head_flops
-from data2vec_jax.models.positions import token_positions
+from data2vec_jax.models.layers import Array, Key, LayerNorm, Mlp, bert_init, dropout, visible
+from data2vec_jax.models.positions import Alibi, token_positions
 
 PAD = 1  # index of <pad> in the vocabulary and in the position table (spec 1.3, 2.6)
 
@@ -32,7 +38,8 @@ class Embeddings(nn.Module):
     """Token embeddings + learned positions, layer norm, dropout (spec 2.6).
 
     vocab_size: rows of the token table, `<mask>` included. max_length: longest row, `<s>` included.
-    scale: multiply token embeddings by sqrt(D).
+    scale: multiply token embeddings by sqrt(D). zero_pads: pads are zero vectors; otherwise what
+    the norm makes of zero vectors.
     """
 
     width: int
@@ -40,19 +47,22 @@ class Embeddings(nn.Module):
     max_length: int = 512
     scale: bool = False
     dropout: float = 0.0
+    zero_pads: bool = True
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, tokens: Array, valid: Array, key: Key = None) -> Array:
-        """tokens int [B, T], valid bool [B, T] -> [B, T, D]; pads are zero vectors."""
+        """tokens int [B, T], valid bool [B, T] -> [B, T, D]."""
         table = self.param("tokens", without_pad, (self.vocab_size, self.width))
         # Position rows start at PAD + 1, so the table has two more than the longest row.
         shape = (self.max_length + PAD + 1, self.width)
         positions = self.param("positions", without_pad, shape)
         x = table[tokens] * (math.sqrt(self.width) if self.scale else 1.0)
         x = x + positions[token_positions(valid, PAD)]
+        x = jnp.where(valid[..., None], x, 0)  # the tables' rows of padding are never learned
         x = LayerNorm(1e-5, dtype=self.dtype, name="norm")(x)
-        return jnp.where(valid[..., None], dropout(x, self.dropout, key), 0)
+        x = dropout(x, self.dropout, key)
+        return jnp.where(valid[..., None], x, 0) if self.zero_pads else x
 
 
 class TextModel(nn.Module):
@@ -62,14 +72,17 @@ class TextModel(nn.Module):
     embeddings: Embeddings
     encoder: Encoder
     head: Mlp
+    decoder: Decoder | None = None
+    alibi: Alibi | None = None
+    input_norm: bool = False
     leave: float = 0.0
     random: float = 0.0
     padding: str = "exact"
     dtype: Any = jnp.float32
 
     def setup(self):
-        if self.encoder.norm == "pre":
-            self.norm = LayerNorm(1e-5, dtype=self.dtype)
+        if self.encoder.norm == "pre" or self.input_norm:
+            self.norm = LayerNorm(self.encoder.eps, dtype=self.dtype)
 
     def mask_shape(self, shapes: Mapping[str, Any]) -> int:
         """Tokens T of examples of these shapes: the length of a mask."""
@@ -86,56 +99,86 @@ class TextModel(nn.Module):
 
     def encode(
         self, tokens: Tokens, mask: Array | None = None, key: Key = None,
-        record: Record | None = None, collect: bool = False,
+        record: Record | None = None, collect: bool = False, keep: Array | None = None,
     ) -> Encoded:  # fmt: skip
-        """Text is masked in its token ids (`modality.corrupt`), so `mask` is not used here."""
+        """keep: int [B * M, K], the tokens that the blocks see, None for all.
+
+        Text is masked by leaving tokens out, or in its token ids (`modality.corrupt`), so `mask` is
+        not used here.
+        """
         del mask
-        out = self.encoder(tokens.x, valid=tokens.valid, key=key, record=record, collect=collect)
+        places = jnp.arange(tokens.x.shape[1])[None] if keep is None else keep
+        alibi = None if self.alibi is None else self.alibi(places)
+        x, valid = visible(tokens.x, keep), visible(tokens.valid, keep)
+        x = self.norm(x) if self.input_norm else x
+        out = self.encoder(x, alibi=alibi, valid=valid, key=key, record=record, collect=collect)
         return out if self.encoder.norm == "post" else out._replace(x=self.norm(out.x))
 
-    def predict(self, x: Array) -> Array:  # [..., D] -> [..., D]
+    def decode(
+        self, x: Array, mask: Array, noise: Array, valid: Array | None = None, key: Key = None
+    ) -> Array:
+        """What the student saw [B, K, D] -> features of the whole sequence; see `Decoder`."""
+        return self.decoder(x, mask, noise, valid, key)
+
+    def predict(self, x: Array) -> Array:  # [..., C] -> [..., D]
         return self.head(x)
 
     def __call__(self, batch: Batch) -> Array:
         """Touches every parameter: for initialisation."""
-        return self.predict(self.encode(self.features(batch)).x)
+        x = self.encode(self.features(batch)).x
+        mask = jnp.zeros(x.shape[:2], bool)
+        return self.predict(x if self.decoder is None else self.decode(x, mask, x))
 
 
 def make_model(
     *, width: int, encoder: Options, vocab_size: int = 50_265, max_length: int = 512,
-    scale: bool = False, head: Options = FROZEN, dropout: float = 0.0, leave: float = 0.0,
-    random: float = 0.0, padding: str = "exact", dtype: Any = jnp.float32,
+    scale: bool = False, head: Options = FROZEN, decoder: Options | None = None,
+    alibi: Options | None = None, dropout: float = 0.0, input_norm: bool = False,
+    leave: float = 0.0, random: float = 0.0, padding: str = "exact", dtype: Any = jnp.float32,
 ) -> TextModel:  # fmt: skip
     """Config section `model` of text; nested sections are the options of the parts.
 
-    width: D. dropout: after the embedding norm. leave, random: shares of the masked tokens that
-    stay, or become a random token, in place of `<mask>`. padding: 'exact' (pads take part in no
-    statistic of the targets) or 'reference' (as in the authors' code: they do). For the rest see
-    `Embeddings`, `Encoder`.
+    width: D. dropout: after the embedding norm. decoder: None if the student sees masked tokens as
+    `<mask>` (1.0) and not only the others (2.0). alibi: None for none. input_norm: a norm before
+    post-norm blocks (2.0, where some blocks are "prenet"). leave, random: shares of the masked
+    tokens that stay, or become a random token, in place of `<mask>`. padding: 'exact' (pads are
+    zero in every convolution and take part in no statistic of the targets), 'reference' (they are
+    zero at the start, and part of all statistics) or 'attention' (kept out of attention only). For
+    the rest see `Embeddings`, `Encoder`.
     """
+    if input_norm and encoder.get("norm") == "pre":
+        raise UserError("config.model.input_norm: pre-norm blocks have their own")
     common = dict(dtype=dtype)
+    exact = check_padding(padding) == "exact"
+    encoder = build(Encoder, "model.encoder", encoder, width=width, **common)
     head = {"depth": 2, "hidden": 2 * width, "initializer": "bert"} | dict(head)
     return TextModel(
         width,
-        Embeddings(width, vocab_size, max_length, scale, dropout, **common),
-        build(Encoder, "model.encoder", encoder, width=width, **common),
+        Embeddings(width, vocab_size, max_length, scale, dropout, padding != "attention", **common),
+        encoder,
         build(Mlp, "model.head", head, out=width, **common),
+        build(Decoder, "model.decoder", decoder, exact_padding=exact, **common),
+        build(Alibi, "model.alibi", alibi, layers=encoder.depth, heads=encoder.heads),
+        input_norm,
         leave,
         random,
-        check_padding(padding),
+        padding,
         dtype,
     )
 
 
-def flops(model: TextModel, shapes: Mapping[str, Any], masked: int) -> dict[str, float]:
+def flops(
+    model: TextModel, shapes: Mapping[str, Any], masked: int, seen: int
+) -> dict[str, float]:  # fmt: skip
     """Forward FLOPs of one example, by part: 2 per multiply-add, matrix products only.
 
-    shapes: shapes of one example (`Examples.example`). masked: positions through the head.
+    shapes: shapes of one example (`Examples.example`). masked: positions through the head. seen:
+    positions through the student's blocks.
     """
     D, e = model.width, model.encoder
     length = shapes["tokens"].shape[0]
-    return {
-        "frontend": 0.0,
-        "encoder": encoder_flops(depth=e.depth, width=D, mlp=e.mlp, tokens=length),
-        "head": masked * head_flops(model.head, D),
-    }
+    whole, part = (
+        encoder_flops(depth=e.depth, width=D, mlp=e.mlp, tokens=n) for n in (length, seen)
+    )
+    head = decoded_flops(model.decoder, model.head, width=D, tokens=length, masked=masked)
+    return {"frontend": 0.0, "encoder": whole, "student": part + head}

@@ -1,27 +1,33 @@
-"""Vision: image -> patches -> encoder.   B batch, N patches, T = 1 + N tokens, D width."""
+"""Vision: image -> patches -> encoder.
+
+B batch, M masks of an example, N patches, K of them visible, E class tokens, D width.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 
 from data2vec_jax.errors import UserError
 from data2vec_jax.modalities.contract import FROZEN, Batch, Options, Tokens, build
+from data2vec_jax.models.decoder import Decoder
+from data2vec_jax.models.decoder import flops as decoded_flops
 from data2vec_jax.models.encoder import Encoded, Encoder, Record
 from data2vec_jax.models.encoder import flops as encoder_flops
 from data2vec_jax.models.layers import (
-    INITS,
     Array,
     Key,
     LayerNorm,
     Mlp,
     beit_init,
     dropout,
-    head_flops,
     split,
+    uniform_fan_in,
+    visible,
 )  # fmt: skip
-from data2vec_jax.models.positions import relative_bias, relative_index
+from data2vec_jax.models.positions import Alibi, relative_bias, relative_index, sincos
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -31,6 +37,7 @@ class Patches(nn.Module):
     """Non-overlapping patches -> D by one linear map of each patch's pixels (spec 2.4).
 
     kernel [patch, patch, channels, D], as a convolution with stride = kernel size would have.
+    initializer: 'beit', or 'bert': as a linear layer of its pixels, Xavier (spec 2.5).
     """
 
     width: int
@@ -42,12 +49,21 @@ class Patches(nn.Module):
     def __call__(self, image: Array) -> Array:  # [B, rows * p, columns * p, C] -> [B, N, D]
         B, height, width, C = image.shape
         p, rows, columns = self.patch, height // self.patch, width // self.patch
-        kernel = self.param("kernel", INITS[self.initializer], (p, p, C, self.width))
-        bias = self.param("bias", nn.initializers.zeros, (self.width,))
+        inits = beit_init, nn.initializers.zeros
+        if self.initializer != "beit":
+            inits = xavier_of_patches, uniform_fan_in(p * p * C)
+        kernel = self.param("kernel", inits[0], (p, p, C, self.width))
+        bias = self.param("bias", inits[1], (self.width,))
         x = image.astype(self.dtype).reshape(B, rows, p, columns, p, C)
         x = jnp.moveaxis(x, 3, 2).reshape(B, rows * columns, p * p * C)
         kernel = kernel.reshape(p * p * C, self.width).astype(self.dtype)
         return x @ kernel + bias.astype(self.dtype)
+
+
+def xavier_of_patches(key, shape, dtype=jnp.float32):
+    """Xavier-uniform of a kernel [p, p, C, D] as the matrix [p * p * C, D]."""
+    flat = int(np.prod(shape[:-1])), shape[-1]
+    return nn.initializers.xavier_uniform()(key, flat, dtype).reshape(shape)
 
 
 class VisionModel(nn.Module):
@@ -58,10 +74,15 @@ class VisionModel(nn.Module):
     patches: Patches
     encoder: Encoder
     head: Mlp
+    decoder: Decoder | None = None
+    alibi: Alibi | None = None
     mean: Sequence[float] = IMAGENET_MEAN
     std: Sequence[float] = IMAGENET_STD
+    class_tokens: int = 1
+    class_init: Any = beit_init
     shared_relative: bool = True
     absolute: bool = False
+    sincos: bool = False
     dropout: float = 0.0
     dtype: Any = jnp.float32
     padding: ClassVar[str] = "exact"  # images have none
@@ -72,11 +93,14 @@ class VisionModel(nn.Module):
         return self.image[0] // self.patches.patch, self.image[1] // self.patches.patch
 
     def setup(self):
-        self.class_token = self.param("class_token", beit_init, (self.width,))
-        self.mask_embedding = self.param("mask_embedding", beit_init, (self.width,))
-        cells = self.grid[0] * self.grid[1] + 1
+        E, cells = self.class_tokens, self.grid[0] * self.grid[1]
+        if E:
+            shape = (self.width,) if E == 1 else (E, self.width)
+            self.class_token = self.param("class_token", self.class_init, shape)
+        if self.decoder is None:
+            self.mask_embedding = self.param("mask_embedding", beit_init, (self.width,))
         if self.absolute:
-            self.positions = self.param("positions", beit_init, (cells, self.width))
+            self.positions = self.param("positions", beit_init, (E + cells, self.width))
         if self.shared_relative:
             self.index = relative_index(self.grid)
             shape = (int(self.index.max()) + 1, self.encoder.heads)
@@ -100,84 +124,116 @@ class VisionModel(nn.Module):
 
     def encode(
         self, tokens: Tokens, mask: Array | None = None, key: Key = None,
-        record: Record | None = None, collect: bool = False,
+        record: Record | None = None, collect: bool = False, keep: Array | None = None,
     ) -> Encoded:  # fmt: skip
-        """mask bool [B, N]: patches replaced by the learned vector.
+        """mask bool [B, N]: patches replaced by the learned vector (not with a decoder).
 
-        x [B, N, D] and extra [B, 1, D] (the class token) after the final norm.
+        keep: int [B * M, K], the patches that the blocks see, None for all. Returns x [B * M, K, D]
+        and extra [B * M, E, D] (class tokens).
         """
-        x = tokens.x
-        if mask is not None:
+        x, E = tokens.x, self.class_tokens
+        if mask is not None and self.decoder is None:
             x = jnp.where(mask[..., None], self.mask_embedding.astype(x.dtype), x)
-        first = jnp.broadcast_to(self.class_token.astype(x.dtype), (x.shape[0], 1, self.width))
-        x = jnp.concatenate([first, x], axis=1)
+        first = [self.class_token.reshape(E, self.width).astype(x.dtype)] if E else []
         if self.absolute:
-            x = x + self.positions.astype(x.dtype)
+            positions = self.positions.astype(x.dtype)
+            x, first = x + positions[E:], [token + positions[:E] for token in first]
+        if self.sincos:
+            x = x + sincos(self.grid, self.width).astype(x.dtype)
+        places = jnp.arange(x.shape[1])[None] if keep is None else keep
+        alibi = None if self.alibi is None else self.alibi(places, self.grid, E)
+        x = visible(x, keep)
+        first = [jnp.broadcast_to(token, (x.shape[0], *token.shape)) for token in first]
+        x = jnp.concatenate([*first, x], axis=1)
         bias = relative_bias(self.relative_bias, self.index) if self.shared_relative else None
+        post = self.encoder.norm == "post"
+        x = self.norm(x) if post else x
         keys = split(key, 2)
         x = dropout(x, self.dropout, keys[0])
-        record = record and record._replace(skip=1)
-        out = self.encoder(x, bias=bias, key=keys[1], record=record, collect=collect)
-        x = self.norm(out.x)
-        return out._replace(x=x[:, 1:], extra=x[:, :1])
+        record = record and record._replace(skip=E)
+        out = self.encoder(x, bias=bias, alibi=alibi, key=keys[1], record=record, collect=collect)
+        x = out.x if post else self.norm(out.x)
+        return out._replace(x=x[:, E:], extra=x[:, :E])
 
-    def predict(self, x: Array) -> Array:  # [..., D] -> [..., D]
+    def decode(
+        self, x: Array, mask: Array, noise: Array, valid: Array | None = None, key: Key = None
+    ) -> Array:
+        """What the student saw [B, K, D] -> features of the whole grid; see `Decoder`."""
+        return self.decoder(x, mask, noise, valid, key)
+
+    def predict(self, x: Array) -> Array:  # [..., C] -> [..., D]
         return self.head(x)
 
     def __call__(self, batch: Batch) -> Array:
         """Touches every parameter: for initialisation."""
         tokens = self.features(batch)
         mask = jnp.zeros(tokens.x.shape[:2], bool)
-        return self.predict(self.encode(tokens, mask).x)
+        x = self.encode(tokens, mask).x
+        return self.predict(x if self.decoder is None else self.decode(x, mask, x))
 
 
 def make_model(
     *, width: int, encoder: Options, image: int | Sequence[int] = 224, patch: int = 16,
     mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD,
-    shared_relative: bool = True, absolute: bool = False, head: Options = FROZEN,
-    initializer: str = "beit", dropout: float = 0.0, dtype: Any = jnp.float32,
+    class_tokens: int = 1, shared_relative: bool = True, absolute: bool = False,
+    sincos: bool = False, alibi: Options | None = None, head: Options = FROZEN,
+    decoder: Options | None = None, initializer: str = "beit", dropout: float = 0.0,
+    dtype: Any = jnp.float32,
 ) -> VisionModel:  # fmt: skip
     """Config section `model` of vision; nested sections are the options of the parts.
 
     width: D. image, patch: pixels; image may be (height, width). mean, std: statistics of pixels in
-    [0, 1] per channel, for uint8 images. shared_relative: one relative position bias for all
-    blocks. absolute: learned positions, class token included. initializer: 'beit' or 'bert'.
+    [0, 1] per channel, for uint8 images. class_tokens: in front of the patches. shared_relative:
+    one relative position bias for all blocks. absolute: learned positions, class token included.
+    sincos: fixed positions of the patches. alibi: None for none. decoder: None if the student sees
+    masked patches as a learned vector (1.0) and not only the others (2.0). initializer: 'beit'
+    (1.0), or 'bert' with Xavier patches and class tokens N(0, 1) (2.0).
     """
     size = (image, image) if isinstance(image, int) else tuple(image)
     if size[0] % patch or size[1] % patch:
         raise UserError(f"config.model.image: {size} is not a multiple of patch {patch}")
     common = dict(dtype=dtype)
+    inits = {"initializer": initializer}
+    encoder = build(Encoder, "model.encoder", inits | dict(encoder), width=width, **common)
+    if (decoder is not None or class_tokens != 1) and (shared_relative or encoder.relative):
+        raise UserError(
+            "config.model.shared_relative: relative position biases are of the whole grid and one "
+            "class token; use shared_relative=False and sincos=True"
+        )
+    grid = size[0] // patch, size[1] // patch
     return VisionModel(
         width,
         size,
         Patches(width, patch, initializer, **common),
-        build(
-            Encoder,
-            "model.encoder",
-            {"initializer": initializer} | dict(encoder),
-            width=width,
-            **common,
-        ),
-        build(Mlp, "model.head", {"initializer": initializer} | dict(head), out=width, **common),
+        encoder,
+        build(Mlp, "model.head", inits | dict(head), out=width, **common),
+        build(Decoder, "model.decoder", decoder, grid=grid, **common),
+        build(Alibi, "model.alibi", alibi, layers=encoder.depth, heads=encoder.heads),
         tuple(mean),
         tuple(std),
+        class_tokens,
+        beit_init if initializer == "beit" else nn.initializers.normal(1.0),
         shared_relative,
         absolute,
+        sincos,
         dropout,
         dtype,
     )
 
 
-def flops(model: VisionModel, shapes: Mapping[str, Any], masked: int) -> dict[str, float]:
+def flops(
+    model: VisionModel, shapes: Mapping[str, Any], masked: int, seen: int
+) -> dict[str, float]:
     """Forward FLOPs of one example, by part: 2 per multiply-add, matrix products only.
 
-    shapes: shapes of one example (`Examples.example`). masked: positions through the head.
+    shapes: shapes of one example (`Examples.example`). masked: positions through the head. seen:
+    positions through the student's blocks.
     """
     D, patches = model.width, model.grid[0] * model.grid[1]
     pixels = model.patches.patch**2 * shapes["image"].shape[-1]
-    e = model.encoder
-    return {
-        "frontend": 2.0 * patches * pixels * D,
-        "encoder": encoder_flops(depth=e.depth, width=D, mlp=e.mlp, tokens=patches + 1),
-        "head": masked * head_flops(model.head, D),
-    }
+    e, E = model.encoder, model.class_tokens
+    whole, part = (
+        encoder_flops(depth=e.depth, width=D, mlp=e.mlp, tokens=E + n) for n in (patches, seen)
+    )
+    head = decoded_flops(model.decoder, model.head, width=D, tokens=patches, masked=masked)
+    return {"frontend": 2.0 * patches * pixels * D, "encoder": whole, "student": part + head}

@@ -1,0 +1,130 @@
+"""data2vec 2.0 (arXiv 2212.07525): students that see little of an input regress what the teacher,
+their moving average, makes of all of it. One teacher's pass serves the M students of an example.
+
+B batch, M masks of an example, T tokens, K of them visible and N masked, D width.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from data2vec_jax import masking
+from data2vec_jax.models.encoder import Record
+from data2vec_jax.models.layers import clones as repeat
+from data2vec_jax.models.layers import split
+from data2vec_jax.objectives.targets import (
+    Draw,
+    Norm,
+    Objective,
+    Stages,
+    monitor,
+    normaliser,
+    regression,
+    scale_of,
+    take,
+)  # fmt: skip
+from data2vec_jax.state import overlay
+
+Array = jax.Array
+
+
+def make_loss(
+    model: Any,
+    sampler: Callable[[Mapping[str, Any]], masking.Sampler],
+    corrupt: Callable[..., Any] | None = None,
+    shares_features: bool = False,
+    *,
+    clones: int,
+    top_k: int | Sequence[int],
+    target: str = "ffn",
+    layer_norms: Sequence[Norm] = (),
+    final_norms: Sequence[Norm] = (),
+    beta: float = 0.0,
+    scale: str | float = "rsqrt_width",
+    class_weight: float = 0.0,
+    noise_std: float = 0.01,
+) -> Objective:
+    """The objective of a batch. Config section `objective`.
+
+    model, sampler, shares_features, top_k, target, layer_norms, final_norms, beta, scale: as in
+    `data2vec1.make_loss`; the model has a `decoder`. corrupt: not used, masked tokens are left out
+    of the input rather than replaced. clones: M. class_weight: of the class token's loss, a mean
+    over rows, beside the regression, a mean over masked positions. noise_std: of what the decoder
+    gets at masked positions.
+    """
+    del corrupt
+    apply = model.apply
+    top_k = top_k if isinstance(top_k, int) else tuple(top_k)
+    factor = scale_of(scale, model.width)
+
+    def given(
+        params: Any, teacher: Any, batch: Mapping[str, Array], mask: Array, most: int, noise: Array,
+        key: Array | None, collect: bool = False,
+    ) -> Stages:  # fmt: skip
+        """Everything after the draws. mask bool [B, M, T], at most `most` = N True in a row.
+
+        noise: [B * M, T, D], used at masked positions. collect: keep the outputs of every layer.
+        """
+        mask = mask.reshape(-1, mask.shape[-1])  # [B * M, T], the students of an example adjacent
+        rows, length = mask.shape
+        keep = masking.kept(mask, length - most)  # [B * M, K]
+        positions = masking.positions(mask, most)  # [B * M, N]
+        weights = (jnp.arange(most) < jnp.sum(mask, -1, keepdims=True)).astype(jnp.float32)
+        front_key, encoder_key, decoder_key = split(key, 3)
+
+        # Students: the front end once per example, the blocks on visible tokens only.
+        student = {"params": params}
+        tokens = apply(student, batch, front_key, method="features")
+        encoded = apply(
+            student, tokens, mask, encoder_key, collect=collect, keep=keep, method="encode"
+        )
+
+        # Decoder: noise where nothing was seen, convolutions over everything, a prediction there.
+        valid = repeat(tokens.valid, rows)
+        decoded = apply(student, encoded.x, mask, noise, valid, decoder_key, method="decode")
+        prediction = apply(student, take(decoded, positions), method="predict")  # [B * M, N, D]
+
+        # Teacher: the whole input once per example, without gradient.
+        average = {"params": jax.lax.stop_gradient(overlay(params, teacher))}
+        whole = tokens if shares_features else apply(average, batch, method="features")
+        whole = jax.lax.stop_gradient(whole)
+
+        # Targets: the mean of the K uppermost blocks, each normalised, then normalised again.
+        counted = whole.valid if model.padding == "exact" else None
+        record = Record(top_k, target, normaliser(layer_norms, counted))
+        teaching = apply(average, whole, record=record, collect=collect, method="encode")
+        targets = normaliser(final_norms, counted)(teaching.targets)
+        targets = jax.lax.stop_gradient(targets)  # [B, T, D]
+        wanted = take(repeat(targets, rows), positions)  # [B * M, N, D]
+
+        # Regression at the masked positions of all students.
+        parts = {"regression": factor * jnp.sum(regression(prediction, wanted, beta) * weights)}
+        if class_weight:
+            # The class token regresses the mean target. Weighted by the row's masked positions,
+            # because the sum of all terms will be divided by their number in the whole batch.
+            middle = repeat(jnp.mean(targets, 1), rows)  # [B * M, D]
+            each = factor * regression(encoded.extra[:, -1], middle, beta)  # [B * M]
+            parts["class"] = class_weight * jnp.sum(each * jnp.sum(weights, -1))
+        total = sum(parts.values())
+        return Stages(
+            total, jnp.sum(weights), tokens, prediction, targets, wanted, weights, encoded,
+            teaching, parts,
+        )  # fmt: skip
+
+    def loss(params, teacher, batch, draw: Draw):
+        masks = sampler(batch)  # an exact count per row: every shape is static
+        valid = model.valid_lengths(batch)
+        mask = masking.sample(masks, draw.masks, draw.step, batch["example_id"], clones, valid)
+        noise_key, key = jax.random.split(draw.noise)
+        shape = (mask.shape[0] * clones, mask.shape[-1], model.width)
+        noise = noise_std * jax.random.normal(noise_key, shape)
+        most = masks.count(masks.length)
+        stages = given(params, teacher, batch, mask, most, noise, key)
+        scalars = monitor(stages)
+        if class_weight:
+            scalars |= {f"loss_{k}": part / stages.count for k, part in stages.parts.items()}
+        return stages.total, stages.count, scalars
+
+    return Objective(loss, given)

@@ -1,0 +1,87 @@
+"""Cases recorded from the authors' code, and comparison with them at the README's tolerances."""
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FOLDER = Path(os.environ.get("DATA2VEC_GOLDENS", Path(__file__).parent / "goldens/pretraining"))
+NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
+
+# The README's tolerances: largest difference over largest value, unless the comment says otherwise.
+ACTIVATION, LOSS, NORM, GRADIENT, TRACE, SCHEDULE = 3e-5, 1e-5, 2e-5, 2e-4, 2e-4, 1e-6
+ELEMENT, LENGTH = 1e-3, 3e-4  # final student: single elements, and relative L2 of a tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One recorded case: its json and its arrays."""
+
+    name: str
+    info: Mapping[str, Any] = dataclasses.field(repr=False)
+    arrays: Mapping[str, np.ndarray] = dataclasses.field(repr=False)
+
+    def part(self, prefix: str) -> dict[str, np.ndarray]:
+        """Arrays whose name starts with `prefix`, under the rest of their name."""
+        return {k[len(prefix) :]: v for k, v in self.arrays.items() if k.startswith(prefix)}
+
+
+@functools.cache
+def load(name: str) -> Case:
+    """The case whose files have this base name."""
+    with np.load(FOLDER / f"{name}.npz") as arrays:
+        info = json.loads((FOLDER / f"{name}.json").read_text())
+        return Case(name, info, {key: arrays[key] for key in arrays.files})
+
+
+class Comparison:
+    """Compares arrays of a case, each once, and keeps the worst relative error of each stage."""
+
+    def __init__(self, case: Case):
+        self.case, self.left = case, set(case.arrays)
+        self.worst: dict[str, float] = {}
+        self.wrong: list[str] = []
+
+    def skip(self, *prefixes: str) -> None:
+        """Arrays that are inputs."""
+        self.left = {name for name in self.left if not name.startswith(prefixes)}
+
+    def theirs(self, name: str) -> np.ndarray:
+        self.left.discard(name)
+        return self.case.arrays[name]
+
+    def note(self, stage: str, name: str, error: float, allowed: float) -> None:
+        """Records an error that was measured elsewhere."""
+        self.worst[stage] = max(self.worst.get(stage, 0.0), error)
+        if not error <= allowed:
+            self.wrong.append(f"{name}: {error:.2g} > {allowed:.2g}")
+
+    def check(self, stage: str, name: str, ours, allowed: float, keep=None) -> None:
+        """Largest difference over largest value, of the elements `keep` if given."""
+        theirs, ours = self.theirs(name), np.asarray(ours)
+        if ours.shape != theirs.shape:
+            self.wrong.append(f"{name}: shape {ours.shape}, recorded {theirs.shape}")
+            return
+        difference = np.abs(ours.astype(np.float64) - theirs)
+        size = np.abs(theirs).max(initial=0.0)
+        if keep is not None:
+            difference = difference[keep]
+        error = difference.max(initial=0.0) / (size or 1.0)
+        self.note(stage, name, float(error), allowed)
+
+    def finish(self) -> dict[str, float]:
+        """Worst error of each stage; fails if anything was wrong, or was not compared."""
+        if self.left:
+            self.wrong.append(f"arrays that no test knows: {sorted(self.left)[:5]}")
+        assert not self.wrong, "; ".join(self.wrong[:10]) + f"\n{line(self.worst)}"
+        return self.worst
+
+
+def line(worst: Mapping[str, float]) -> str:
+    """'features 1.2e-07  layers ...'."""
+    return "  ".join(f"{stage} {error:.1e}" for stage, error in worst.items())

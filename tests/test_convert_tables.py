@@ -1,0 +1,148 @@
+"""Conversion tables: every weight of the recorded states there and back, byte for byte."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+from recorded import NAMES, load
+
+from data2vec_jax.convert import beit, fairseq, tables
+from data2vec_jax.convert.tables import FUSED_BIAS, FUSED_LINEAR, LINEAR, Row, Table
+from data2vec_jax.errors import UserError
+from data2vec_jax.modalities import contract
+
+LAYOUTS = {  # by a name that only this layout has
+    "mask_emb": (fairseq.SPEECH, fairseq.SPEECH_TEACHER, "encoder."),
+    "encoder.sentence_encoder.embed_tokens.weight": (
+        fairseq.TEXT, fairseq.TEXT_TEACHER, "encoder.sentence_encoder.",
+    ),
+    "cls_token": (beit.VISION, beit.VISION, ""),
+}  # fmt: skip
+
+
+def layout_of(state):
+    return next((layout for name, layout in LAYOUTS.items() if name in state), None)
+
+
+CASES = [n for n in NAMES if "data2vec-1.0" in load(n).info.get("generation", "")]
+
+
+def same(a, b):
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+def without_ignored(table, state):
+    return {k: v for k, v in state.items() if not any(re.search(p, k) for p in table.ignored)}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_recorded_states_go_there_and_back(name):
+    student = load(name).part("student/")
+    table, below, prefix = layout_of(student)
+    states = [(table, student)]
+    for who in ("teacher/", "final_student/", "final_teacher/", "grad/"):
+        state = load(name).part(who)
+        inside = who.endswith("teacher/") and not {*state} <= {*student}
+        states.append((below if inside else table, state))
+        if inside:
+            assert {prefix + key for key in state} <= {*student}
+    for layout, state in states:
+        back = tables.write(layout, tables.read(layout, state))
+        wanted = without_ignored(layout, state)
+        assert {*back} == {*wanted}
+        assert [key for key in back if not same(back[key], wanted[key])] == []
+
+
+MODELS = {
+    "speech": (fairseq.SPEECH, dict(audio=(1, 800)), dict(
+        frontend=dict(convs=((8, 10, 5), (8, 3, 2)), bias=True),
+        positions=dict(depth=2, width=6, groups=2), encoder=dict(norm="pre"),
+    )),
+    "speech, group and weight norm": (fairseq.SPEECH, dict(audio=(1, 800)), dict(
+        frontend=dict(convs=((8, 10, 5), (8, 3, 2)), norm="group"),
+        positions=dict(depth=1, width=4, groups=2, norm="weight"), encoder={},
+    )),
+    "text": (fairseq.TEXT, dict(tokens=(1, 9)), dict(
+        vocab_size=20, max_length=16, head=dict(depth=3), encoder=dict(norm="pre")
+    )),
+    "vision": (beit.VISION, dict(image=(1, 8, 12, 3)), dict(
+        image=(8, 12), patch=4, absolute=True,
+        encoder=dict(norm="pre", qkv_bias="qv", layer_scale=0.1, relative=(2, 3)),
+    )),
+    "vision, no biases": (beit.VISION, dict(image=(1, 8, 8, 3)), dict(
+        image=8, patch=4, encoder=dict(norm="pre", qkv_bias="none"),
+    )),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_every_parameter_of_ours_has_a_place(kind):
+    table, shapes, options = MODELS[kind]
+    options = options | dict(encoder=options["encoder"] | dict(depth=3, heads=2, mlp=12))
+    model = contract.get(kind.split(",")[0]).model(width=8, **options)
+    batch = {k: jax.ShapeDtypeStruct(v, "int32" if k == "tokens" else "float32")
+             for k, v in shapes.items()}  # fmt: skip
+    shapes = jax.eval_shape(model.init, jax.random.key(0), batch)["params"]
+    random = np.random.default_rng(0)
+    tree = jax.tree.map(lambda x: random.normal(size=x.shape).astype(np.float32), shapes)
+    there = tables.write(table, tree)
+    flat, back = tables.flatten(tree), tables.flatten(tables.read(table, there))
+    assert {*flat} == {*back} and all(same(flat[path], back[path]) for path in flat)
+    assert sum(x.size for x in there.values()) == sum(x.size for x in flat.values())
+
+
+def test_layers_are_stacked_and_projections_fused():
+    names = tuple(f"layers.{{l}}.{x}_proj" for x in "qkv")
+    table = Table([
+        Row(tuple(f"{name}.weight" for name in names), "qkv/kernel", FUSED_LINEAR),
+        Row(tuple(f"{name}.bias" for name in names), "qkv/bias", FUSED_BIAS),
+        Row("layers.{l}.out.weight", "out/kernel", LINEAR),
+    ])  # fmt: skip
+    random = np.random.default_rng(0)
+    state = {}
+    for l in range(12):  # two digits: layers are in the order of numbers, not of names
+        state[f"layers.{l}.out.weight"] = random.normal(size=(4, 6))
+        for x in "qkv":
+            state[f"layers.{l}.{x}_proj.weight"] = random.normal(size=(4, 4))
+            state[f"layers.{l}.{x}_proj.bias"] = random.normal(size=4)
+    tree = tables.read(table, state)
+    assert tree["qkv"]["kernel"].shape == (12, 4, 12) and tree["out"]["kernel"].shape == (12, 6, 4)
+    x = random.normal(size=4)
+    q, k, v = np.split(x @ tree["qkv"]["kernel"][10] + tree["qkv"]["bias"][10], 3)
+    for name, ours in (("q", q), ("k", k), ("v", v)):
+        theirs = state[f"layers.10.{name}_proj.weight"] @ x + state[f"layers.10.{name}_proj.bias"]
+        np.testing.assert_allclose(ours, theirs)
+
+
+def recorded_state(key):
+    return next(s for n in CASES if key in (s := load(n).part("student/")))
+
+
+def test_what_is_missing_or_unknown_is_named():
+    state = recorded_state("mask_emb")
+    with pytest.raises(UserError, match="novel"):
+        tables.read(fairseq.SPEECH, state | {"encoder.novel": np.zeros(2)})
+    for lost in ("encoder.layers.1.fc1.weight", "encoder.layers.1.self_attn.k_proj.bias"):
+        with pytest.raises(UserError, match=lost):
+            tables.read(fairseq.SPEECH, {k: v for k, v in state.items() if k != lost})
+    with pytest.raises(UserError, match="decoder/kernel"):
+        tables.write(fairseq.SPEECH, {"decoder": {"kernel": np.zeros(2)}})
+
+
+def test_names_of_older_files_are_read():
+    speech, text = recorded_state("mask_emb"), recorded_state(next(k for k in LAYOUTS if "." in k))
+    older = {k.replace("final_proj.", "final_proj.0."): v for k, v in speech.items()}
+    assert (
+        tables.flatten(tables.read(fairseq.SPEECH, older)).keys()
+        == tables.flatten(tables.read(fairseq.SPEECH, speech)).keys()
+    )
+    older = {
+        k.replace("encoder.sentence", "decoder.sentence")
+        .replace("layernorm_embedding", "emb_layer_norm"): v
+        for k, v in text.items()
+    }  # fmt: skip
+    assert older.keys() != text.keys()
+    ours = tables.flatten(tables.read(fairseq.TEXT, text))
+    for path, array in tables.flatten(tables.read(fairseq.TEXT, older)).items():
+        assert same(array, ours[path])

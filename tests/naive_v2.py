@@ -13,6 +13,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from recorded import quick_jit
 
 MODES = {"audio": "AUDIO", "image": "IMAGE", "text": "TEXT"}
 
@@ -45,7 +46,7 @@ def convolution(s, name, x, stride=1, pad=0, groups=1):
 
 
 def same(s, name, x, groups):
-    """A convolution that keeps lengths; even kernels lose the last position. Norm and GELU follow."""
+    """A convolution that keeps lengths (even kernels lose the last position), norm and GELU."""
     taps = s[f"{name}.weight"].shape[-1]
     y = convolution(s, name, x, 1, taps // 2, groups)
     if taps % 2 == 0:
@@ -57,7 +58,7 @@ def slope(heads):
     def of_power(n):
         return [2.0 ** (-8.0 * (h + 1) / n) for h in range(n)]
 
-    power = 2 ** int(math.floor(math.log2(heads)))
+    power = 2 ** math.floor(math.log2(heads))
     return np.array(of_power(power) + of_power(2 * power)[::2][: heads - power], np.float32)
 
 
@@ -65,7 +66,8 @@ class Naive:
     """One case: flags in, everything that was recorded out."""
 
     def __init__(self, info, batch):
-        self.info, self.batch, self.mode = info, batch, f"modality_encoders.{MODES[info['modality']]}"
+        self.info, self.batch = info, batch
+        self.mode = f"modality_encoders.{MODES[info['modality']]}"
         self.model, self.cfg, self.dec = info["model"], info["modality_cfg"], info["decoder"]
         self.extra = self.cfg["num_extra_tokens"]
 
@@ -88,7 +90,9 @@ class Naive:
             return x.reshape(*x.shape[:2], -1).swapaxes(1, 2), None
         tokens, real = batch["src_tokens"], batch["padding_mask"] == 0
         places = np.where(real, np.cumsum(real, 1) + 1, 1)
-        x = s[f"{where}.embed_tokens.weight"][tokens] + s[f"{where}.embed_positions.weight"][places]
+        x = s[f"{where}.embed_tokens.weight"][tokens]
+        x = x * (1 if self.cfg["no_scale_embedding"] else math.sqrt(x.shape[-1]))
+        x = x + s[f"{where}.embed_positions.weight"][places]
         x = jnp.where(real[..., None], x, 0.0)  # rows of padding are zero, and stay so
         return affine(s, f"{where}.layernorm_embedding", x, 1e-5), real
 
@@ -100,7 +104,8 @@ class Naive:
         at = np.arange(T)
         if self.info["modality"] == "image":
             side = math.isqrt(T)
-            d = np.stack([at // side, at % side], -1)[:, None] - np.stack([at // side, at % side], -1)
+            at = np.stack([at // side, at % side], -1)
+            d = at[:, None] - at
             far = np.abs(d).sum(-1)
             if self.cfg["alibi_distance"] == "euclidean":
                 far = np.sqrt((d**2).sum(-1))
@@ -251,10 +256,10 @@ def record(info, student, teacher, batch, mask, noise, updates=2):
     naive, count, o = Naive(info, batch), float(mask.sum()), info["optimizer"]
     prefix = "blocks." if info["model"]["ema_encoder_only"] else ""
     fixed = {k: v for k, v in student.items() if k in info["frozen_params"]}
-    params = {k: jnp.asarray(v) for k, v in student.items() if k not in fixed}
+    params = {k: v for k, v in student.items() if k not in fixed}
     first, second = dict(params), dict(teacher)
 
-    @jax.jit
+    @quick_jit
     def step(params, teacher):
         def loss(params):
             out = naive.forward(params | fixed, teacher, mask, noise)
@@ -263,10 +268,10 @@ def record(info, student, teacher, batch, mask, noise, updates=2):
         (_, out), grads = jax.value_and_grad(loss, has_aux=True)(params)
         return out, grads
 
-    m = v = {k: jnp.zeros_like(p) for k, p in params.items()}
+    m = v = {k: np.zeros_like(p) for k, p in params.items()}
     arrays, losses, norms, rates, decays = {}, [], [], [], []
     for n in range(updates + 1):
-        out, grads = step(params, teacher)
+        out, grads = jax.device_get(step(params, teacher))
         losses.append(out["loss"])
         if n == 0:
             arrays |= {f"fwd/{k}": x for k, x in out.items()}
@@ -287,7 +292,7 @@ def record(info, student, teacher, batch, mask, noise, updates=2):
         v = {k: b2 * v[k] + (1 - b2) * (g * clip) ** 2 for k, g in grads.items()}
         size = rate * math.sqrt(1 - b2 ** (n + 1)) / (1 - b1 ** (n + 1))
         params = {
-            k: p - rate * o["weight_decay"] * p - size * m[k] / (jnp.sqrt(v[k]) + o["eps"])
+            k: p - rate * o["weight_decay"] * p - size * m[k] / (np.sqrt(v[k]) + o["eps"])
             for k, p in params.items()
         }
         after = start + (end - start) * min((n + 1) / info["model"]["ema_anneal_end_step"], 1)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 FOLDER = Path(os.environ.get("DATA2VEC_GOLDENS", Path(__file__).parent / "goldens/pretraining"))
@@ -16,6 +17,16 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 # The README's tolerances: largest difference over largest value, unless the comment says otherwise.
 ACTIVATION, LOSS, NORM, GRADIENT, TRACE, SCHEDULE = 3e-5, 1e-5, 2e-5, 2e-4, 2e-4, 1e-6
 ELEMENT, LENGTH = 1e-3, 3e-4  # final student: single elements, and relative L2 of a tensor
+
+
+# Each program runs a few times on tiny arrays: compile it in a third of the time.
+quick_jit = functools.partial(
+    jax.jit,
+    compiler_options={
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+    },
+)
 
 
 @dataclasses.dataclass(frozen=True)

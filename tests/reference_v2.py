@@ -7,6 +7,7 @@ B examples, M masks of each, T tokens, K of them visible, E class tokens, D widt
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -28,6 +29,7 @@ from recorded import (
     TRACE,
     Case,
     Comparison,
+    quick_jit,
 )  # fmt: skip
 from reference import ANY
 
@@ -452,9 +454,10 @@ def run_v2(case: Case) -> dict[str, float]:
     check_constants(setup_, compare)
     teacher = read_teacher(setup_, student, case.part("teacher/"))
 
-    stages, seen, grads = jax.jit(forward_and_gradients(setup_))(student, teacher)
-    check_stages(setup_, compare, stages, seen, student)
-    check_gradients(setup_, compare, write(setup_, jax.device_get(grads)))
+    program = quick_jit(forward_and_gradients(setup_))
+    stages, seen, derived, grads = jax.device_get(program(student, teacher))
+    check_stages(setup_, compare, stages, seen, derived)
+    check_gradients(setup_, compare, write(setup_, grads))
     train(setup_, compare, student, teacher)
     return compare.finish()
 
@@ -482,7 +485,8 @@ def check_constants(setup: Setup, compare) -> None:
 
 
 def forward_and_gradients(setup: Setup):
-    """(student, teacher) -> (stages, inputs and outputs of modules, gradient of the mean loss)."""
+    """(student, teacher) -> (stages, inputs and outputs of modules, what `derive` makes of them,
+    gradient of the mean loss)."""
 
     def program(params, teacher):
         def total(params):
@@ -502,16 +506,48 @@ def forward_and_gradients(setup: Setup):
             return stages.total / stages.count, (stages, seen)
 
         grads, (stages, seen) = jax.grad(total, has_aux=True)(params)
-        return stages, seen, grads
+        return stages, seen, derive(setup, params, stages), grads
 
     return program
 
 
-def check_stages(setup: Setup, compare, stages, seen, student: Any) -> None:
-    case, model, objective = compare.case, setup.model, setup.config["objective"]
-    apply = {"params": student}
-    rows, length = setup.mask.shape[0] * setup.mask.shape[1], setup.mask.shape[2]
-    mask = setup.mask.reshape(rows, length)
+# Stages that the objective does not keep -> the group that they are reported in.
+STAGES = dict(
+    decoder_in="decoder", decoder_out="decoder", target_layers_raw="targets",
+    target_layers_normed="targets", target_avg="targets", target_full="targets",
+    cls_pred="prediction", cls_target="targets", pred_var="loss", target_var="loss",
+)  # fmt: skip
+
+
+def derive(setup: Setup, params: Any, stages: targets.Stages) -> dict[str, jax.Array]:
+    """The stages of `STAGES`."""
+    mask = setup.mask.reshape(-1, setup.mask.shape[-1])
+    rows, objective = len(mask), setup.config["objective"]
+    apply, x = functools.partial(setup.model.apply, {"params": params}), stages.student.x
+    valid = repeat(stages.tokens.valid, rows)
+    chosen = Record(objective["top_k"], "", None).layers(setup.model.encoder.depth)
+    raw = stages.teacher.ffn if objective["target"] == "ffn" else stages.teacher.layers
+    raw = raw[np.array(chosen)][:, :, raw.shape[2] - mask.shape[1] :]
+    norm = targets.normaliser(objective["layer_norms"])
+    watched = targets.monitor(stages)
+    found = dict(
+        decoder_in=fill(x, mask, setup.noise),
+        decoder_out=apply(apply(x, mask, setup.noise, valid, method="decode"), method="predict"),
+        target_layers_raw=raw,
+        target_layers_normed=jax.vmap(norm)(raw),
+        target_avg=stages.teacher.targets,
+        target_full=stages.targets,
+        pred_var=watched["pred_std"],
+        target_var=watched["target_std"],
+    )
+    if stages.student.extra is not None and stages.student.extra.shape[1]:
+        found["cls_pred"] = stages.student.extra[:, -1]
+        found["cls_target"] = repeat(jnp.mean(stages.targets, 1), rows)
+    return found
+
+
+def check_stages(setup: Setup, compare, stages, seen, derived) -> None:
+    case, (rows, length) = compare.case, compare.case.arrays["batch/mask"].shape
     extra = stages.student.extra
     E = 0 if extra is None else extra.shape[1]
     # Theirs are in the order in which visible tokens happened to be gathered.
@@ -534,29 +570,11 @@ def check_stages(setup: Setup, compare, stages, seen, student: Any) -> None:
     whole = stages.student.x if extra is None else jnp.concatenate([extra, stages.student.x], 1)
     activation("layers", "student_encoder_out", reordered(whole))
 
-    valid = repeat(stages.tokens.valid, rows)
-    activation("decoder", "decoder_in", fill(stages.student.x, mask, setup.noise))
-    decoded = model.apply(apply, stages.student.x, mask, setup.noise, valid, method="decode")
-    activation("decoder", "decoder_out", model.apply(apply, decoded, method="predict"))
-
-    chosen = Record(objective["top_k"], "", None).layers(model.encoder.depth)
-    raw = stages.teacher.ffn if objective["target"] == "ffn" else stages.teacher.layers
-    raw = raw[np.array(chosen), :, E:]
-    activation("targets", "target_layers_raw", raw)
-    norm = targets.normaliser(objective["layer_norms"])
-    activation("targets", "target_layers_normed", jnp.stack([norm(layer) for layer in raw]))
-    activation("targets", "target_avg", stages.teacher.targets)
-    activation("targets", "target_full", stages.targets)
+    for name, value in derived.items():
+        activation(STAGES[name], name, value)
     some = np.asarray(stages.weights) > 0
-    activation("targets", "target", stages.wanted[some])
-    activation("prediction", "pred", stages.prediction[some])
-    if E:
-        activation("prediction", "cls_pred", extra[:, -1])
-        activation("targets", "cls_target", repeat(jnp.mean(stages.targets, 1), rows))
-
-    watched = targets.monitor(stages)
-    activation("loss", "pred_var", watched["pred_std"])
-    activation("loss", "target_var", watched["target_std"])
+    activation("targets", "target", np.asarray(stages.wanted)[some])
+    activation("prediction", "pred", np.asarray(stages.prediction)[some])
     visible = case.arrays["batch/ids_keep"].shape[1]
     for name, value in {
         "loss": stages.total,
@@ -618,7 +636,7 @@ def train(setup: Setup, compare, student: Any, teacher: Any) -> None:
         shapes=(), shares=(), init=lambda key: student, loss=loss, data=lambda start: (),
         averaged=setup.config["averaged"],
     )  # fmt: skip
-    step = jax.jit(make_train_step(task, tx, setup.decay, schedule))
+    step = quick_jit(make_train_step(task, tx, setup.decay, schedule))
     now = init_state(task, tx, jax.random.key(0)).replace(teacher=teacher)
     updates, scalars = len(case.arrays["train/grad_norm"]), []
     check_traces(setup, compare, now, 0)

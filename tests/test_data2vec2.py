@@ -209,7 +209,7 @@ def case_of(name: str) -> Case:
     ours = reference_v2.setup(Case(name, info, arrays))
     shapes = jax.eval_shape(ours.model.init, jax.random.key(0), ours.batch)["params"]
     student = {
-        k: (rng.normal(size=x.shape) * (0.1 if x.ndim < 2 else 0.15)).astype(np.float32)
+        k: (rng.normal(size=x.shape) * (0.1 if x.ndim < 2 else 0.25)).astype(np.float32)
         + np.float32(k.endswith((".norm.weight", "norm1.weight", "norm2.weight", "alibi_scale",
                                  ".2.1.weight", "project_features.1.weight", "embedding.weight")))
         for k, x in reference_v2.write(ours, jax.tree.map(lambda x: np.zeros(x.shape), shapes)).items()
@@ -230,9 +230,7 @@ def case_of(name: str) -> Case:
         teacher = {k[7:]: v for k, v in student.items() if k.startswith("blocks.")}
     else:
         own = (".local_encoder.", ".project_features.") if not cfg["ema_local_encoder"] else ()
-        teacher = {
-            k: v for k, v in student.items() if not any(p in k for p in (".decoder.", *own))
-        }
+        teacher = {k: v for k, v in student.items() if not any(p in k for p in (".decoder.", *own))}
     teacher = {
         k: v + np.float32(0.02) * rng.normal(size=v.shape).astype(np.float32)
         if k not in info["frozen_params"] else v

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from recorded import quick_jit
 
 from data2vec_jax.errors import UserError
 from data2vec_jax.modalities import contract
@@ -83,7 +84,7 @@ def test_padded_batch_is_the_sum_of_its_examples(name):
 
     def run(batch, mask):
         total = total_of(model, loss, teacher, batch, mask)
-        (value, seen), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(params)
+        (value, seen), gradient = quick_jit(jax.value_and_grad(total, has_aux=True))(params)
         return value, gradient, seen
 
     whole, gradient, seen = run(batch, mask)
@@ -110,8 +111,8 @@ def test_the_authors_padding_differs(name):
     params = random_params(model, batch, 0)
     valid = np.asarray(model.valid_lengths(jax.tree.map(jnp.asarray, batch)))
     mask = np.arange(int(valid.max())) < np.full((2, 1), 4)
-    exact, _ = jax.jit(total_of(model, loss, params, batch, mask))(params)
-    theirs, _ = jax.jit(total_of(*make(name, "reference"), params, batch, mask))(params)
+    exact, _ = quick_jit(total_of(model, loss, params, batch, mask))(params)
+    theirs, _ = quick_jit(total_of(*make(name, "reference"), params, batch, mask))(params)
     assert abs(theirs / exact - 1) > 1e-4
 
 

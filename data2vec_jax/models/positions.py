@@ -35,7 +35,9 @@ class ConvPositions(nn.Module):
             hint = nearest(self.norm, ("layer", "weight"))
             raise UserError(f"config.model.positions.norm: no '{self.norm}'{hint}")
         if self.norm == "weight" and self.depth != 1:
-            raise UserError(f"config.model.positions.depth: {self.depth}; with norm='weight' it is 1")
+            raise UserError(
+                f"config.model.positions.depth: {self.depth}; with norm='weight' it is 1"
+            )
         super().__post_init__()
 
     @nn.compact

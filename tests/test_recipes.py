@@ -1,0 +1,252 @@
+"""Recipes against tests/recipes.json, which says what is published and why ours is what it is.
+
+A hyper-parameter that changes in configs/, or as a default of the functions that read them, fails
+here until its line in the registry changes too. What durations, batches and masks come to is
+compared with a table of its own, below.
+"""
+
+import copy
+import importlib
+import importlib.util
+import inspect
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from data2vec_jax import masking
+from data2vec_jax.modalities.speech.model import frames
+
+ROOT = Path(__file__).resolve().parent.parent
+REGISTRY = json.loads((ROOT / "tests/recipes.json").read_text())
+RECIPES = REGISTRY["recipes"]
+OURS_ALONE = ("demo",)  # config files, and variants of recipes, that no paper has
+VARIANTS_OURS_ALONE = ("smoke",)
+IMAGENET, RATE = 1_281_167, 16_000
+
+
+def recipe_module(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"configs/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+FILES = [p.stem for p in sorted((ROOT / "configs").glob("*.py")) if p.stem not in OURS_ALONE]
+MODULES = {name: recipe_module(name) for name in FILES}
+
+
+def config_of(recipe):
+    name, variant = recipe.split(":")
+    return MODULES[name].get_config(variant).to_dict()
+
+
+def leaves(section, prefix=""):
+    """{'section.key': value} of a nested mapping."""
+    found = {}
+    for key, value in section.items():
+        if isinstance(value, Mapping) and value:
+            found |= leaves(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value
+    return found
+
+
+def plain(value):
+    """A value of a config or of the registry in one form: lists for tuples, numbers for 'a/b'."""
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, Mapping):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, str) and (ratio := re.fullmatch(r"(\d+)/(\d+)", value)):
+        return int(ratio[1]) / int(ratio[2])
+    return value
+
+
+def same(a, b):
+    a, b = plain(a), plain(b)
+    return a == b and isinstance(a, bool) == isinstance(b, bool)
+
+
+def differences(ours, registered):
+    """A line for each key that only one of two flat mappings has, or whose values differ."""
+    lines = [f"{key}: not in the registry" for key in sorted(ours.keys() - registered.keys())]
+    lines += [f"{key}: only in the registry" for key in sorted(registered.keys() - ours.keys())]
+    for key in sorted(ours.keys() & registered.keys()):
+        if not same(ours[key], registered[key]):
+            lines.append(f"{key}: {ours[key]!r}, in the registry {registered[key]!r}")
+    return lines
+
+
+def test_every_recipe_is_registered():
+    found = set()
+    for name, module in MODULES.items():
+        with pytest.raises(ValueError, match="choose from") as error:
+            module.get_config("?")
+        variants = str(error.value).partition("choose from ")[2].split(", ")
+        found |= {f"{name}:{v}" for v in variants if v not in VARIANTS_OURS_ALONE}
+    assert found == set(RECIPES)
+    assert {f"{m}_{v}" for m in ("speech", "vision", "text") for v in ("v1", "v2")} == set(MODULES)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_configs_are_as_registered(recipe):
+    registered = {key: row["ours"] for key, row in RECIPES[recipe].items()}
+    assert not (lines := differences(leaves(config_of(recipe)), registered)), "\n".join(lines)
+
+
+def test_a_change_is_seen():
+    config = config_of("vision_v2:base")
+    registered = {key: row["ours"] for key, row in RECIPES["vision_v2:base"].items()}
+    for section, key, value in (
+        ("schedule", "peak", 1.1e-3), ("model", "sincos", 1), ("optim", "no_decay", ("bias",)),
+        ("objective", "final_norms", ()),
+    ):  # fmt: skip
+        changed = copy.deepcopy(config)
+        changed[section][key] = value
+        (line,) = differences(leaves(changed), registered)
+        assert line.startswith(f"{section}.{key}:")
+    del config["optim"]["clip"]
+    assert differences(leaves(config), registered) == ["optim.clip: only in the registry"]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_differences_have_a_reason(recipe):
+    for key, row in RECIPES[recipe].items():
+        where = f"{recipe} {key}"
+        assert list(row) == ["ours", "paper", "released", "reason"], where
+        published = [row[name] for name in ("paper", "released") if row[name] is not None]
+        # Where the two differ from each other, one of them differs from ours.
+        if not all(same(row["ours"], value) for value in published):
+            assert row["reason"].strip(), f"{where}: no reason"
+        if row["paper"] is not None:
+            assert re.search(r"\[(P1|P2|2H)\]", row["reason"]), f"{where}: no source"
+
+
+@pytest.mark.parametrize("function", REGISTRY["defaults"])
+def test_defaults_are_as_registered(function):
+    module, name = function.rsplit(".", 1)
+    target = getattr(importlib.import_module(f"data2vec_jax.{module}"), name)
+    defaults = {
+        p.name: p.default
+        for p in inspect.signature(target).parameters.values()
+        if p.default is not p.empty and p.name not in ("dtype", "name", "parent")
+    }
+    assert not (lines := differences(defaults, REGISTRY["defaults"][function])), "\n".join(lines)
+
+
+def test_quirks_are_complete():
+    for quirk in REGISTRY["quirks"]:
+        assert list(quirk) == ["trap", "reference", "ours"] and all(quirk.values()), quirk
+    traps = [quirk["trap"] for quirk in REGISTRY["quirks"]]
+    assert len(set(traps)) == len(traps) >= 30
+
+
+# What the shares and sizes come to ----------------------------------------------------------------
+
+# Updates: all, warm-up, annealing of the decay. Units of a batch: rows x seconds, tokens, images,
+# and the same of the authors. Positions of the longest row, and how many of them are masked.
+NUMBERS = {
+    "speech_v1:base": ((400_000, 12_000, 30_000), (3_840, 3_800), (749, 337)),
+    "speech_v1:large": ((400_000, 12_000, 30_000), (3_840, 3_800), (749, 337)),
+    "speech_v2:base": ((400_000, 8_000, 75_000), (480, 500), (749, 374)),
+    "speech_v2:large": ((600_000, 10_000, 300_000), (960, 960), (749, 411)),
+    "vision_v1:base": ((500_000, 6_250, 0), (2_048, 2_048), (196, 120)),
+    "vision_v1:large": ((249_600, 24_960, 0), (4_096, 4_096), (196, 120)),
+    "vision_v2:base": ((375_300, 50_040, 100_000), (256, 256), (196, 196 - 39)),
+    "vision_v2:large": ((375_300, 50_040, 150_000), (128, 128), (196, 196 - 49)),
+    "vision_v2:huge": ((375_300, 50_040, 150_000), (128, 128), (196, 196 - 49)),
+    "vision_v2:huge14": ((500_000, 50_040, 300_000), (256, 256), (256, 256 - 64)),
+    "text_v1:base": ((1_000_000, 10_000, 300_000), (131_072, 131_072), (512, 157)),
+    "text_v1:large": ((1_000_000, 10_000, 300_000), (131_072, 131_072), (512, 157)),
+    "text_v2:base": ((1_000_000, 4_000, 100_000), (32_768, 32_768), (512, 512 - 266)),
+    "text_v2:large": ((600_000, 4_000, 100_000), (32_768, 32_768), (512, 512 - 256)),
+}
+
+
+def test_every_recipe_has_numbers():
+    assert set(NUMBERS) == set(RECIPES)
+
+
+@pytest.mark.parametrize("recipe", NUMBERS)
+def test_updates(recipe):
+    config, (total, warmup, anneal) = config_of(recipe), NUMBERS[recipe][0]
+    shares = config["schedule"]["warmup"], config["ema"]["anneal"]
+    assert config["total_steps"] == total
+    # Exact but for rounding of the quotient: `round` in the schedules must have nothing to do.
+    for share, updates in zip(shares, (warmup, anneal), strict=True):
+        assert share * total == pytest.approx(updates, abs=1e-6)
+        assert round(share * total) == updates
+    if config["schedule"]["kind"] == "tri_stage":
+        stages = [round(config["schedule"][k] * total) for k in ("warmup", "hold", "decay")]
+        assert stages == [12_000, 360_000, 28_000] and sum(stages) == total
+    if not anneal:
+        assert config["ema"]["start"] == config["ema"]["end"]
+
+
+@pytest.mark.parametrize("recipe", NUMBERS)
+def test_batches(recipe):
+    config, (units, theirs) = config_of(recipe), NUMBERS[recipe][1]
+    examples, rows = config["examples"], config["data"]["batch_size"]
+    longest = {
+        "speech": lambda: examples["crops"][-1],
+        "text": lambda: examples["lengths"][-1],
+        "vision": lambda: 1,
+    }[config["modality"]]()
+    assert rows * longest == units
+    assert units == pytest.approx(theirs, rel=0.05 if config["modality"] == "speech" else 0)
+
+
+@pytest.mark.parametrize("recipe", NUMBERS)
+def test_masked_positions(recipe):
+    config, (positions, masked) = config_of(recipe), NUMBERS[recipe][2]
+    model = config["model"]
+    size = {
+        "speech": lambda: frames(round(config["examples"]["crops"][-1] * RATE)),
+        "text": lambda: config["examples"]["lengths"][-1],
+        "vision": lambda: (model["image"] // model["patch"],) * 2,
+    }[config["modality"]]()
+    sampler = masking.make(size=size, **config["mask"])
+    assert sampler.length == positions
+    assert sampler.count(positions) == masked
+
+
+def test_vision_masks_and_epochs():
+    centres = {"base": 5, "large": 7, "huge": 7, "huge14": 9}
+    epochs = {"base": 75, "large": 37.5, "huge": 37.5, "huge14": 99.9}
+    per_gpu = {"base": 16, "large": 8, "huge": 8, "huge14": 8}
+    for variant in centres:
+        config = config_of(f"vision_v2:{variant}")
+        mask, patches = config["mask"], (config["model"]["image"] // config["model"]["patch"]) ** 2
+        kept = 1 - mask["ratio"] + mask["adjust"]
+        assert math.floor(patches * kept / mask["width"] ** 2) == centres[variant]
+        seen = config["total_steps"] * config["data"]["batch_size"] / IMAGENET
+        assert seen == pytest.approx(epochs[variant], abs=0.05)
+        objective = config["objective"]  # 0.01 x the rows of one of the authors' GPUs
+        rows = per_gpu[variant] * objective["clones"]
+        assert objective["class_weight"] == pytest.approx(0.01 * rows)
+    for variant, batch, gpus, steps in (("base", 128, 16, 625), ("large", 64, 64, 312)):
+        config = config_of(f"vision_v1:{variant}")
+        assert IMAGENET // batch // gpus == steps  # of an epoch
+        assert config["total_steps"] == 800 * steps
+        assert config["data"]["batch_size"] == batch * gpus
+
+
+def test_frozen_teachers():
+    frozen = {recipe for recipe in RECIPES if config_of(recipe)["ema"]["end"] == 1.0}
+    assert frozen == {"speech_v2:large", "vision_v2:huge14"}
+
+
+def test_targets_are_main_blocks():
+    """Lowest blocks that are never targets: of 2.0, the authors' prenet, or as many as K leaves."""
+    spared = {r: (c := config_of(r))["model"]["encoder"]["depth"] - c["objective"]["top_k"]
+              for r in RECIPES}  # fmt: skip
+    assert spared == {
+        "speech_v1:base": 4, "speech_v1:large": 16, "speech_v2:base": 4, "speech_v2:large": 8,
+        "vision_v1:base": 6, "vision_v1:large": 18, "vision_v2:base": 2, "vision_v2:large": 6,
+        "vision_v2:huge": 8, "vision_v2:huge14": 8, "text_v1:base": 2, "text_v1:large": 4,
+        "text_v2:base": 0, "text_v2:large": 0,
+    }  # fmt: skip

@@ -1,0 +1,223 @@
+"""Flags that no recorded case has, against plain numpy; flags that we do not honour.
+
+The recorded cases show what the authors' code computes for some values of their flags. Other
+values and combinations are compared with `naive_v1`, which follows their code in float64.
+"""
+
+import copy
+
+import jax
+import jax.numpy as jnp
+import naive_v1
+import numpy as np
+import pytest
+import reference
+from recorded import Case, Comparison, quick_jit
+from test_goldens_pretraining import check_stages, forward
+
+from data2vec_jax.convert import tables
+from data2vec_jax.state import overlay, path_name, select
+
+OPTIMIZER = dict(
+    lr=1e-3, max_update=50, sched=dict(kind="cosine", warmup_updates=2), betas=[0.9, 0.98],
+    eps=1e-6, weight_decay=0.01, clip_norm=1.0,
+)  # fmt: skip
+SPEECH = dict(
+    generation="data2vec-1.0 (fairseq data2vec_audio)", modality="audio", optimizer=OPTIMIZER,
+    model=dict(
+        conv_feature_layers="[(6, 10, 5)] + [(8, 3, 2)] * 2", extractor_mode="layer_norm",
+        encoder_layers=3, encoder_embed_dim=16, encoder_ffn_embed_dim=20,
+        encoder_attention_heads=2, conv_pos=12, conv_pos_groups=4, pos_conv_depth=2,
+        average_top_k_layers=2, mask_prob=0.5, mask_length=4,
+    ),
+)  # fmt: skip
+TEXT = dict(
+    generation="data2vec-1.0 (fairseq data2vec_text)", modality="text", optimizer=OPTIMIZER,
+    model=dict(average_top_k_layers=2, head_layers=2, loss_beta=4.0, loss_scale=1.0),
+    encoder=dict(layers=3, embed_dim=16, ffn_embed_dim=20, attention_heads=2, learned_pos=True),
+    transformer=dict(
+        activation_fn="gelu", layernorm_embedding=True, no_scale_embedding=True,
+        max_source_positions=20,
+    ),
+    masking=dict(mask_prob=0.35, mask_multiple_length=2),
+    vocab=dict(vocab_size=30, mask_idx=29, pad_idx=1),
+)  # fmt: skip
+VISION = dict(
+    generation="data2vec-1.0 (data2vec_vision/beit)", modality="image", target_layers=[1, 2],
+    model=dict(img_size=[12, 20], patch_size=4, embed_dim=16, depth=3, num_heads=2, mlp_ratio=1.5,
+               norm_eps=1e-6, init_values=0.1, use_abs_pos_emb=False),
+    masking=dict(num_masking_patches=7, min_num_patches=2),
+    engine=dict(),
+    ema=dict(decay=0.9, decay_init=0.8, start_at=3),
+    optimizer=dict(
+        name="adamw", lr=1e-3, epochs=2, niter_per_ep=4, warmup_epochs=1, weight_decay=0.05,
+        betas=[0.9, 0.999], eps=1e-8,
+    ),
+)  # fmt: skip
+
+
+def changed(info, flags):
+    """The json with other flags, each given as section__flag."""
+    info = copy.deepcopy(info)
+    for name, value in flags.items():
+        section, flag = name.split("__")
+        info.setdefault(section, {})[flag] = value
+    return info
+
+
+def inputs(info, padded):
+    """The arrays `batch/...` of two rows."""
+    random = np.random.default_rng(0)
+    if info["modality"] == "audio":
+        lengths = np.array([[611], [450 if padded else 611]])  # 29 frames, and 21
+        pads = np.arange(611) >= lengths
+        audio = np.where(pads, 0, random.normal(size=pads.shape)).astype(np.float32)
+        mask = random.uniform(size=(2, 29)) < 0.4
+        mask[:, 20:] = False
+        arrays = dict(source=audio, mask_indices=mask.astype(np.uint8))
+        return arrays | (dict(padding_mask=pads.astype(np.uint8)) if padded else {})
+    if info["modality"] == "text":
+        tokens = random.integers(4, 29, size=(2, 15))
+        tokens[1, 9 if padded else 15 :] = 1
+        mask = (random.uniform(size=tokens.shape) < 0.4) & (tokens != 1)
+        source = np.where(mask, 29, tokens)
+        return dict(src_tokens=source, target_tokens=tokens, mask_indices=mask.astype(np.uint8))
+    high, wide = info["model"]["img_size"]
+    patch = info["model"]["patch_size"]
+    mask = random.uniform(size=(2, high // patch, wide // patch)) < 0.5
+    mask[:, 0, 0] = True
+    image = random.normal(size=(2, 3, high, wide)).astype(np.float32)
+    return dict(image=image, bool_masked_pos=mask.astype(np.uint8))
+
+
+def lively(path, x, random):
+    """Random weights that show a swapped axis: gains around 1, matrices that keep sizes."""
+    name = path_name(path)
+    if name.endswith(("scale", "gain")):
+        return random.normal(1.0, 0.2, x.shape).astype(np.float32)
+    fan = np.prod(x.shape[:-1]) / (x.shape[0] if "blocks" in name else 1)
+    size = 1.0 / np.sqrt(max(fan, 1)) if name.endswith("kernel") else 0.3
+    return random.normal(0.0, size, x.shape).astype(np.float32)
+
+
+def make(info, padded=False):
+    """(case, setup, student, teacher): random weights, with what `naive_v1` computes from them."""
+    arrays = {f"batch/{k}": v for k, v in inputs(info, padded).items()}
+    setup = reference.setup(Case("made up", info, arrays))
+    shapes = jax.eval_shape(setup.model.init, jax.random.key(0), setup.batch)["params"]
+    random = np.random.default_rng(1)
+    student = jax.tree_util.tree_map_with_path(lambda p, x: lively(p, x, random), shapes)
+    averaged = select(student, setup.config["averaged"])
+    teacher = jax.tree_util.tree_map_with_path(
+        lambda p, x: 0.9 * x + np.float32(0.1) * lively(p, x, random), averaged
+    )
+    owned = overlay(select(student, (*setup.config["averaged"], *setup.copied)), teacher)
+    there = tables.write(setup.student, student), tables.write(setup.teacher, owned)
+    expected = naive_v1.forward(info, arrays, *there)
+    arrays |= {f"fwd/{k}": np.asarray(v, np.float32) for k, v in expected.items()}
+    return Case("made up", info, arrays), setup, student, teacher
+
+
+def on(*names):
+    return dict.fromkeys((f"model__{name}" for name in names), True)
+
+
+L, I, B, G = (f"{name}_norm_target_layer" for name in ("layer", "instance", "batch", "group"))
+FORWARD = {
+    # Without `permuted` (no instance or batch norm of layers) two norms mix rows in their code.
+    "speech, group of rows": (SPEECH, on(G, "instance_norm_targets")),
+    "speech, all norms": (SPEECH, on(B, I, G, L, "layer_norm_targets", "instance_norm_targets")),
+    "speech, padded, pre": (SPEECH, on(I, G, "layer_norm_first") | dict(model__loss_beta=0.3)),
+    "speech, padded, whole": (SPEECH, on(B) | dict(
+        model__ema_transformer_only=False, model__ema_layers_only=False,
+        model__average_top_k_layers=1, model__extractor_mode="default", model__conv_bias=True,
+    )),
+    "speech, wav2vec positions": (SPEECH, on(L, "layer_norm_targets", "layer_norm_first") | dict(
+        model__pos_conv_depth=1, model__conv_pos=8, model__ema_layers_only=False,
+        model__feature_grad_mult=0.0, model__loss_scale=0.25,
+    )),
+    "speech, odd positions": (SPEECH, on(I) | dict(model__pos_conv_depth=4, model__conv_pos=22)),
+    "text, pre": (TEXT, on(B, L, "layer_norm_targets", "instance_norm_targets") | dict(
+        encoder__normalize_before=True, model__head_layers=3,
+    )),
+    "text, padded, pre": (TEXT, on(I, "instance_norm_targets") | dict(
+        encoder__normalize_before=True, model__ema_transformer_layers_only=False,
+        transformer__no_scale_embedding=False, model__loss_scale=0, model__head_layers=1,
+    )),
+    "vision, both biases": (VISION, dict(
+        model__use_rel_pos_bias=True, model__use_shared_rel_pos_bias=True,
+        model__use_abs_pos_emb=True, engine__target_batch_norm=True,
+        engine__target_instance_norm=True, engine__post_target_instance_norm=True,
+        engine__post_target_layer_norm=True, engine__loss_scale=2.0, engine__var_w0=0.5,
+        engine__var_margin0=3.0,
+    )),
+    "vision, no biases, L1": (VISION, dict(
+        model__qkv_bias=False, model__init_values=0, engine__l1_beta=0,
+        engine__layer_results="fc", engine__target_layer_norm_last=False,
+        engine__post_target_instance_norm=True,
+    )),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORWARD)
+def test_other_flags_agree_with_plain_numpy(name):
+    info, flags = FORWARD[name]
+    case, setup, student, teacher = make(changed(info, flags), "padded" in name)
+    compare = Comparison(case)
+    compare.skip("batch/")
+    _, (stages, seen) = quick_jit(forward(setup))(*jax.tree.map(jnp.asarray, (student, teacher)))
+    check_stages(setup, compare, stages, seen)
+    compare.finish()
+
+
+@pytest.mark.parametrize(
+    "info, flags",
+    [
+        (SPEECH, dict(model__dropout=0.1)),
+        (SPEECH, dict(model__mask_channel_prob=0.1)),
+        (SPEECH, dict(model__extractor_mode="conformer")),
+        (SPEECH, dict(model__novel_flag=False)),
+        (SPEECH, dict(modality_cfg__novel=1)),
+        (SPEECH, dict(optimizer__sched={"kind": "polynomial_decay"})),
+        (SPEECH, dict(extra__loss_kind="smooth_l1")),
+        (TEXT, dict(transformer__activation_fn="relu")),
+        (TEXT, dict(vocab__ema_copied_not_averaged=["embed_tokens.weight"])),
+        (TEXT, dict(encoder__novel=0)),
+        (VISION, dict(engine__layer_results="qkv")),
+        (VISION, dict(optimizer__weight_decay_end=0.2)),
+        (VISION, dict(optimizer__name="sgd")),
+        (VISION, dict(ema__novel=None)),
+    ],
+    ids=lambda value: ",".join(value) if "modality" not in value else value["modality"],
+)
+def test_flags_that_we_do_not_honour_fail(info, flags):
+    section, flag = next(iter(flags)).split("__")
+    with pytest.raises(pytest.fail.Exception, match=rf"flag {section}\.{flag}"):
+        make(changed(info, flags))
+
+
+def test_absent_flags_have_the_authors_defaults():
+    info = copy.deepcopy(TEXT)
+    del info["transformer"]["activation_fn"]  # relu
+    with pytest.raises(pytest.fail.Exception, match="activation_fn='relu'"):
+        make(info)
+    info = copy.deepcopy(SPEECH)
+    del info["model"]["extractor_mode"], info["model"]["pos_conv_depth"]
+    config = make(info)[1].config["model"]
+    assert config["frontend"]["norm"] == "group" and config["positions"]["norm"] == "weight"
+    info = copy.deepcopy(VISION)
+    del info["model"]["use_abs_pos_emb"]
+    assert make(info)[1].config["model"]["absolute"]
+
+
+def test_cases_of_other_kinds_fail():
+    with pytest.raises(pytest.fail.Exception, match="generation"):
+        reference.setup(Case("made up", TEXT | dict(generation="data2vec-3.0 (fairseq)"), {}))
+    with pytest.raises(pytest.fail.Exception, match="modality 'video'"):
+        reference.setup(Case("made up", SPEECH | dict(modality="video"), {}))
+
+
+def test_decay_stays_to_the_end_of_the_epoch():
+    decay = reference.beit_decay(0.8, 0.9, anneal=3, per_epoch=4)
+    ramp = [0.8, 0.8 + 0.1 / 3, 0.8 + 0.2 / 3]
+    assert [float(decay(n)) for n in range(1, 7)] == pytest.approx([*ramp, ramp[-1], 0.9, 0.9])

@@ -40,7 +40,7 @@ def get_config(variant: str = "base") -> ConfigDict:
     c.examples = dict(crops=(4.0, 8.0, 12.0, 15.0))
     # 8.3 minutes of audio a batch (1.0 M samples x 8 GPUs): 32 rows of 15 s are 8 minutes.
     c.data = dict(
-        source="manifest:/data/librispeech/train.tsv", split="train", batch_size=32, multiple=16,
+        source="manifest:/data/librispeech/train.tsv", split="train", batch_size=32, multiple=8,
         workers=16,
     )  # fmt: skip
     c.ema = dict(start=0.999, end=0.99999, anneal=75_000 / steps)

@@ -25,6 +25,7 @@ Nothing is decoded before it is asked for, nothing is ever resampled, and what i
 data is a `UserError` that names the file. Sources can be pickled and read from many threads.
 """
 
+import abc
 import csv
 import gzip
 import io
@@ -64,7 +65,7 @@ FIELDS = {  # where records keep their input, in order of preference
 }
 
 
-class Source:
+class Source(abc.ABC):
     """Examples of one split, by index.
 
     label_names: names of the classes, or None; the phone set for `samples:speech`.
@@ -76,8 +77,9 @@ class Source:
         self.uri, self.split, self.modality = uri, split, modality
         self.label_names = None if label_names is None else tuple(label_names)
 
+    @abc.abstractmethod
     def __len__(self) -> int:
-        raise NotImplementedError
+        """Number of examples."""
 
     def __getitem__(self, index: int) -> Item:
         """The decoded example; `UserError` names the file if it is damaged."""
@@ -87,8 +89,9 @@ class Source:
             raise IndexError(f"{self!r}: no example {index}")
         return self._load(i)
 
+    @abc.abstractmethod
     def _load(self, i: int) -> Item:
-        raise NotImplementedError
+        """Example i, 0 <= i < len(self)."""
 
     def lengths(self) -> np.ndarray | None:
         """Samples of each example, int64 [N], without decoding; None if not audio or not known."""
@@ -843,7 +846,7 @@ def open_tfds(
     builder = tfds.builder_from_directory(prepared_folder(folder, uri))
     try:
         data = builder.as_data_source(split)
-    except NotImplementedError as error:
+    except RuntimeError as error:  # not implemented for this format
         form = builder.info.file_format
         raise UserError(
             f"{uri}: is stored as {form and form.value}, which has no random access; "

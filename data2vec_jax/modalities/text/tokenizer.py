@@ -8,6 +8,7 @@ corpus, and the byte-level BPE of GPT-2 and RoBERTa, read from the user's files.
 Letters: N tokens of one text.
 """
 
+import abc
 import contextlib
 import functools
 import io
@@ -35,7 +36,7 @@ _NEEDED = (
 )
 
 
-class Tokenizer:
+class Tokenizer(abc.ABC):
     """Text to ids and back; made by `load` or `train_sentencepiece`, picklable.
 
     Attributes: `vocab_size`, the rows of the embedding table, `<mask>` included; `mask`, the row of
@@ -131,17 +132,21 @@ class Tokenizer:
         for name, data in files.items():
             (folder / name).write_bytes(data)
 
+    @abc.abstractmethod
     def _encode(self, texts: list[str]) -> list[list[int]]:
-        raise NotImplementedError
+        """Ids of each text, without special tokens."""
 
+    @abc.abstractmethod
     def _spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        raise NotImplementedError
+        """Ids of a text, and the code points that each covers."""
 
+    @abc.abstractmethod
     def _decode(self, ids: list[int]) -> str:
-        raise NotImplementedError
+        """The text of ids that are all in the table."""
 
+    @abc.abstractmethod
     def _files(self) -> dict[str, bytes]:
-        raise NotImplementedError
+        """Names and contents of the files that `save` writes."""
 
 
 class SentencePiece(Tokenizer):

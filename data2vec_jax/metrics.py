@@ -534,7 +534,7 @@ def mean_std(y: jax.Array, weights: jax.Array | None = None) -> jax.Array:
 
 
 def channel_std(y: jax.Array, weights: jax.Array | None = None) -> jax.Array:
-    """sqrt(variance over rows + 1e-6) of each channel, as in `mean_std`. [..., D] -> float32 [D]."""
+    """sqrt(variance over rows + 1e-6) of each channel, as in `mean_std`: [..., D] -> [D]."""
     y, w = _valid(y, weights)
     rows = tuple(range(y.ndim - 1))
     n = w.sum()

@@ -227,11 +227,11 @@ def fairseq_ema(flags: Flags, total: int) -> Callable[[Any], Any]:
 def beit_schedule(optimizer: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
     """(total_steps, section `schedule`) of the flags of a BEiT run."""
     per_epoch = optimizer["niter_per_ep"]
-    total = optimizer["epochs"] * per_epoch
+    total = optimizer.get("epochs", 300) * per_epoch
     steps = optimizer.get("warmup_steps", -1)
     warmup = steps if steps > 0 else optimizer.get("warmup_epochs", 5) * per_epoch
     return total, dict(
-        kind="cosine", peak=optimizer["lr"], warmup=warmup / total, inclusive=True,
+        kind="cosine", peak=optimizer.get("lr", 5e-4), warmup=warmup / total, inclusive=True,
         floor=optimizer.get("min_lr", 1e-5),
     )  # fmt: skip
 

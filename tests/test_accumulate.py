@@ -38,12 +38,13 @@ for a, b in zip(*map(jax.tree.leaves, finals)):
 """
 
 
+@pytest.mark.parametrize("version", ["v1", "v2"])
 @pytest.mark.parametrize("modality", ["speech", "vision", "text"])
-def test_float64(modality):
+def test_float64(modality, version):
     env = os.environ | {"JAX_ENABLE_X64": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", FLOAT64, f"{modality}_v1"], env=env, cwd=ROOT, capture_output=True,
-        text=True,
+        [sys.executable, "-c", FLOAT64, f"{modality}_{version}"], env=env, cwd=ROOT,
+        capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(done.stdout.split()) > 20

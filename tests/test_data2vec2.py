@@ -1,48 +1,49 @@
 """data2vec 2.0: sizes, and the objective against a plain implementation of it (`naive_v2`)."""
 
 import copy
-import functools
-import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import naive_v2
 import numpy as np
 import pytest
 import reference_v2
-from recorded import Case
+from recorded import Case, quick_jit
+from test_step import assert_close, config_of, quiet, run_steps
 
 from data2vec_jax import masking
 from data2vec_jax.convert import tables
 from data2vec_jax.errors import UserError
+from data2vec_jax.modalities import contract
 from data2vec_jax.models.decoder import Decoder, fill
 from data2vec_jax.models.layers import convolve, visible
 from data2vec_jax.models.positions import sincos
+from data2vec_jax.objectives import data2vec2
 from data2vec_jax.objectives.targets import Draw
 from data2vec_jax.tasks import pretrain
-from data2vec_jax.tasks.task import Task, init_state, make_train_step
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDENS = Path(__file__).parent / "goldens/pretraining"
 
 
-def config_of(name: str, variant: str) -> dict:
-    """A config file's variant."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / f"configs/{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(variant).to_dict()
+def smoke(modality: str, **objective) -> tuple[dict, contract.Modality, object, object]:
+    """(config, modality, model, objective) of a smoke config, without dropout."""
+    config = quiet(config_of(f"{modality}_v2"))
+    config["objective"] |= objective
+    modality, model = pretrain.make_model(config)
+    return config, modality, model, pretrain.make_objective(config, modality, model)[0]
 
 
-def batch_of(config: dict, rows: int, key: int = 0) -> dict:
+def batch_of(config: dict, rows: int) -> dict:
     """Random examples of the first bucket of a config."""
-    rng = np.random.default_rng(key)
-    modality, _ = pretrain.make_model(config)
-    batch = {"example_id": jnp.arange(rows, dtype=jnp.uint32) + 7 * key}
+    rng, modality = np.random.default_rng(0), contract.get(config["modality"])
+    batch = {"example_id": jnp.arange(rows, dtype=jnp.uint32)}
     for name, shape in modality.layout(**config["examples"]).shapes[0].items():
         size = (rows, *shape.shape)
         if name == "tokens":
@@ -53,6 +54,11 @@ def batch_of(config: dict, rows: int, key: int = 0) -> dict:
             value = rng.normal(size=size)
         batch[name] = jnp.asarray(value, shape.dtype)
     return batch
+
+
+def init(model, batch) -> dict:
+    """Random parameters, by one program."""
+    return quick_jit(lambda key: model.init(key, batch)["params"])(jax.random.key(0))
 
 
 # Sizes --------------------------------------------------------------------------------------------
@@ -70,7 +76,7 @@ SIZES = {  # spec 13
 
 @pytest.mark.parametrize(("name", "variant"), SIZES)
 def test_parameter_counts(name, variant):
-    config = config_of(name, variant)
+    config = config_of(name, variant).to_dict()
     _, model = pretrain.make_model(config)
     inputs = {
         "speech": {"audio": jnp.zeros((1, 16_000))},
@@ -86,11 +92,16 @@ def test_parameter_counts(name, variant):
 
 @pytest.mark.parametrize(
     ("name", "variant", "seen", "masked"),
-    [("vision_v2", "base", 39, 157), ("vision_v2", "large", 49, 147),
-     ("vision_v2", "huge14", 64, 192), ("text_v2", "base", 266, 246), ("text_v2", "large", 256, 256)],
-)  # fmt: skip
+    [
+        ("vision_v2", "base", 39, 157),
+        ("vision_v2", "large", 49, 147),
+        ("vision_v2", "huge14", 64, 192),
+        ("text_v2", "base", 266, 246),
+        ("text_v2", "large", 256, 256),
+    ],
+)
 def test_masked_counts(name, variant, seen, masked):
-    config = config_of(name, variant)
+    config = config_of(name, variant).to_dict()
     modality, model = pretrain.make_model(config)
     _, sampler = pretrain.make_objective(config, modality, model)
     shapes = modality.layout(**config["examples"]).shapes[-1]
@@ -99,7 +110,7 @@ def test_masked_counts(name, variant, seen, masked):
 
 
 def test_flops_grow_with_clones():
-    config = config_of("vision_v2", "base")
+    config = config_of("vision_v2", "base").to_dict()
     modality, model = pretrain.make_model(config)
     _, sampler = pretrain.make_objective(config, modality, model)
     batch = {"image": jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.uint8),
@@ -208,11 +219,12 @@ def case_of(name: str) -> Case:
         arrays[f"student/{prefix}.decoder.proj.0.weight"] = None
     ours = reference_v2.setup(Case(name, info, arrays))
     shapes = jax.eval_shape(ours.model.init, jax.random.key(0), ours.batch)["params"]
+    zeros = reference_v2.write(ours, jax.tree.map(lambda x: np.zeros(x.shape), shapes))
     student = {
         k: (rng.normal(size=x.shape) * (0.1 if x.ndim < 2 else 0.25)).astype(np.float32)
         + np.float32(k.endswith((".norm.weight", "norm1.weight", "norm2.weight", "alibi_scale",
                                  ".2.1.weight", "project_features.1.weight", "embedding.weight")))
-        for k, x in reference_v2.write(ours, jax.tree.map(lambda x: np.zeros(x.shape), shapes)).items()
+        for k, x in zeros.items()
     }  # fmt: skip
     info["frozen_params"] = []
     if info["modality"] == "image":
@@ -243,3 +255,260 @@ def case_of(name: str) -> Case:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_objective_equals_the_plain_one(name):
     reference_v2.run_v2(case_of(name))
+
+
+# The parts ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("groups", "taps"), [(1, 3), (4, 3), (2, 4)])
+def test_convolution_on_a_grid_equals_xlas(groups, taps):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, 5, 6, 8)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(taps, taps, 8 // groups, 12)), jnp.float32)
+
+    def xlas(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), [(2, 2)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=groups,
+        )  # fmt: skip
+
+    def ours(x, kernel):
+        return convolve(x, kernel, padding=2, groups=groups)
+
+    results = [
+        jax.value_and_grad(lambda *a, f=f: jnp.sum(jnp.sin(f(*a))), (0, 1))(x, kernel)
+        for f in (ours, xlas)
+    ]
+    for one, two in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-4)
+
+
+def test_visible_tokens_and_noise_make_the_whole_sequence():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, 10, 3)), jnp.float32)
+    mask = jnp.asarray(rng.permuted(np.tile(np.arange(10) < 6, (4, 1)), axis=1))  # 2 clones each
+    keep = masking.kept(mask, 4)
+    noise = jnp.asarray(rng.normal(size=(4, 10, 3)), jnp.float32)
+    seen = visible(x, keep)
+    for row in range(4):
+        np.testing.assert_array_equal(seen[row], x[row // 2][~mask[row]])
+    whole = fill(seen, mask, noise)
+    np.testing.assert_array_equal(whole, np.where(mask[..., None], noise, np.repeat(x, 2, axis=0)))
+
+
+def test_noise_of_visible_places_is_not_used():
+    decoder = Decoder(layers=2, width=8, kernel=3, groups=2)
+    rng = np.random.default_rng(0)
+    x, noise = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((2, 3, 8), (2, 7, 8)))
+    mask = jnp.asarray(rng.permuted(np.tile(np.arange(7) < 4, (2, 1)), axis=1))
+    params = decoder.init(jax.random.key(0), x, mask, noise)
+    slope = jax.grad(lambda noise: jnp.sum(jnp.sin(decoder.apply(params, x, mask, noise))))(noise)
+    used = np.abs(slope).sum(-1) > 0
+    np.testing.assert_array_equal(used, mask)
+
+
+def test_noise_depends_on_step_and_example_only():
+    key, shape = jax.random.key(0), (3, 5, 256)
+
+    def draw(step, ids):
+        ids = jnp.asarray(ids, jnp.uint32)
+        return np.asarray(data2vec2.draw_noise(Draw(key, jnp.int32(step), key), ids, shape))
+
+    first = draw(4, [7, 9]).reshape(2, *shape)
+    np.testing.assert_array_equal(first[1], draw(4, [9]))
+    assert np.abs(first[1] - draw(5, [9])).mean() > 0.5
+    assert np.abs(first[0, 0] - first[0, 1]).mean() > 0.5  # clones differ
+    assert abs(first.std() - 1) < 0.02 and abs(first.mean()) < 0.02
+
+
+def test_initial_values():
+    config, _, model, _ = smoke("vision")
+    params = init(model, batch_of(config, 1))
+    assert 0.6 < params["class_token"].std() < 1.5  # N(0, 1)
+    kernel, bound = params["patches"]["kernel"], np.sqrt(6 / (16 + 32))  # Xavier
+    assert 0.95 * bound < np.abs(kernel).max() < bound
+    _, _, model, _ = smoke("speech")
+    params = init(model, {"audio": jnp.zeros((1, 8_000))})
+    np.testing.assert_array_equal(params["alibi"]["scale"], np.ones((1, 4)))
+    assert "mask_embedding" not in params
+
+
+# The objective ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("modality", ["speech", "vision", "text"])
+def test_front_end_and_teacher_run_once_per_example(modality):
+    config, record, model, objective = smoke(modality, clones=3)
+    batch, calls = batch_of(config, 2), []
+
+    def note(method, args, kwargs, context):
+        mine = type(context.module) is type(model)
+        if mine and context.method_name in ("features", "encode", "decode"):
+            tokens = getattr(args[0], "x", args[0])
+            out = method(*args, **kwargs)
+            rows = len(getattr(out, "x", out))
+            calls.append((context.method_name, getattr(tokens, "shape", (0,))[0], rows))
+            return out
+        return method(*args, **kwargs)
+
+    def loss(key):
+        params = model.init(key, batch)["params"]
+        calls.clear()
+        return objective.loss(params, {}, batch, Draw(key, jnp.int32(0), key))[0]
+
+    with nn.intercept_methods(note):
+        jax.eval_shape(loss, jax.random.key(0))
+    students = [("features", 0, 2), ("encode", 2, 6), ("decode", 6, 6)]
+    teacher = [("encode", 2, 2)]
+    if not record.shares_features:
+        teacher = [("features", 0, 2), *teacher]
+    assert calls == students + teacher
+
+
+def test_the_texts_teacher_sees_the_students_dropout():
+    config = config_of("text_v2").to_dict()
+    config["model"] |= {"dropout": 0.5}
+    modality, model = pretrain.make_model(config)
+    objective, _ = pretrain.make_objective(config, modality, model)
+    batch = batch_of(config, 2)
+    params = init(model, batch)
+    mask = jnp.zeros((2, 2, 64), bool).at[:, :, ::2].set(True)
+    noise = jnp.zeros((4, 64, 32))
+
+    @quick_jit
+    def targets(key):
+        return objective.given(params, {}, batch, mask, 32, noise, key).targets
+
+    one, again, other = (targets(jax.random.key(k)) for k in (1, 1, 2))
+    np.testing.assert_array_equal(one, again)
+    assert np.abs(one - other).mean() > 0.1  # its blocks drop nothing, its input does
+
+
+def test_class_loss_is_a_mean_over_rows_beside_a_mean_over_positions():
+    config, _, model, with_class = smoke("vision", class_weight=2.5)
+    without = smoke("vision", class_weight=0.0)[-1]
+    batch, draw = batch_of(config, 4), Draw(jax.random.key(1), jnp.int32(3), jax.random.key(2))
+    params = init(model, batch)
+
+    def sums(objective, rows):
+        part = {k: v[rows] for k, v in batch.items()}
+        return quick_jit(objective.loss)(params, {}, part, draw)[:2]
+
+    total, count = sums(with_class, slice(None))
+    plain, _ = sums(without, slice(None))
+    halves = [sums(with_class, rows) for rows in (slice(0, 2), slice(2, 4))]
+    np.testing.assert_allclose(sum(h[0] for h in halves), total, rtol=1e-6)
+    assert sum(h[1] for h in halves) == count == 4 * 2 * 40  # rows, clones, masked of 49
+
+    def parts(batch):
+        masks = masking.make("inverse_blocks", (7, 7), ratio=0.8, adjust=0.07, width=3)
+        mask = masking.sample(masks, draw.masks, draw.step, batch["example_id"], 2)
+        noise = jnp.zeros((8, 49, 32))
+        stages = with_class.given(params, {}, batch, mask, 40, noise, None)
+        middle = jnp.repeat(stages.targets.mean(1), 2, axis=0)
+        return jnp.square(stages.student.extra[:, 0] - middle).sum(-1) / np.sqrt(32)
+
+    mean = quick_jit(parts)(batch).mean()
+    np.testing.assert_allclose((total - plain) / count, 2.5 * mean, rtol=1e-5)
+
+
+@pytest.mark.parametrize("modality", ["speech", "vision", "text"])
+def test_meshes_and_accumulation_take_the_same_step(modality):
+    config = quiet(config_of(f"{modality}_v2"))
+    params, scalars, _ = run_steps(config, (1, 1), steps=3)
+    other, their, _ = run_steps(config | {"accumulate": 2}, (2, 2), steps=3)
+    for one, two in zip(scalars, their, strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], rel=2e-6)
+        assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-5)
+    assert_close(params, other, 2e-4)
+
+
+LENGTHS = {"speech": (12_000, 7_300), "text": (23, 9)}
+
+
+@pytest.mark.parametrize("modality", LENGTHS)
+def test_padded_batch_is_the_sum_of_its_examples(modality):
+    """padding='exact': the same features, loss and gradients as each example alone."""
+    _, _, model, objective = smoke(modality, clones=2)
+    rng, longest = np.random.default_rng(0), max(LENGTHS[modality])
+    if modality == "speech":
+        rows = [rng.normal(size=n).astype(np.float32) for n in LENGTHS[modality]]
+        batch = {"audio": np.stack([np.pad(row, (0, longest - len(row))) for row in rows]),
+                 "length": np.array(LENGTHS[modality])}  # fmt: skip
+        singles = [{"audio": row[None]} for row in rows]
+    else:
+        rows = [rng.integers(4, 999, size=n) for n in LENGTHS[modality]]
+        padded = [np.pad(row, (0, longest - len(row)), constant_values=1) for row in rows]
+        batch, singles = {"tokens": np.stack(padded)}, [{"tokens": row[None]} for row in rows]
+    params = init(model, jax.tree.map(jnp.asarray, batch))
+    valid = [int(n) for n in model.valid_lengths(jax.tree.map(jnp.asarray, batch))]
+    mask, noise = np.zeros((2, 2, max(valid)), bool), rng.normal(size=(4, max(valid), 32)) * 0.1
+    for row, length in enumerate(valid):
+        for clone in range(2):
+            mask[row, clone, rng.permutation(length)[: length // 2]] = True
+
+    def run(batch, mask, noise):
+        def total(params):
+            stages = objective.given(
+                params, {}, jax.tree.map(jnp.asarray, batch), jnp.asarray(mask),
+                int(mask.sum(-1).max()), jnp.asarray(noise, jnp.float32), None,
+            )  # fmt: skip
+            return stages.total, (stages.tokens.x, stages.targets)
+
+        return quick_jit(jax.value_and_grad(total, has_aux=True))(params)
+
+    (whole, seen), gradient = run(batch, mask, noise)
+    parts = []
+    for row, (single, n) in enumerate(zip(singles, valid, strict=True)):
+        rows = slice(2 * row, 2 * row + 2)
+        (value, alone), part = run(single, mask[row : row + 1, :, :n], noise[rows, :n])
+        parts.append((value, part))
+        for ours, theirs in zip(seen, alone, strict=True):
+            np.testing.assert_allclose(ours[row, :n], theirs[0], atol=1e-5 * np.abs(theirs).max())
+    value, summed = jax.tree.map(lambda *x: sum(x), *parts)
+    np.testing.assert_allclose(whole, value, rtol=1e-5)
+    length = float(np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(summed))))
+    for ours, theirs in zip(jax.tree.leaves(gradient), jax.tree.leaves(summed), strict=True):
+        size = np.abs(theirs).max()
+        if size > 1e-6 * length:  # not the zero gradient of key biases
+            np.testing.assert_allclose(ours, theirs, atol=1e-5 * size)
+
+
+# What users meet ----------------------------------------------------------------------------------
+
+
+def test_mistakes_are_named():
+    def refused(text, modality, **changes):
+        config = quiet(config_of(f"{modality}_v2"))
+        for section, options in changes.items():
+            config[section] |= options
+        with pytest.raises(UserError, match=text):
+            modality, model = pretrain.make_model(config)
+            pretrain.make_objective(config, modality, model)
+            jax.eval_shape(model.init, jax.random.key(0), batch_of(config, 1))
+
+    refused("config.model.decoder: data2vec2 needs one", "text", model=dict(decoder=None))
+    refused("class_weight", "text", objective=dict(class_weight=1.0))
+    refused("shared_relative", "vision", model=dict(shared_relative=True))
+    refused("multiple of 4", "vision", model=dict(width=30, encoder=dict(depth=2, heads=2, mlp=8)))
+    refused("config.model.decoder.groups", "speech", model=dict(decoder=dict(
+        layers=1, width=30, kernel=3)))  # fmt: skip
+    refused("did you mean 'manhattan'", "speech", model=dict(alibi=dict(distance="manhatan")))
+    refused("did you mean 'clones'", "speech", objective=dict(clone=2))
+    config = quiet(config_of("text_v2")) | {"objective": dict(name="data2vec1", top_k=2)}
+    with pytest.raises(UserError, match=r"config.model.decoder: data2vec1 needs none"):
+        pretrain.make_objective(config, *pretrain.make_model(config))
+
+
+@pytest.mark.parametrize("modality", ["speech", "vision", "text"])
+def test_smoke_config_trains(modality, tmp_path):
+    command = [
+        sys.executable, "-m", "data2vec_jax.train", f"--config=configs/{modality}_v2.py:smoke",
+        f"--workdir={tmp_path}",
+    ]  # fmt: skip
+    env = os.environ | {"XLA_FLAGS": ""}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert all(np.isfinite(line["loss"]) and line["target_std"] > 0.1 for line in lines)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import reference
 from recorded import Case, Comparison, quick_jit
-from test_goldens_pretraining import check_stages, forward
+from test_goldens_pretraining import check_stages, forward, replay
 
 from data2vec_jax.convert import tables
 from data2vec_jax.state import overlay, path_name, select
@@ -215,6 +215,22 @@ def test_cases_of_other_kinds_fail():
         reference.setup(Case("made up", TEXT | dict(generation="data2vec-3.0 (fairseq)"), {}))
     with pytest.raises(pytest.fail.Exception, match="modality 'video'"):
         reference.setup(Case("made up", SPEECH | dict(modality="video"), {}))
+
+
+def test_what_a_frozen_teacher_copied_stays_behind():
+    freeze = dict(model__ema_decay=0.5, model__ema_end_decay=1.0, model__ema_anneal_end_step=2)
+    _, setup, student, teacher = make(changed(SPEECH, freeze))
+    owned = overlay(select(student, (*setup.config["averaged"], *setup.copied)), teacher)
+    states = [state for state, _ in replay(setup, *jax.tree.map(jnp.asarray, (student, owned)), 3)]
+    kernel = lambda tree: np.asarray(tree["positions"]["conv0"]["kernel"])  # noqa: E731
+    seen = [kernel(state.teacher) for state in states]
+    np.testing.assert_array_equal(seen[1], kernel(states[1].params))  # decay 0.75
+    for n in (2, 3):  # decay 1
+        np.testing.assert_array_equal(seen[n], seen[1])
+        assert (kernel(states[n].params) != seen[n]).any()
+    scales = [np.asarray(state.teacher["norm"]["scale"]) for state in states]
+    assert (scales[1] != scales[0]).any()
+    np.testing.assert_array_equal(scales[3], scales[1])
 
 
 def test_decay_stays_to_the_end_of_the_epoch():

@@ -93,6 +93,8 @@ def quiet(config):
     config = config.to_dict()
     encoder = dict(dropout=0.0, attention_dropout=0.0, layerdrop=0.0, drop_path=0.0)
     config["model"] |= {"encoder": config["model"]["encoder"] | encoder, "dropout": 0.0}
+    if "decoder" in config["model"]:
+        config["model"]["decoder"]["dropout"] = 0.0
     config["schedule"] |= {"peak": 1e-3, "warmup": 0.0}
     return config
 

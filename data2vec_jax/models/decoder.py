@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from data2vec_jax.errors import UserError
 from data2vec_jax.models.layers import (
     Array,
     Conv,
@@ -58,6 +59,11 @@ class Decoder(nn.Module):
         B, T = mask.shape
         sizes = (T,) if self.grid is None else self.grid
         x = x.reshape(B, *sizes, -1)
+        if x.shape[-1] % self.groups or self.width % self.groups:
+            raise UserError(
+                f"config.model.decoder.groups: {self.groups} does not divide the widths "
+                f"{x.shape[-1]} and {self.width}"
+            )
         for i in range(self.layers):
             if valid is not None and self.exact_padding:
                 x = jnp.where(valid.reshape(B, *sizes, 1), x, 0)

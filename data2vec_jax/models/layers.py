@@ -203,7 +203,7 @@ class Mlp(nn.Module):
     """Linear layers with GELU between them: prediction heads.
 
     depth 1 is D -> out; depth 2 is D -> hidden, GELU, hidden -> out; each further layer keeps the
-    hidden width (spec 7.1, 7.2). `initializer`: a name of `INITS`, or 'torch' for PyTorch's default.
+    hidden width (spec 7.1, 7.2). `initializer`: a name of `INITS`, or 'torch' for its default.
     """
 
     out: int

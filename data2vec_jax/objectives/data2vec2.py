@@ -30,6 +30,22 @@ from data2vec_jax.state import overlay
 Array = jax.Array
 
 
+def draw_noise(draw: Draw, example_ids: Array, shape: tuple[int, ...]) -> Array:
+    """N(0, 1) of `shape` = [M, T, D] for each of `example_ids` [B] -> [B * M, T, D].
+
+    Like its masks, a function of the step and the example alone: the same on any number of devices
+    and in any micro-batch.
+    """
+    step = jax.random.fold_in(draw.masks, draw.step)
+
+    def one(example):
+        # The clones' masks fold in 0 ... M - 1 here.
+        key = jax.random.fold_in(jax.random.fold_in(step, example), 1 << 16)
+        return jax.random.normal(key, shape)
+
+    return jax.vmap(one)(example_ids).reshape(-1, *shape[1:])
+
+
 def make_loss(
     model: Any,
     sampler: Callable[[Mapping[str, Any]], masking.Sampler],
@@ -117,11 +133,10 @@ def make_loss(
         masks = sampler(batch)  # an exact count per row: every shape is static
         valid = model.valid_lengths(batch)
         mask = masking.sample(masks, draw.masks, draw.step, batch["example_id"], clones, valid)
-        noise_key, key = jax.random.split(draw.noise)
-        shape = (mask.shape[0] * clones, mask.shape[-1], model.width)
-        noise = noise_std * jax.random.normal(noise_key, shape)
+        shape = clones, masks.length, model.width
+        noise = noise_std * draw_noise(draw, batch["example_id"], shape)
         most = masks.count(masks.length)
-        stages = given(params, teacher, batch, mask, most, noise, key)
+        stages = given(params, teacher, batch, mask, most, noise, draw.noise)
         scalars = monitor(stages)
         if class_weight:
             scalars |= {f"loss_{k}": part / stages.count for k, part in stages.parts.items()}

@@ -66,8 +66,8 @@ def make_objective(config: Mapping[str, Any], modality: contract.Modality, model
     norms = (*options.get("layer_norms", ()), *options.get("final_norms", ()))
     if config["accumulate"] > 1 and ("batch" in norms or options.get("variance_weight")):
         raise UserError(
-            "config.accumulate: target norm 'batch' and objective.variance_weight are statistics of "
-            "the whole batch; use accumulate=1"
+            "config.accumulate: target norm 'batch' and objective.variance_weight are statistics "
+            "of the whole batch; use accumulate=1"
         )
     return objective.make_loss(**given, **options), sampler
 

@@ -24,7 +24,7 @@ def _smoke(name: str) -> ConfigDict:
 
 
 def speech_v1(c: ConfigDict) -> None:
-    c.total_steps = 280
+    c.total_steps = 170
     c.model.frontend = dict(convs=((64, 10, 5), *((64, 3, 2),) * 4, *((64, 2, 2),) * 2))
     c.model.dropout = 0.0
     c.model.encoder.update(dropout=0.0, attention_dropout=0.0, layerdrop=0.0)
@@ -33,7 +33,7 @@ def speech_v1(c: ConfigDict) -> None:
 
 
 def vision_v1(c: ConfigDict) -> None:
-    c.total_steps = 600
+    c.total_steps = 400
     c.model.update(mean=(0.13,), std=(0.31,), absolute=True, initializer="bert")
     c.model.encoder = dict(depth=4, heads=4, mlp=192, norm="post", eps=1e-6)
     c.mask.count = 20
@@ -47,7 +47,7 @@ def vision_v1(c: ConfigDict) -> None:
 
 
 def text_v1(c: ConfigDict) -> None:
-    c.total_steps = 300
+    c.total_steps = 200
     c.model.update(vocab_size=2_000, dropout=0.0, scale=True)
     c.model.encoder.update(dropout=0.0, attention_dropout=0.0)
     c.objective = dict(
@@ -58,7 +58,7 @@ def text_v1(c: ConfigDict) -> None:
 
 
 def speech_v2(c: ConfigDict) -> None:
-    c.total_steps = 180
+    c.total_steps = 110
     c.model.frontend = dict(convs=((64, 10, 5), *((64, 3, 2),) * 4, *((64, 2, 2),) * 2))
     c.model.dropout = 0.0
     # Narrow positions: in rows of 99 frames wide ones tell every frame its place, and predicting
@@ -71,7 +71,7 @@ def speech_v2(c: ConfigDict) -> None:
 
 
 def vision_v2(c: ConfigDict) -> None:
-    c.total_steps = 200
+    c.total_steps = 130
     c.model.update(mean=(0.13,), std=(0.31,))
     c.model.decoder.update(layers=3, width=96, groups=8)
     c.objective.update(clones=8, top_k=4, scale="mean", class_weight=0.0)
@@ -80,7 +80,7 @@ def vision_v2(c: ConfigDict) -> None:
 
 
 def text_v2(c: ConfigDict) -> None:
-    c.total_steps = 200
+    c.total_steps = 120
     c.model.update(vocab_size=2_000, dropout=0.0, scale=True)
     c.model.encoder.update(dropout=0.0, attention_dropout=0.0)
     c.model.decoder.update(layers=2, width=96, kernel=5, dropout=0.0)

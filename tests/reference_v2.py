@@ -3,7 +3,7 @@
 As `reference` does for 1.0: every flag is translated here or must have the value at which it does
 nothing (`NEUTRAL`), or else the test fails and names it. Quirks are values of our options.
 
-B examples, M masks of each, T tokens, K of them visible, E class tokens, D width.
+B examples, M masks of each, T tokens, V of them visible, E class tokens, D width.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ from data2vec_jax import state
 from data2vec_jax.convert import fairseq2, tables
 from data2vec_jax.models.decoder import fill
 from data2vec_jax.models.encoder import Record
-from data2vec_jax.models.layers import clones as repeat
+from data2vec_jax.models.layers import repeat
 from data2vec_jax.models.positions import sincos
 from data2vec_jax.objectives import targets
 from data2vec_jax.tasks.task import Task, init_state, make_train_step
@@ -558,7 +558,7 @@ def check_stages(setup: Setup, compare, stages, seen, derived) -> None:
         if f"fwd/{name}" in compare.left:
             compare.check(stage, f"fwd/{name}", ours, ACTIVATION)
 
-    def reordered(x):  # [..., rows, E + K, D]
+    def reordered(x):  # [..., rows, E + V, D]
         return np.asarray(x)[..., np.arange(rows)[:, None], order, :]
 
     if "relative_positions" in seen:

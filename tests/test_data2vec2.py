@@ -22,7 +22,7 @@ from data2vec_jax.convert import tables
 from data2vec_jax.errors import UserError
 from data2vec_jax.modalities import contract
 from data2vec_jax.models.decoder import Decoder, fill
-from data2vec_jax.models.layers import convolve, visible
+from data2vec_jax.models.layers import convolve, take
 from data2vec_jax.models.positions import sincos
 from data2vec_jax.objectives import data2vec2
 from data2vec_jax.objectives.targets import Draw
@@ -289,7 +289,7 @@ def test_visible_tokens_and_noise_make_the_whole_sequence():
     mask = jnp.asarray(rng.permuted(np.tile(np.arange(10) < 6, (4, 1)), axis=1))  # 2 clones each
     keep = masking.kept(mask, 4)
     noise = jnp.asarray(rng.normal(size=(4, 10, 3)), jnp.float32)
-    seen = visible(x, keep)
+    seen = take(x, keep)
     for row in range(4):
         np.testing.assert_array_equal(seen[row], x[row // 2][~mask[row]])
     whole = fill(seen, mask, noise)

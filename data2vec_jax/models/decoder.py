@@ -1,6 +1,6 @@
 """The decoder of data2vec 2.0: convolutions that fill in what the student did not see (spec 7.4).
 
-B rows, K visible of T tokens, D encoder's width, C decoder's width.
+B rows, V visible of T tokens, D encoder's width, C decoder's width.
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ from data2vec_jax.models.layers import (
 def fill(x: Array, mask: Array, noise: Array) -> Array:
     """The whole sequence: what the encoder made of visible tokens, and noise where none was.
 
-    x [B, K, D] in the order of the sequence, mask bool [B, T], noise [B, T, D] -> [B, T, D].
+    x [B, V, D] in the order of the sequence, mask bool [B, T], noise [B, T, D] -> [B, T, D].
     """
     place = jnp.cumsum(~mask, axis=1) - 1  # of each visible token in x
     place = jnp.clip(place, 0, x.shape[1] - 1)[..., None]
@@ -53,7 +53,7 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(
         self, x: Array, mask: Array, noise: Array, valid: Array | None = None, key: Key = None
-    ) -> Array:  # [B, K, D] -> [B, T, C]
+    ) -> Array:  # [B, V, D] -> [B, T, C]
         """`mask` and `noise` as in `fill`. valid: bool [B, T], positions that are not padding."""
         x = fill(dropout(x, self.dropout, key), mask, noise)
         B, T = mask.shape

@@ -156,19 +156,19 @@ class Conv(nn.Module):
         return y
 
 
-def visible(x: Array | None, keep: Array | None) -> Array | None:
-    """What M clones of each row keep: x [B, T, ...], keep int [B * M, K] -> [B * M, K, ...].
+def take(x: Array | None, places: Array | None) -> Array | None:
+    """x [B, T, ...] at places int [B * M, N] -> [B * M, N, ...]; without `places` all of it.
 
-    Clones of a row are adjacent. Without `keep` it is `x`.
+    Several rows of `places` may be of one row of `x`; they are adjacent.
     """
-    if x is None or keep is None:
+    if x is None or places is None:
         return x
-    places = keep.reshape(x.shape[0], -1)  # [B, M * K]: a row is read, not repeated
-    kept = jnp.take_along_axis(x, places.reshape(*places.shape, *(1,) * (x.ndim - 2)), axis=1)
-    return kept.reshape(*keep.shape, *x.shape[2:])
+    index = places.reshape(x.shape[0], -1)  # [B, M * N]: a row of x is read, not repeated
+    found = jnp.take_along_axis(x, index.reshape(*index.shape, *(1,) * (x.ndim - 2)), axis=1)
+    return found.reshape(*places.shape, *x.shape[2:])
 
 
-def clones(x: Array | None, rows: int) -> Array | None:
+def repeat(x: Array | None, rows: int) -> Array | None:
     """Every row of `x` [B, ...] as often as it takes to make `rows` = B * M rows, adjacent."""
     return x if x is None or x.shape[0] == rows else jnp.repeat(x, rows // x.shape[0], axis=0)
 

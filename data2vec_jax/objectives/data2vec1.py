@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from data2vec_jax import masking
 from data2vec_jax.models.encoder import Record
+from data2vec_jax.models.layers import take
 from data2vec_jax.objectives.targets import (
     Draw,
     Norm,
@@ -21,7 +22,6 @@ from data2vec_jax.objectives.targets import (
     normaliser,
     regression,
     scale_of,
-    take,
     variance_penalty,
 )  # fmt: skip
 from data2vec_jax.state import overlay

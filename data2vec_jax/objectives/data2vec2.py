@@ -1,7 +1,7 @@
 """data2vec 2.0 (arXiv 2212.07525): students that see little of an input regress what the teacher,
 their moving average, makes of all of it. One teacher's pass serves the M students of an example.
 
-B batch, M masks of an example, T tokens, K of them visible and N masked, D width.
+B batch, M masks of an example, T tokens, V of them visible and N masked, D width.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,8 +12,7 @@ import jax.numpy as jnp
 
 from data2vec_jax import masking
 from data2vec_jax.models.encoder import Record
-from data2vec_jax.models.layers import clones as repeat
-from data2vec_jax.models.layers import split
+from data2vec_jax.models.layers import repeat, split, take
 from data2vec_jax.objectives.targets import (
     Draw,
     Norm,
@@ -23,7 +22,6 @@ from data2vec_jax.objectives.targets import (
     normaliser,
     regression,
     scale_of,
-    take,
 )  # fmt: skip
 from data2vec_jax.state import overlay
 
@@ -85,7 +83,7 @@ def make_loss(
         """
         mask = mask.reshape(-1, mask.shape[-1])  # [B * M, T], the students of an example adjacent
         rows, length = mask.shape
-        keep = masking.kept(mask, length - most)  # [B * M, K]
+        keep = masking.kept(mask, length - most)  # [B * M, V]
         positions = masking.positions(mask, most)  # [B * M, N]
         weights = (jnp.arange(most) < jnp.sum(mask, -1, keepdims=True)).astype(jnp.float32)
         front_key, encoder_key, decoder_key = split(key, 3)
@@ -113,7 +111,7 @@ def make_loss(
         teaching = apply(average, whole, record=record, collect=collect, method="encode")
         targets = normaliser(final_norms, counted)(teaching.targets)
         targets = jax.lax.stop_gradient(targets)  # [B, T, D]
-        wanted = take(repeat(targets, rows), positions)  # [B * M, N, D]
+        wanted = take(targets, positions)  # [B * M, N, D]
 
         # Regression at the masked positions of all students.
         parts = {"regression": factor * jnp.sum(regression(prediction, wanted, beta) * weights)}

@@ -140,11 +140,6 @@ def variance_penalty(prediction: Array, weights: Array, margin: float) -> Array:
     return jnp.mean(jax.nn.relu(margin - metrics.channel_std(prediction, weights)))
 
 
-def take(x: Array, positions: Array) -> Array:
-    """x [B, T, D] at positions [B, M] -> [B, M, D]."""
-    return jnp.take_along_axis(x, positions[..., None], axis=1)
-
-
 def monitor(stages: Stages) -> dict[str, Array]:
     """Scalars that tell learning from collapse (spec 8.2; `metrics` says what each means)."""
     tokens, targets, weights = stages.tokens, stages.targets, stages.weights

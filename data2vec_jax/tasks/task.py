@@ -103,6 +103,7 @@ def make_train_step(
         teacher = ema_update(state.teacher, params, decay(done))
         metrics = metrics | {
             "loss": loss / count,
+            "loss_count": count,
             "grad_norm": optax.tree.norm(grads),
             "learning_rate": schedule(state.step),
         }

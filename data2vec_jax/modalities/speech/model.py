@@ -1,6 +1,6 @@
 """Speech: raw waveform -> frames -> encoder.
 
-B batch, M masks of an example, S samples, T frames, K of them visible, D width, C channels.
+B batch, M masks of an example, S samples, T frames, V of them visible, D width, C channels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,13 +29,13 @@ from data2vec_jax.models.layers import (
     Key,
     LayerNorm,
     Mlp,
-    clones,
     dense,
     dropout,
     gelu,
     normalise,
+    repeat,
     split,
-    visible,
+    take,
 )  # fmt: skip
 from data2vec_jax.models.positions import Alibi, ConvPositions
 
@@ -143,12 +143,12 @@ class SpeechModel(nn.Module):
     ) -> Encoded:  # fmt: skip
         """mask bool [B * M, T]: frames replaced by the learned vector, or by 0 with a decoder.
 
-        keep: int [B * M, K], the frames that the blocks see, None for all. The positional
+        keep: int [B * M, V], the frames that the blocks see, None for all. The positional
         convolutions see all of them (spec 11, trap 14).
         """
         x, valid = tokens
         if mask is not None:
-            x, valid = clones(x, mask.shape[0]), clones(valid, mask.shape[0])
+            x, valid = repeat(x, mask.shape[0]), repeat(valid, mask.shape[0])
             fill = self.mask_embedding.astype(x.dtype) if self.decoder is None else 0
             x = jnp.where(mask[..., None], fill, x)
         padded = None if self.padding == "attention" else valid
@@ -157,7 +157,7 @@ class SpeechModel(nn.Module):
         x = x + self.positions(x, padded)
         places = jnp.arange(x.shape[1])[None] if keep is None else keep
         alibi = None if self.alibi is None else self.alibi(places)
-        x, valid = visible(x, keep), visible(valid, keep)
+        x, valid = take(x, keep), take(valid, keep)
         post = self.encoder.norm == "post"
         x = self.norm(x) if post else x
         keys = split(key, 2)
@@ -168,7 +168,7 @@ class SpeechModel(nn.Module):
     def decode(
         self, x: Array, mask: Array, noise: Array, valid: Array | None = None, key: Key = None
     ) -> Array:
-        """What the student saw [B, K, D] -> features of the whole sequence; see `Decoder`."""
+        """What the student saw [B, V, D] -> features of the whole sequence; see `Decoder`."""
         return self.decoder(x, mask, noise, valid, key)
 
     def predict(self, x: Array) -> Array:  # [..., C] -> [..., D]

@@ -1,6 +1,6 @@
 """Text: token ids -> embeddings -> encoder.
 
-B batch, M masks of an example, T tokens, K of them visible, D width, V vocabulary.
+B batch, M masks of an example, T tokens, V of them visible, D width.
 """
 
 import math
@@ -23,7 +23,7 @@ from data2vec_jax.models.decoder import Decoder
 from data2vec_jax.models.decoder import flops as decoded_flops
 from data2vec_jax.models.encoder import Encoded, Encoder, Record
 from data2vec_jax.models.encoder import flops as encoder_flops
-from data2vec_jax.models.layers import Array, Key, LayerNorm, Mlp, bert_init, dropout, visible
+from data2vec_jax.models.layers import Array, Key, LayerNorm, Mlp, bert_init, dropout, take
 from data2vec_jax.models.positions import Alibi, token_positions
 
 PAD = 1  # index of <pad> in the vocabulary and in the position table (spec 1.3, 2.6)
@@ -101,7 +101,7 @@ class TextModel(nn.Module):
         self, tokens: Tokens, mask: Array | None = None, key: Key = None,
         record: Record | None = None, collect: bool = False, keep: Array | None = None,
     ) -> Encoded:  # fmt: skip
-        """keep: int [B * M, K], the tokens that the blocks see, None for all.
+        """keep: int [B * M, V], the tokens that the blocks see, None for all.
 
         Text is masked by leaving tokens out, or in its token ids (`modality.corrupt`), so `mask` is
         not used here.
@@ -109,7 +109,7 @@ class TextModel(nn.Module):
         del mask
         places = jnp.arange(tokens.x.shape[1])[None] if keep is None else keep
         alibi = None if self.alibi is None else self.alibi(places)
-        x, valid = visible(tokens.x, keep), visible(tokens.valid, keep)
+        x, valid = take(tokens.x, keep), take(tokens.valid, keep)
         x = self.norm(x) if self.input_norm else x
         out = self.encoder(x, alibi=alibi, valid=valid, key=key, record=record, collect=collect)
         return out if self.encoder.norm == "post" else out._replace(x=self.norm(out.x))
@@ -117,7 +117,7 @@ class TextModel(nn.Module):
     def decode(
         self, x: Array, mask: Array, noise: Array, valid: Array | None = None, key: Key = None
     ) -> Array:
-        """What the student saw [B, K, D] -> features of the whole sequence; see `Decoder`."""
+        """What the student saw [B, V, D] -> features of the whole sequence; see `Decoder`."""
         return self.decoder(x, mask, noise, valid, key)
 
     def predict(self, x: Array) -> Array:  # [..., C] -> [..., D]

@@ -1,6 +1,6 @@
 """Vision: image -> patches -> encoder.
 
-B batch, M masks of an example, N patches, K of them visible, E class tokens, D width.
+B batch, M masks of an example, N patches, V of them visible, E class tokens, D width.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,8 +24,8 @@ from data2vec_jax.models.layers import (
     beit_init,
     dropout,
     split,
+    take,
     uniform_fan_in,
-    visible,
 )  # fmt: skip
 from data2vec_jax.models.positions import Alibi, relative_bias, relative_index, sincos
 
@@ -128,7 +128,7 @@ class VisionModel(nn.Module):
     ) -> Encoded:  # fmt: skip
         """mask bool [B, N]: patches replaced by the learned vector (not with a decoder).
 
-        keep: int [B * M, K], the patches that the blocks see, None for all. Returns x [B * M, K, D]
+        keep: int [B * M, V], the patches that the blocks see, None for all. Returns x [B * M, V, D]
         and extra [B * M, E, D] (class tokens).
         """
         x, E = tokens.x, self.class_tokens
@@ -142,7 +142,7 @@ class VisionModel(nn.Module):
             x = x + sincos(self.grid, self.width).astype(x.dtype)
         places = jnp.arange(x.shape[1])[None] if keep is None else keep
         alibi = None if self.alibi is None else self.alibi(places, self.grid, E)
-        x = visible(x, keep)
+        x = take(x, keep)
         first = [jnp.broadcast_to(token, (x.shape[0], *token.shape)) for token in first]
         x = jnp.concatenate([*first, x], axis=1)
         bias = relative_bias(self.relative_bias, self.index) if self.shared_relative else None
@@ -158,7 +158,7 @@ class VisionModel(nn.Module):
     def decode(
         self, x: Array, mask: Array, noise: Array, valid: Array | None = None, key: Key = None
     ) -> Array:
-        """What the student saw [B, K, D] -> features of the whole grid; see `Decoder`."""
+        """What the student saw [B, V, D] -> features of the whole grid; see `Decoder`."""
         return self.decoder(x, mask, noise, valid, key)
 
     def predict(self, x: Array) -> Array:  # [..., C] -> [..., D]

@@ -18,7 +18,7 @@ from recorded import Case, quick_jit
 from test_step import assert_close, config_of, quiet, run_steps
 
 from data2vec_jax import masking
-from data2vec_jax.convert import tables
+from data2vec_jax.convert import fairseq2, tables
 from data2vec_jax.errors import UserError
 from data2vec_jax.modalities import contract
 from data2vec_jax.models.decoder import Decoder, fill
@@ -255,6 +255,24 @@ def case_of(name: str) -> Case:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_objective_equals_the_plain_one(name):
     reference_v2.run_v2(case_of(name))
+
+
+@pytest.mark.parametrize("name", ["MA_audio_v2", "MV_image_v2", "MT_text_v2_base"])
+def test_weights_survive_the_way_to_ours_and_back(name):
+    mode = {"A": "AUDIO", "V": "IMAGE", "T": "TEXT"}[name[1]]
+    table = {"AUDIO": fairseq2.speech, "IMAGE": fairseq2.vision, "TEXT": fairseq2.text}[mode]()
+    with np.load(GOLDENS / f"{name}.npz") as arrays:
+        theirs = {k[8:]: arrays[k] for k in arrays.files if k.startswith("student/")}
+    joined, prenet = fairseq2.joined(theirs)
+    tree = tables.read(table, joined)
+    assert len(tree["encoder"]["blocks"]["qkv"]["bias"]) == prenet + sum(
+        name.startswith("blocks.") and name.endswith("qkv.bias") for name in theirs
+    )
+    back = fairseq2.parted(tables.write(table, tree), prenet, mode)
+    theirs = {k: v for k, v in theirs.items() if "fixed_positional" not in k}
+    assert {*back} == {*theirs}
+    for key, value in theirs.items():
+        np.testing.assert_array_equal(back[key], value, err_msg=key)
 
 
 # The parts ----------------------------------------------------------------------------------------

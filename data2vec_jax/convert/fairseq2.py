@@ -27,9 +27,13 @@ from data2vec_jax.convert.tables import (
 )  # fmt: skip
 
 MANY = 32  # more convolutions than any stack has
+BUFFERS = ["^_ema$", r"\.alibi_bias$", r"\.encoder_mask$"]  # the last two in older files
 
-# [1 or L, 1, 1 or H, 1, 1] -> [1 or L, 1 or H]
-SCALES = Change(lambda x: x[0][:, 0, :, 0, 0], lambda x: [x[:, None, :, None, None]])
+# [1 or L, 1, 1 or H, 1, 1] (in older files without the first axis) -> [1 or L, 1 or H]
+SCALES = Change(
+    lambda x: x[0].reshape(-1, *x[0].shape[-4:])[:, 0, :, 0, 0],
+    lambda x: [x[:, None, :, None, None]],
+)
 # [1, E, D] -> [E, D], or [D] if there is one
 EXTRA = Change(
     lambda x: x[0][0, 0] if x[0].shape[1] == 1 else x[0][0],
@@ -86,7 +90,7 @@ def speech(deep: bool = False, input_norm: bool = False) -> Table:
     rows += norm(f"{positions}.0", "positions/norm")
     for i in range(MANY):
         rows += conv1d(f"{inner}.{i + 1}.0", f"positions/conv{i}")
-    return Table([*rows, *_context(mode), *BLOCKS, *_decoder(mode, CONV1D, deep)], ["^_ema$"])
+    return Table([*rows, *_context(mode), *BLOCKS, *_decoder(mode, CONV1D, deep)], BUFFERS)
 
 
 def vision(deep: bool = False) -> Table:
@@ -100,7 +104,7 @@ def vision(deep: bool = False) -> Table:
             *BLOCKS,
             *_decoder(mode, CONV2D, deep),
         ],
-        ["^_ema$", r"fixed_positional_encoder\.positions$"],  # sines, computed from the grid
+        [*BUFFERS, r"fixed_positional_encoder\.positions$"],  # sines, computed from the grid
     )
 
 
@@ -117,7 +121,7 @@ def text(deep: bool = True) -> Table:
             *BLOCKS,
             *_decoder(mode, CONV1D, deep),
         ],
-        ["^_ema$"],
+        BUFFERS,
     )
 
 

@@ -24,7 +24,7 @@ def get_config(variant: str = "base") -> ConfigDict:
         positions=dict(depth=5, width=95, groups=16),
         encoder=dict(
             depth=12, heads=12, mlp=3072, norm="post", dropout=0.1, attention_dropout=0.1,
-            layerdrop=0.05,
+            layerdrop=0.05, remat="none",
         ),
     )  # fmt: skip
     # The authors cut every row to the smallest count of its batch, 44 to 46 % of the frames with 8

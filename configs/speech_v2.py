@@ -26,7 +26,7 @@ def get_config(variant: str = "base") -> ConfigDict:
         alibi=dict(scale=1.0, learned=True, per_head=True, per_layer=False),
         encoder=dict(
             depth=12, heads=12, mlp=3072, norm="post", dropout=0.1, attention_dropout=0.1,
-            layerdrop=0.05,
+            layerdrop=0.05, remat="none",
         ),
         decoder=dict(layers=4, width=384, kernel=7, groups=16, residual=True, dropout=0.1),
     )  # fmt: skip

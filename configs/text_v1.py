@@ -23,9 +23,11 @@ def get_config(variant: str = "base") -> ConfigDict:
     c.model = dict(
         width=768, vocab_size=50_265, max_length=512, dropout=0.1,
         encoder=dict(
-            depth=12, heads=12, mlp=3072, norm="post", dropout=0.1, attention_dropout=0.1
+            depth=12, heads=12, mlp=3072, norm="post", dropout=0.1, attention_dropout=0.1,
+            remat="none",
         ),
         leave=0.0, random=0.0,  # paper's main recipe: BERT masks, 15 %, 0.1 and 0.1
+        teacher_sees="all",  # as in the paper; in the authors' code "targets"
     )  # fmt: skip
     # 0.307 is the mean share that the authors' sampler masks at 512 tokens.
     c.mask = dict(kind="token_spans", prob=0.35, width=4, masked=0.307)

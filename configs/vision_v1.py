@@ -23,7 +23,7 @@ def get_config(variant: str = "base") -> ConfigDict:
         width=768, image=224, patch=16, shared_relative=True,
         encoder=dict(
             depth=12, heads=12, mlp=3072, norm="pre", eps=1e-6, qkv_bias="qv", layer_scale=1e-4,
-            attention_dropout=0.05,
+            attention_dropout=0.05, remat="none",
             drop_path=0.25,  # paper: 0.2
         ),
     )  # fmt: skip

@@ -8,13 +8,15 @@ run removes the unfinished saves of its predecessor.
 """
 
 import contextlib
+import dataclasses
 import errno
 import gc
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,7 +25,9 @@ import orbax.checkpoint.experimental.v1 as ocp
 from etils import epath
 
 from data2vec_jax.errors import UserError
+from data2vec_jax.tensorfiles import SafeTensors
 
+CONVERTED = "model.safetensors"  # in folders that conversion made
 # A file-size limit (EFBIG) and a quota (EDQUOT) end a save, and are mended, as a full disk is.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -35,7 +39,7 @@ class Checkpoints:
 
     Args:
       directory: where the step folders go (local or `gs://`); made if it is missing.
-      every: save each so many steps; 0 saves only when forced and when the job is preempted.
+      every: save each so many steps; 0 saves only when forced.
       keep: how many of the latest checkpoints to keep (while one is written, it comes on top).
       keep_every: keep all checkpoints at multiples of so many steps as well.
 
@@ -67,9 +71,7 @@ class Checkpoints:
             self._orbax = ocp.training.Checkpointer(
                 self._directory,
                 context=_context(),
-                save_decision_policy=when.AnySavePolicy(
-                    [*interval, when.PreemptionCheckpointingPolicy()]
-                ),
+                save_decision_policy=when.AnySavePolicy(interval),
                 preservation_policy=which.AnyPreservationPolicy([which.LatestN(keep), *spared]),
                 # Process 0 lists the folder for all: on a network disk another process may still
                 # see yesterday's listing, and would resume elsewhere.
@@ -92,11 +94,7 @@ class Checkpoints:
         return [saved.step for saved in self._orbax.checkpoints]
 
     def should_save(self, step: int) -> bool:
-        """Whether `step` calls for a checkpoint: its turn, or the job is about to be preempted.
-
-        Ask at every step, on every process: that is how they agree on a step to stop at when only
-        some hear of the preemption.
-        """
+        """Whether it is the turn of `step`, the same on every process."""
         return self._orbax.should_save(step)
 
     def save(self, step: int, state: Any, position: dict[str, Any], *, force: bool = False) -> bool:
@@ -174,8 +172,10 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        # After a failure the other processes are elsewhere, and to meet them would take forever.
+        if kind is None or jax.process_count() == 1:
+            self.close()
 
     @contextlib.contextmanager
     def _out_of_space(self) -> Iterator[None]:
@@ -203,7 +203,8 @@ def load_params(
     For fine-tuning, evaluation and conversion. Every process of a job calls it.
 
     Args:
-      path: a step's folder, or a workdir or its `checkpoints/`, which mean their newest step.
+      path: a step's folder, or a workdir or its `checkpoints/`, which mean their newest step; or a
+        folder that `python -m data2vec_jax.convert ... --to=jax` wrote.
       abstract_params: nested dicts of `jax.ShapeDtypeStruct` to read instead of all there is; a
         leaf with a sharding becomes a `jax.Array`, one without a numpy array, of the given dtype.
       subtree: 'params' or 'teacher'.
@@ -215,6 +216,8 @@ def load_params(
       UserError: no checkpoint there, a damaged one, no such subtree, other shapes.
     """
     _hush()
+    if (_absolute(path) / CONVERTED).exists():
+        return _load_converted(Path(_absolute(path)), abstract_params, subtree)
     folder = _newest(_absolute(path))
     stored = _stored(folder).get(subtree)
     if not stored:
@@ -231,6 +234,99 @@ def load_params(
         )
     state = _read(folder, ocp.load, {subtree: wanted}, checkpointable_name="state")
     return state[subtree]
+
+
+def _load_converted(folder: Path, abstract: Any, subtree: str) -> dict[str, Any]:
+    """`load_params` of a converted folder: paths are names, the teacher's start with 'teacher/'."""
+    tensors = SafeTensors(folder / CONVERTED)
+    names = _names(tensors, subtree)
+    if not names:
+        raise UserError(f"checkpoint {folder} has no {subtree}")
+    stored = {path: tensors[name] for path, name in names.items()}
+    if abstract is None:
+        return _tree({path: np.array(array) for path, array in stored.items()})
+    _compare(folder, {subtree: _tree(stored)}, {subtree: abstract}, partial=True)
+
+    def place(path, wanted):
+        array = stored[path]
+        if wanted.sharding is None:
+            return np.array(array, wanted.dtype)
+        read = lambda index: np.array(array[index], wanted.dtype)  # noqa: E731
+        return jax.make_array_from_callback(wanted.shape, wanted.sharding, read)
+
+    return _tree({path: place(path, wanted) for path, wanted in _paths(abstract).items()})
+
+
+def begin_from(path: str | os.PathLike, state: Any, abstract: Any) -> tuple[Any, list[str]]:
+    """The first state of a run, with parameters and teacher of another checkpoint.
+
+    What the checkpoint does not have stays as it is in `state`: a new head. A teacher's leaf that
+    it does not have, because its teacher shared it or because it has no teacher, is its student's.
+
+    Args:
+      path: as of `load_params`.
+      state: a state with `params` and `teacher`, nested dicts.
+      abstract: its shapes and shardings.
+
+    Returns:
+      The state, and the paths of parameters that are new.
+
+    Raises:
+      UserError: as `load_params`; or nothing in the checkpoint is of this model.
+    """
+    have = _held_paths(path, "params")
+    wanted = _paths(abstract.params)
+    new = sorted(wanted.keys() - have)
+    if len(new) == len(wanted):
+        raise UserError(f"--start={path}: no parameter of this model is in it")
+    student = {p: x for p, x in wanted.items() if p in have}
+    averaged = _held_paths(path, "teacher")
+    teacher = _paths(abstract.teacher)
+    own = {p: x for p, x in teacher.items() if p in averaged}
+    shared = {p: x for p, x in teacher.items() if p in have and p not in own}
+    found = [
+        _paths(load_params(path, _tree(part), subtree=subtree)) if part else {}
+        for subtree, part in (("params", student), ("teacher", own), ("params", shared))
+    ]
+    state = dataclasses.replace(
+        state,
+        params=_tree(_paths(state.params) | found[0]),
+        teacher=_tree(_paths(state.teacher) | found[1] | found[2]),
+    )
+    return state, ["/".join(p) for p in new]
+
+
+def _held_paths(path: str | os.PathLike, subtree: str) -> set[tuple[str, ...]]:
+    """Paths of what a checkpoint holds of a subtree."""
+    _hush()
+    if (_absolute(path) / CONVERTED).exists():
+        return set(_names(SafeTensors(Path(_absolute(path)) / CONVERTED), subtree))
+    return set(_paths(_stored(_newest(_absolute(path))).get(subtree) or {}))
+
+
+def _names(tensors: SafeTensors, subtree: str) -> dict[tuple[str, ...], str]:
+    """Path -> name in a converted folder's file."""
+    return {
+        tuple(name.removeprefix("teacher/").split("/")): name for name in tensors
+        if name.startswith("teacher/") == (subtree == "teacher")
+    }  # fmt: skip
+
+
+def _paths(tree: Any) -> dict[tuple[str, ...], Any]:
+    """{(a, b): leaf} of nested dicts."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {tuple(key.key for key in path): leaf for path, leaf in leaves}
+
+
+def _tree(paths: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
+    """The inverse of `_paths`."""
+    tree: dict[str, Any] = {}
+    for (*sections, leaf), value in paths.items():
+        node = tree
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[leaf] = value
+    return tree
 
 
 def _absolute(path: str | os.PathLike) -> epath.Path:

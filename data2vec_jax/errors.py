@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+STOPPED = 130  # exit code of a run that was interrupted: 128 + SIGINT, as a shell reports it
+
 
 class UserError(Exception):
     """What is wrong, where, and the nearest right value, in one line."""
@@ -43,10 +45,26 @@ def check_section(
             raise UserError(f"{prefix}: missing option '{name}'")
 
 
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Dotted paths at which two JSON values differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for key in sorted({*old, *new}):
+            below = f"{path}.{key}" if path else key
+            if key not in old or key not in new:
+                found.append(below)
+            else:
+                found += differences(old[key], new[key], below)
+        return found
+    return [] if old == new else [path]
+
+
 def run_main(main: Callable[[], Any]) -> None:
-    """Runs a command; a `UserError` becomes one line on stderr and exit code 2."""
+    """Runs a command; a `UserError` becomes one line on stderr and exit code 2, Ctrl-C is 130."""
     try:
         main()
+    except KeyboardInterrupt:
+        sys.exit(STOPPED)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

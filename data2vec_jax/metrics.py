@@ -476,17 +476,17 @@ def peak_flops(devices: Sequence[Any]) -> float:
     device = devices[0]
     if device.platform == "cpu":
         # The devices of one process are threads on the same cores: they count once.
-        return _measured_flops(1024, jnp.float32) * len({d.process_index for d in devices})
+        return measured_flops(1024, jnp.float32) * len({d.process_index for d in devices})
     peak = peak_of_kind(device.device_kind)
     if peak is None:
-        return _measured_flops(8192, jnp.bfloat16) * len(devices)
+        return measured_flops(8192, jnp.bfloat16) * len(devices)
     if device.platform == "tpu":
         cores = CORES_PER_CHIP.get(device.device_kind, 1)
         peak *= min(getattr(device, "num_cores", cores), cores) / cores
     return peak * len(devices)
 
 
-def _measured_flops(size: int, dtype: Any) -> float:
+def measured_flops(size: int, dtype: Any) -> float:
     """FLOP/s of a [size, size] matrix product on this process's first device: best of five."""
     device, best = jax.local_devices()[0], math.inf
     with jax.set_mesh(jax.make_mesh((1,), ("one",), devices=[device])):  # not the run's mesh

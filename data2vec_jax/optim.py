@@ -45,7 +45,7 @@ def tri_stage(
     The paper says linear decay, the code decays exponentially (spec 11, trap 17).
     """
     up, flat, down = (round(share * total_steps) for share in (warmup, hold, decay))
-    rate = jnp.log(end_scale) / max(down, 1)
+    rate = math.log(end_scale) / max(down, 1)
 
     def schedule(n):
         n = jnp.asarray(n, jnp.float32)
@@ -131,6 +131,24 @@ def by_path(params: Any, patterns: Sequence[str]) -> Any:
     return jax.tree_util.tree_map_with_path(lambda p, _: matches(patterns, path_name(p)), params)
 
 
+def scale_by_path(rates: Sequence[tuple[str, Any]]) -> optax.GradientTransformation:
+    """Multiplies updates by the factor of the first (pattern, factor) that matches their path.
+
+    A factor is a number, or for stacked layers one number per layer.
+    """
+
+    def scale(key_path, x):
+        name = path_name(key_path)
+        factor = next((f for pattern, f in rates if matches((pattern,), name)), 1.0)
+        return x * jnp.asarray(factor).reshape(-1, *(1,) * (x.ndim - 1)) if x.ndim else x * factor
+
+    def update(updates, state, params=None):
+        del params
+        return jax.tree_util.tree_map_with_path(scale, updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
 def make_optimizer(
     schedule: Schedule,
     *,
@@ -141,11 +159,14 @@ def make_optimizer(
     no_decay: Sequence[str] = (),
     clip: float | None = None,
     frozen: Sequence[str] = (),
+    rates: Sequence[tuple[str, Any]] = (),
 ) -> optax.GradientTransformation:
     """AdamW with decoupled decay lr * weight_decay * p. Config section `optim`.
 
-    `no_decay`, `frozen`: path patterns of parameters that do not decay, or never change. `clip`:
-    limit of the global gradient norm, None for none. Moments are float32, like the parameters.
+    `no_decay`, `frozen`: path patterns of parameters that do not decay, or never change. `rates`:
+    (path pattern, factor of the learning rate, or one for each stacked layer), the first match
+    counts, 1 where none does. `clip`: limit of the global gradient norm, None for none. Moments are
+    float32, like the parameters.
     """
     steps = [clip_by_norm(clip)] if clip else []
     steps.append(scale_by_adam(*betas, eps, eps_on))
@@ -153,6 +174,8 @@ def make_optimizer(
         decayed = lambda params: jax.tree.map(lambda m: not m, by_path(params, no_decay))  # noqa: E731
         steps.append(optax.add_decayed_weights(weight_decay, decayed))
     steps.append(optax.scale_by_learning_rate(schedule))
+    if rates:
+        steps.append(scale_by_path(rates))
     if frozen:
         steps.append(optax.masked(optax.set_to_zero(), lambda params: by_path(params, frozen)))
     return optax.chain(*steps)

@@ -284,8 +284,8 @@ def line_chart(
     )
 
 
-def dot_plot(rows: Sequence[tuple[str, Sequence[float], Sequence[float]]], unit: str) -> str:
-    """A card with one line per (label, values before, values after): a dot a seed, a bar from
+def dots(rows: Sequence[tuple[str, Sequence[float], Sequence[float]]], unit: str) -> str:
+    """An SVG with one line per (label, values before, values after): a dot a seed, a bar from
     mean to mean."""
     values = [v for _, before, after in rows for v in (*before, *after)]
     low, high = min(values), max(values)
@@ -321,12 +321,33 @@ def dot_plot(rows: Sequence[tuple[str, Sequence[float], Sequence[float]]], unit:
                     f' stroke-width="1.6"><title>{kind}: {number(v)}{unit}</title></circle>'
                 )
     return (
+        f'<svg viewBox="0 0 {WIDTH} {height}" role="img"'
+        f' aria-label="probe scores before and after">{"".join(parts)}</svg>'
+    )
+
+
+def dot_plot(rows: Sequence[tuple[str, Sequence[float], Sequence[float]]], unit: str) -> str:
+    """A card of `dots`."""
+    return (
         "<figure><figcaption><h3>Before and after pretraining</h3>"
         '<div class="legend"><span><i class="ring"></i>untrained</span>'
         f'<span><i style="background:{COLOURS[0]}"></i>pretrained</span></div></figcaption>'
-        f'<svg viewBox="0 0 {WIDTH} {height}" role="img"'
-        f' aria-label="probe scores before and after">{"".join(parts)}</svg>'
+        f"{dots(rows, unit)}"
         "<p>A dot for each seed; the bar joins the means. Orange: lower than before.</p></figure>"
+    )
+
+
+def picture(summary: Mapping[str, Any]) -> str:
+    """The probes of a demo's summary.json (accuracies) as an SVG file of its own."""
+    rows = [
+        (f"{m} · {p.replace('_', ' ')}", [100 * v for v in before], [100 * v for v in after])
+        for m, p, before, after in _probes(summary)
+    ]
+    rules = "".join(re.findall(r"^svg .*\n(?:fill:.*\n)?", STYLE, re.MULTILINE))
+    start, rest = dots(rows, " %").split(">", 1)
+    return (
+        f'{start} xmlns="http://www.w3.org/2000/svg" font-family="sans-serif"><style>{rules}'
+        f'</style><rect width="100%" height="100%" fill="#fff"/>{rest}\n'
     )
 
 

@@ -3,14 +3,16 @@
     python -m data2vec_jax.train --config=configs/speech_v1.py:base --workdir=DIR
 
 The same command again resumes. `--config.section.key=value` overrides an option.
+`--start=CHECKPOINT`: a new run begins with parameters and teacher of another workdir, or of a
+folder that `python -m data2vec_jax.convert ... --to=jax` wrote.
 """
 
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -18,23 +20,26 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from data2vec_jax import metrics, optim, parallel
-from data2vec_jax.checkpoints import Checkpoints
-from data2vec_jax.errors import UserError, check_section, nearest, run_main
+import data2vec_jax
+from data2vec_jax import metrics, optim, parallel, processes
+from data2vec_jax.checkpoints import Checkpoints, begin_from
+from data2vec_jax.errors import STOPPED, UserError, check_section, differences, nearest, run_main
 from data2vec_jax.state import TrainState, ema_decay
 from data2vec_jax.tasks import pretrain
 from data2vec_jax.tasks.task import Task, init_state, make_train_step
 
 # Sections that may change between a run and its continuation: where and how fast, not what.
-FREE = ("mesh", "checkpoint", "log_every", "eval_every", "workers", "prefetch", "collapse")
-STOPPED = 130  # exit code of a run that was interrupted: 128 + SIGINT, as a shell reports it
+FREE = (
+    "mesh", "sharding", "checkpoint", "log_every", "eval_every", "workers", "prefetch", "collapse",
+)  # fmt: skip
+OPTIONS = {"workdir": "DIR", "start": "CHECKPOINT"}  # of the command line, beside --config
 
 
 def settings(
     *, modality: str, model: Mapping, mask: Mapping, objective: Mapping, averaged: Sequence[str],
     examples: Mapping, data: Mapping, ema: Mapping, schedule: Mapping, optim: Mapping, seed: int,
     total_steps: int, log_every: int, eval_every: int, accumulate: int, dtype: str, mesh: Mapping,
-    checkpoint: Mapping, collapse: Mapping,
+    checkpoint: Mapping, collapse: Mapping, sharding: Mapping = MappingProxyType({}),
 ) -> None:  # fmt: skip
     """A pretraining config. Each section is the keyword arguments of one function.
 
@@ -42,7 +47,8 @@ def settings(
     modality. mask: `masking.make`. objective: `make_loss` of the objective `name`. averaged: path
     patterns of the teacher's own parameters. data: `pretrain.data_options`. ema:
     `state.ema_decay`. schedule: `optim.make_schedule`. optim: `optim.make_optimizer`. mesh:
-    `parallel.make_mesh`. checkpoint: `Checkpoints`. collapse: `metrics.CollapseMonitor`.
+    `parallel.make_mesh`. sharding: `parallel.shardings`, if its rule is not what you want.
+    checkpoint: `Checkpoints`. collapse: `metrics.CollapseMonitor`.
     log_every, eval_every: in steps, 0 for never. accumulate: micro-batches per update. dtype: of
     the computation, 'float32' or 'bfloat16'.
     """
@@ -62,6 +68,7 @@ def check_config(config: Mapping[str, Any]) -> None:
             str(error).replace("config..", "config.").replace("config.:", "config:")
         ) from None
     check_section("mesh", config["mesh"], parallel.make_mesh, given=("devices",))
+    check_section("sharding", config.get("sharding", {}), parallel.shardings, ("tree", "mesh"))
     check_section("ema", config["ema"], ema_decay, given=("total_steps",))
     check_section("optim", config["optim"], optim.make_optimizer, given=("schedule",))
     schedule = dict(config["schedule"])
@@ -92,8 +99,8 @@ class Run:
         self.train_step = make_train_step(
             task, self.tx, decay, schedule, config["accumulate"], mesh.size
         )
-        self.abstract = jax.eval_shape(self._init, jax.random.key(0))
-        places = parallel.shardings(self.abstract, mesh)
+        self.abstract = jax.eval_shape(lambda seed: self._init(jax.random.key(seed)), 0)
+        places = parallel.shardings(self.abstract, mesh, **config.get("sharding", {}))
         self.abstract = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), self.abstract, places
         )
@@ -137,57 +144,21 @@ def claim_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
                 f"{workdir} holds a run of another config (config.{different[0]} differs); "
                 "choose another --workdir"
             )
-    if jax.process_index() == 0:
-        try:
-            workdir.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(new, indent=1) + "\n")
-        except OSError as error:
-            raise UserError(f"cannot write to --workdir {workdir}: {error.strerror}") from None
-
-
-def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Dotted paths at which two JSON values differ."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        found = []
-        for key in sorted({*old, *new}):
-            below = f"{path}.{key}" if path else key
-            if key not in old or key not in new:
-                found.append(below)
-            else:
-                found += differences(old[key], new[key], below)
-        return found
-    return [] if old == new else [path]
-
-
-class Interrupt:
-    """Remembers the first Ctrl-C (or SIGTERM), so that the loop can stop between two steps."""
-
-    def __init__(self):
-        self.seen = False
-        self._before = {}
-
-    def __enter__(self):
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def _note(self, number, frame):
-        if self.seen:  # a second Ctrl-C means now
-            raise KeyboardInterrupt
-        self.seen = True
-
-    def __exit__(self, *_):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(new, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write to --workdir {workdir}: {error.strerror}") from None
 
 
 def train(
     config: Mapping[str, Any], workdir: str | os.PathLike, *,
-    programs: dict[Any, Callable] | None = None, verbose: bool = True,
+    programs: dict[Any, Callable] | None = None, verbose: bool = True, begin: str | None = None,
 ) -> TrainState:  # fmt: skip
     """Runs, or resumes, the run of `config` in `workdir`; returns the last state.
 
-    programs: see `Run`. verbose: print the parameter table and notes on the data.
+    programs: see `Run`. verbose: print the parameter table and notes on the data. begin: a new
+    run's parameters and teacher are those of this checkpoint.
 
     Order of the loop: next batch, step, evals, log, save. So checkpoint k holds the state after k
     updates, and its position k is the number of the next unseen batch.
@@ -201,17 +172,21 @@ def train(
     with jax.set_mesh(mesh):
         task = pretrain.make(config)
         run = Run(config, task, mesh, programs)
-    claim_workdir(workdir, config)
-    first = jax.process_index() == 0
-    if first:
+    processes.check_agreement({"order of the examples": task.order})
+    first = processes.first()
+
+    def claim():
+        claim_workdir(workdir, config)
         task.save_assets(workdir)
+
+    processes.on_first(claim)
 
     watch = metrics.Stopwatch()
     monitor = metrics.CollapseMonitor(**config["collapse"])
     with (
         jax.set_mesh(mesh),
         Checkpoints(workdir.resolve() / "checkpoints", **config["checkpoint"]) as checkpoints,
-        Interrupt() as interrupt,
+        processes.Interrupt() as interrupt,
     ):
         start = checkpoints.latest() or 0
         if start:
@@ -219,6 +194,10 @@ def train(
             watch.load(position["stopwatch"])
         else:
             state = run.init(config["seed"])
+            if begin:
+                state, new = begin_from(begin, state, run.abstract)
+                if first and verbose:
+                    say(f"begins from {begin}; {len(new)} new parameters {new[:3] or ''}")
         if first and verbose:
             say(metrics.parameter_table(run.abstract.params))
             for note in task.notes:
@@ -247,7 +226,7 @@ def train(
                     program = run.program(batch)
                 if first and len(run.programs) > known:
                     writer.note(f"compiled program {len(run.programs)} of {len(task.shapes)}")
-                stop = interrupt.seen and jax.process_count() == 1
+                stop = interrupt.stops(done)
                 save = checkpoints.should_save(done) or done == total or stop
                 evaluate = eval_every and done % eval_every == 0
                 with watch.measure("train"):
@@ -270,11 +249,13 @@ def train(
                     with watch.measure("save"):
                         position = {"batch": done, "stopwatch": watch.state_dict()}
                         checkpoints.save(done, state, position, force=True)
-                if interrupt.seen:
+                if stop:
                     break
         checkpoints.wait()
-    if first and done < total:
-        say(f"stopped after step {done:,} of {total:,}; the same command resumes")
+    processes.meet()  # the end of one process would be the end of all
+    if done < total:
+        if first:
+            say(f"stopped after step {done:,} of {total:,}; the same command resumes")
         sys.exit(STOPPED)
     if first:
         say(f"done: {total:,} steps, {len(run.programs)} programs compiled, workdir {workdir}")
@@ -286,13 +267,23 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def parse(argv: Sequence[str]) -> tuple[dict[str, Any], str]:
-    """(config, workdir) from the command line; raises UserError for what absl would crash on."""
+def parse(
+    argv: Sequence[str],
+    options: Mapping[str, str] = OPTIONS,
+    required: Sequence[str] = ("workdir",),
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(config, values of the other `options`) from the command line.
+
+    options: name -> what it is, '' for a switch without a value. Raises UserError for what absl
+    would crash on.
+    """
     values = flags.FlagValues()
     config_flags.DEFINE_config_file(
         "config", None, "config file, path.py:variant", flag_values=values
     )
-    flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+    for name, meaning in options.items():
+        define = flags.DEFINE_string if meaning else flags.DEFINE_bool
+        define(name, None, meaning, flag_values=values)
     for option in argv:
         if option.startswith("--config="):
             check_config_file(Path(option.removeprefix("--config=").split(":")[0]))
@@ -302,12 +293,14 @@ def parse(argv: Sequence[str]) -> tuple[dict[str, Any], str]:
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         raise UserError(one_line(error)) from None
     if len(rest) > 1:
-        raise UserError(f"unknown argument '{rest[1]}'; options are --config, --workdir")
+        names = ", ".join(f"--{name}" for name in ("config", *options))
+        raise UserError(f"unknown argument '{rest[1]}'; options are {names}")
     if config is None:
         raise UserError("--config=configs/NAME.py:VARIANT is missing")
-    if not values.workdir:
-        raise UserError("--workdir=DIR is missing")
-    return config.to_dict(), values.workdir
+    for name in required:
+        if not values[name].value:
+            raise UserError(f"--{name}={options[name]} is missing")
+    return config.to_dict(), {name: values[name].value for name in options}
 
 
 def check_config_file(path: Path) -> None:
@@ -328,11 +321,14 @@ def main(argv: Sequence[str] = sys.argv) -> None:
     """The command: see the module's docstring."""
 
     def command():
-        config, workdir = parse(argv)
-        parallel.start_processes()
-        train(config, workdir)
+        config, values = parse(argv)
+        processes.start()
+        versions = {"jax": jax.__version__, "data2vec_jax": data2vec_jax.__version__}
+        processes.check_agreement({"config": config, **values, "version": versions})
+        train(config, values["workdir"], begin=values["start"])
 
-    run_main(command)
+    with processes.failing_together():
+        run_main(command)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
 
 For each modality and seed: the linear probe and k-NN of the untrained and of the pretrained
 encoder on held-out examples, same probe and budget for both. Ends with a table,
-runs/demo/summary.json and runs/demo/report.html. The same command again resumes.
+runs/demo/summary.json, runs/demo/report.html and its picture, runs/demo/probes.svg. The same
+command again resumes.
 """
 
 import argparse
@@ -24,7 +25,6 @@ from data2vec_jax.errors import run_main
 from data2vec_jax.tasks import pretrain, probe
 
 ROOT = Path(__file__).resolve().parent.parent
-FINAL = ("loss", "target_std", "pred_std")
 FINAL = ("loss", "target_std", "pred_std")
 PROBES = {"linear_probe": "linear probe", "knn": "k-NN"}
 # Labelled training examples of the probes (speech: frames). Few labels are what it is all for.
@@ -75,15 +75,15 @@ def run_variant(modality_name: str, version: int, seeds: int, folder: Path) -> d
 
 def table(summary: Mapping[str, Mapping[str, Any]]) -> str:
     """One line per modality and probe: mean and range over the seeds."""
-    head = ("", "loss", "target_std", "pred_std", "probe", "untrained", "pretrained", "")
+    head = ("", "time", *FINAL, "probe", "untrained", "pretrained", "")
     rows = [head]
     for name, found in summary.items():
-        first = [name, *(f"{found[k]:.3f}" for k in FINAL)]
+        first = [name, f"{found['seconds']:.0f} s", *(f"{found[k]:.3f}" for k in FINAL)]
         for probe_name, title in PROBES.items():
             before, after = found[probe_name]["untrained"], found[probe_name]["pretrained"]
             verdict = "better" if min(after) > max(before) else ""
             rows.append((*first, title, spread(before), spread(after), verdict))
-            first = [""] * 4
+            first = [""] * len(first)
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -117,6 +117,7 @@ def main() -> None:
                 path = options.workdir / "summary.json"
                 path.write_text(json.dumps(summary, indent=1) + "\n")
         report.main([str(options.workdir)])
+        (options.workdir / "probes.svg").write_text(report.picture(summary))
         print(table(summary))
         print(f"{(time.time() - start) / 60:.1f} minutes; report: {options.workdir}/report.html")
 

@@ -28,25 +28,6 @@ if ! [[ $processes =~ ^[1-9][0-9]*$ ]]; then
     exit 2
 fi
 if [ "$processes" -eq 1 ]; then
-    exec "$python" -m data2vec_jax.train "${options[@]}"
+    exec "$python" -m data2vec_jax.train ${options[@]+"${options[@]}"}
 fi
-
-export JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=1 NUM_PROCESSES=$processes
-port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
-export COORDINATOR_ADDRESS=localhost:$port
-pids=()
-for ((i = 0; i < processes; i++)); do
-    PROCESS_ID=$i "$python" -m data2vec_jax.train "${options[@]}" &
-    pids+=($!)
-done
-trap 'kill -INT "${pids[@]}" 2>/dev/null' INT TERM
-code=0
-for ((i = 0; i < processes; i++)); do
-    # The first process to fail ends the others: they would wait for it in vain.
-    wait -n && status=0 || status=$?
-    if [ $status -ne 0 ] && [ $code -eq 0 ]; then
-        code=$status
-        kill "${pids[@]}" 2>/dev/null || true
-    fi
-done
-exit $code
+exec "$python" "$here/launch/processes.py" "$processes" 1 ${options[@]+"${options[@]}"}

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by launch/local.sh and tests/run.sh: makes .venv if missing, installs what is needed.
 # Usage: source launch/setup.sh ROOT REQUIREMENTS; leaves the interpreter's path in $python.
 

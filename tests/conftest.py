@@ -1,4 +1,7 @@
-"""Settings of every test: eight simulated devices, compiled programs kept between runs."""
+"""Settings of every test: eight simulated devices, compiled programs kept between runs.
+
+What a test records as `line` is printed at the end of the run, whichever process ran the test.
+"""
 
 import os
 import sys
@@ -13,3 +16,13 @@ os.environ["XLA_FLAGS"] = (
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES", "none")
+
+
+def pytest_terminal_summary(terminalreporter):
+    reports = [report for kind in terminalreporter.stats.values() for report in kind]
+    reports = [report for report in reports if getattr(report, "when", None) == "call"]
+    lines = [text for r in reports for name, text in r.user_properties if name == "line"]
+    if lines:
+        terminalreporter.section("worst relative error of each stage")
+        for text in sorted(lines):
+            terminalreporter.write_line(text)

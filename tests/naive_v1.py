@@ -109,6 +109,23 @@ def fairseq_targets(results, m, turn_early):
     return dict(target_layers_normed=np.stack(ys), target_avg=turned_mean, target_full=full)
 
 
+def beit_targets(results, g):
+    """results: K arrays [B, T, D]."""
+    ys = results
+    if g.get("target_batch_norm"):
+        ys = [norm(y, (0, 1)) for y in ys]
+    if g.get("target_instance_norm"):
+        ys = [norm(y, 1) for y in ys]
+    if g.get("target_layer_norm_last", True):
+        ys = [norm(y, -1) for y in ys]
+    mean = full = sum(ys) / len(ys)
+    if g.get("post_target_instance_norm"):
+        full = norm(full, 1)
+    if g.get("post_target_layer_norm"):
+        full = norm(full, -1)
+    return dict(target_layers_normed=np.stack(ys), target_avg=mean, target_full=full)
+
+
 def fairseq_loss(pred, target, beta, scale):
     d = pred - target
     each = smooth_l1(d, beta) if beta else d**2
@@ -267,29 +284,17 @@ def vision(info, a, student, teacher):
     _, ends, feeds, _ = encode(teacher, np.zeros_like(mask))
     results = ends if g.get("layer_results", "end") == "end" else feeds
     raw = [results[i][:, 1:] for i in info["target_layers"]]
-    ys = raw
-    if g.get("target_batch_norm"):
-        ys = [norm(y, (0, 1)) for y in ys]
-    if g.get("target_instance_norm"):
-        ys = [norm(y, 1) for y in ys]
-    if g.get("target_layer_norm_last", True):
-        ys = [norm(y, -1) for y in ys]
-    mean = full = sum(ys) / len(ys)
-    if g.get("post_target_instance_norm"):
-        full = norm(full, 1)
-    if g.get("post_target_layer_norm"):
-        full = norm(full, -1)
-    pred, target = linear(student, "lm_head", last[:, 1:][mask]), full[mask]
+    out = beit_targets(raw, g)
+    pred, target = linear(student, "lm_head", last[:, 1:][mask]), out["target_full"][mask]
     d = pred - target
     loss = (d**2 if g.get("l2_loss") else smooth_l1(d, g.get("l1_beta", 0.12))).mean()
     spread = np.sqrt(pred.var(0, ddof=1) + 1e-6)
     penalty = np.maximum(g.get("var_margin0", 0.5) - spread, 0.0).mean()
     loss = loss + g.get("var_w0", 0.0) * penalty
     scale = g.get("loss_scale", -1)
-    return dict(
+    return out | dict(
         patch_embed=patches, student_blocks_out=np.stack(layers), student_encoder_out=last,
-        target_layers_raw=np.stack(raw), target_layers_normed=np.stack(ys), target_avg=mean,
-        target_full=full, pred=pred, target=target, variance_penalty=penalty,
+        target_layers_raw=np.stack(raw), pred=pred, target=target, variance_penalty=penalty,
         loss=loss if scale == -1 else loss * scale,
     )  # fmt: skip
 

@@ -228,7 +228,7 @@ class Naive:
             context_out=context, student_blocks_out=jnp.stack(ys), student_encoder_out=ys[-1],
             decoder_in=decoder_in, decoder_out=decoder_out, target_layers_raw=raw,
             target_layers_normed=normed, target_avg=average, target_full=full, target=wanted,
-            pred=pred, loss_regression=self.element(pred - wanted).sum(),
+            pred=pred, loss_regression=self.model["d2v_loss"] * self.element(pred - wanted).sum(),
         )  # fmt: skip
         # Only what was visible is recorded, class tokens first.
         keep = np.argsort(mask, 1, kind="stable")[:, : visible[0].sum()]

@@ -62,6 +62,7 @@ NEUTRAL = {
     "text": {
         "model": UNREAD,
         "encoder": dict(layerdrop=0, learned_pos=True, embed_path=None, xformers_att_config=None),
+        "masking": dict(mask_stdev=0, mask_whole_words=False, freq_weighted_replacement=False),
         "transformer": DROPOUT | dict(
             activation_fn="gelu", layernorm_embedding=True, no_token_positional_embeddings=False,
             checkpoint_activations=ANY, max_target_positions=ANY, adaptive_input=False,
@@ -80,28 +81,35 @@ NEUTRAL = {
         "optimizer": dict(name="adamw", weight_decay_end=None, momentum=ANY, warmup_lr=ANY),
     },
 }  # fmt: skip
-# Flags whose default is not neutral: they may not be absent.
-DEFAULTS = {
-    "text": {"transformer": dict(activation_fn="relu", layernorm_embedding=False),
-             "encoder": dict(learned_pos=False)},
-}  # fmt: skip
+# Flags of text whose default is not neutral: they may not be absent.
+DEFAULTS = dict(
+    transformer=dict(activation_fn="relu", layernorm_embedding=False),
+    encoder=dict(learned_pos=False),
+)
 
 
 class Flags:
-    """The flags of a case, each to be used once: what nobody took must be neutral."""
+    """The flags of a case, each to be used once: what nobody took must be neutral.
 
-    def __init__(self, info: Mapping[str, Any]):
+    neutral: section -> the flags that may be left, and the values at which they do nothing.
+    defaults: section -> flags whose default is not neutral, so that they may not be absent.
+    """
+
+    def __init__(
+        self, info: Mapping[str, Any], neutral: Mapping[str, Any], defaults: Mapping[str, Any] = {}
+    ):
+        self.neutral, self.defaults = neutral, defaults
         self.left = {section: dict(info.get(section) or {}) for section in SECTIONS}
 
     def take(self, section: str, name: str, default: Any = None) -> Any:
         """The flag, or the authors' default if it is absent."""
         return self.left[section].pop(name, default)
 
-    def finish(self, kind: str) -> None:
+    def finish(self) -> None:
         """Fails the test for a flag that is unknown or has an effect that we do not have."""
         for section, flags in self.left.items():
-            neutral = NEUTRAL[kind].get(section, {})
-            for name, value in (DEFAULTS.get(kind, {}).get(section, {}) | flags).items():
+            neutral = self.neutral.get(section, {})
+            for name, value in (self.defaults.get(section, {}) | flags).items():
                 if name not in neutral:
                     pytest.fail(f"flag {section}.{name}={value!r} is unknown to the tests")
                 if neutral[name] is not ANY and value != neutral[name]:
@@ -146,7 +154,7 @@ def setup(case: Case) -> Setup:
 
 def build(config: dict[str, Any], flags: Flags, batch: Any, **replaced: Any) -> dict[str, Any]:
     """Model and objective of a config, made as in training. `replaced`: fields of the modality."""
-    flags.finish(config["modality"])
+    flags.finish()
     config |= {"dtype": "float32", "accumulate": 1}
     modality, model = pretrain.make_model(config)
     modality = dataclasses.replace(modality, **replaced)
@@ -216,11 +224,11 @@ def fairseq_decay(start: float, end: float, anneal: int) -> Callable[[Any], Any]
     return state.ema_decay(anneal, start=start, end=end, anneal=1.0)
 
 
-def fairseq_ema(flags: Flags, total: int) -> Callable[[Any], Any]:
+def fairseq_ema(case: Case, flags: Flags) -> Callable[[Any], Any]:
     """The same, from the flags of a model."""
     start = flags.take("model", "ema_decay", 0.999)
     end = flags.take("model", "ema_end_decay", 0.9999)
-    anneal = flags.take("model", "ema_anneal_end_step", total)
+    anneal = flags.take("model", "ema_anneal_end_step", case.info["optimizer"]["max_update"])
     return fairseq_decay(start, end, anneal)
 
 
@@ -255,21 +263,22 @@ def beit_decay(start: float, end: float, anneal: int, per_epoch: int) -> Callabl
 # Speech -------------------------------------------------------------------------------------------
 
 
-def fairseq_norms(flags: Flags, permuted_only: bool) -> dict[str, Sequence[Any]]:
+def fairseq_norms(flags: Flags, speech1: bool = False) -> dict[str, Sequence[Any]]:
     """Sections `layer_norms` and `final_norms` of a fairseq model, in the order of its code.
 
-    permuted_only: see the quirk below.
+    speech1: it is 1.0 for speech, the only one with a group norm and with the quirk below.
     """
 
     def on(name):
         return flags.take("model", name, False)
 
     batch, instance = on("batch_norm_target_layer"), on("instance_norm_target_layer")
-    rows_inside = permuted_only and not (batch or instance)
-    # Quirk: speech keeps [T, B, D] unless one of these two norms turns it to [B, T, D]; then the
-    # other norms that should run over time run over the rows of the batch.
+    # Quirk: speech 1.0 keeps [T, B, D] unless one of these two norms turns it to [B, T, D]; then
+    # the other norms that should run over time run over the rows of the batch.
+    rows_inside = speech1 and not (batch or instance)
     group, over_time = ((0, 2), (0,)) if rows_inside else ("group", "instance")
-    layer = [("batch", batch), ("instance", instance), (group, on("group_norm_target_layer")),
+    layer = [("batch", batch), ("instance", instance),
+             (group, speech1 and on("group_norm_target_layer")),
              ("layer", on("layer_norm_target_layer"))]  # fmt: skip
     final = [("layer", on("layer_norm_targets")), (over_time, on("instance_norm_targets"))]
     return dict(
@@ -301,7 +310,7 @@ def conv_stack(spec: str) -> list[tuple[int, int, int]]:
 
 def speech(case: Case) -> Setup:
     """fairseq's data2vec_audio."""
-    flags = Flags(case.info)
+    flags = Flags(case.info, NEUTRAL["speech"])
 
     def model(name, default):
         return flags.take("model", name, default)
@@ -358,11 +367,11 @@ def speech(case: Case) -> Setup:
             # Quirk: a teacher that is the whole model averages all layers.
             top_k=depth if whole else top_k,
             scale="rsqrt_width" if scale is None else scale,
-            **fairseq_norms(flags, permuted_only=True),
+            **fairseq_norms(flags, speech1=True),
         ),
         **training,
     )  # fmt: skip
-    decay = fairseq_ema(flags, training["total_steps"])
+    decay = fairseq_ema(case, flags)
     batch = {"audio": jnp.asarray(case.arrays["batch/source"])}
     padding = case.arrays.get("batch/padding_mask")
     if padding is not None and padding.any():
@@ -384,7 +393,7 @@ def speech(case: Case) -> Setup:
 
 def text(case: Case) -> Setup:
     """fairseq's data2vec_text."""
-    flags = Flags(case.info)
+    flags = Flags(case.info, NEUTRAL["text"], DEFAULTS)
 
     def model(name, default):
         return flags.take("model", name, default)
@@ -429,11 +438,11 @@ def text(case: Case) -> Setup:
             name="data2vec1", target="ffn", beta=beta,
             top_k=min(model("average_top_k_layers", 8), depth),
             scale=scale if scale is not None and scale > 0 else "rsqrt_width",
-            **fairseq_norms(flags, permuted_only=False),
+            **fairseq_norms(flags),
         ),
         **training,
     )  # fmt: skip
-    decay = fairseq_ema(flags, training["total_steps"])
+    decay = fairseq_ema(case, flags)
     return Setup(
         **build(config, flags, {"tokens": jnp.asarray(case.arrays["batch/target_tokens"])}),
         visible={"tokens": jnp.asarray(case.arrays["batch/src_tokens"])},
@@ -465,7 +474,7 @@ def beit_norms(flags: Flags) -> dict[str, Sequence[str]]:
 
 def vision(case: Case) -> Setup:
     """The authors' fork of BEiT."""
-    flags = Flags(case.info)
+    flags = Flags(case.info, NEUTRAL["vision"])
 
     def model(name, default):
         return flags.take("model", name, default)

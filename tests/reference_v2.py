@@ -31,7 +31,7 @@ from recorded import (
     Comparison,
     quick_jit,
 )  # fmt: skip
-from reference import ANY
+from reference import ANY, Flags
 
 from data2vec_jax import state
 from data2vec_jax.convert import fairseq2, tables
@@ -59,11 +59,12 @@ NEUTRAL = {
     "modality_cfg": dict(
         type=ANY, model_depth=ANY, prenet_layerdrop=0, prenet_dropout=0, start_drop_path_rate=0,
         end_drop_path_rate=0, dropout=0, mask_channel_prob=0, mask_channel_length=ANY,
-        init_extra_token_zero=ANY,
+        init_extra_token_zero=ANY, keep_masked_pct=0,
         # Masks and noise are recorded; these would only matter to who draws them anew.
-        mask_noise_std=ANY, mask_prob_min=ANY, keep_masked_pct=ANY, add_masks=ANY, remove_masks=ANY,
-        encoder_zero_mask=True, learned_alibi=False, alibi_max_pos=None, layernorm_embedding=True,
-        learned_pos=True, no_token_positional_embeddings=False, transformer_decoder=False,
+        mask_noise_std=ANY, mask_prob_min=ANY, add_masks=ANY, remove_masks=ANY,
+        encoder_zero_mask=True, learned_alibi=False, layernorm_embedding=True, learned_pos=True,
+        alibi_max_pos=ANY,  # read with learned_alibi only
+        no_token_positional_embeddings=False, transformer_decoder=False,
         enc_dec_transformer=False,
     ),
     "decoder": dict(input_dropout=0, add_positions_all=False),
@@ -72,19 +73,6 @@ NEUTRAL = {
 }  # fmt: skip
 KEYS = "qkv.bias"  # the middle third are biases of keys, whose true gradient is zero
 NOISE = 1e-6  # share of the global norm below which a gradient counts as zero
-
-
-class Flags(reference.Flags):
-    """The flags of a case, each to be used once, with the neutral values of 2.0."""
-
-    def finish(self, kind: str) -> None:
-        for section, flags in self.left.items():
-            neutral = NEUTRAL.get(section, {})
-            for name, value in flags.items():
-                if name not in neutral:
-                    pytest.fail(f"flag {section}.{name}={value!r} is unknown to the tests")
-                if neutral[name] is not ANY and value != neutral[name]:
-                    pytest.fail(f"flag {section}.{name}={value!r} is not implemented")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,11 +137,10 @@ MODES = {"audio": "AUDIO", "image": "IMAGE", "text": "TEXT"}
 
 def setup(case: Case) -> Setup:
     """fairseq's data2vec_multi, with one modality."""
-    flags = Flags(case.info)
+    flags = Flags(case.info, NEUTRAL)
     kind = {"audio": "speech", "image": "vision", "text": "text"}.get(case.info["modality"])
     if kind is None:
         pytest.fail(f"modality {case.info['modality']!r} is unknown to the tests")
-    part = PARTS[kind](case, flags)
 
     def model(name, default):
         return flags.take("model", name, default)
@@ -162,6 +149,7 @@ def setup(case: Case) -> Setup:
         return flags.take("modality_cfg", name, default)
 
     width, heads, depth = model("embed_dim", 768), model("num_heads", 12), model("depth", 8)
+    part = PARTS[kind](case, flags, width)
     prenet, extra = modality("prenet_depth", 4), modality("num_extra_tokens", 0)
     if kind != "vision" and extra:
         pytest.fail(f"flag modality_cfg.num_extra_tokens={extra}: only images have class tokens")
@@ -178,6 +166,8 @@ def setup(case: Case) -> Setup:
     masked = case.arrays["batch/mask"] == 1
     rows = len(masked)
     weight = model("d2v_loss", 1)
+    if weight <= 0:
+        pytest.fail(f"flag model.d2v_loss={weight}: without it there is no data2vec")
     scale, beta = model("loss_scale", None), model("loss_beta", 0)
     reference.check_loss_kind("extra", flags, beta)
     config = dict(
@@ -201,7 +191,7 @@ def setup(case: Case) -> Setup:
             scale=weight * (width**-0.5 if scale is None else scale),
             # Quirk: cls_loss multiplies a sum over rows, which nothing divides by their number.
             class_weight=model("cls_loss", 0) * rows / weight,
-            **reference.fairseq_norms(flags, permuted_only=False),
+            **reference.fairseq_norms(flags),
         ),
         **reference.fairseq_optimizer(flags),
     )  # fmt: skip
@@ -213,15 +203,12 @@ def setup(case: Case) -> Setup:
         config["optim"]["frozen"] = (f"^{front}/{inside}",)
     if kind == "speech":  # ours, where it is theirs: at the end of the convolutions
         config["model"]["frontend"]["gradient"], gradient = gradient, 1.0
-    start, end = model("ema_decay", 0.999), model("ema_end_decay", 0.9999)
-    anneal = model("ema_anneal_end_step", config["total_steps"])
-    decay = state.ema_decay(anneal, start=start, end=end, anneal=1.0)
-
+    decay = reference.fairseq_ema(case, flags)
     built = reference.build(config, flags, part["batch"], shares_features=not own_front)
     return Setup(
         **built,
         mask=jnp.asarray(masked.reshape(-1, clones, masked.shape[-1])),
-        noise=jnp.asarray(case.arrays["batch/decoder_noise"]) + part["noise"](masked, width),
+        noise=jnp.asarray(case.arrays["batch/decoder_noise"]) + part.get("noise", 0.0),
         most=int(masked.sum(-1).max()),
         table=part["table"],
         teacher=fairseq2.TEACHER_BLOCKS if blocks_only else part["table"],
@@ -246,12 +233,13 @@ def alibi(case: Case, flags: Flags, heads: int) -> dict[str, Any] | None:
         per_layer=modality("learned_alibi_scale_per_layer", False),
         distance=modality("alibi_distance", "manhattan"),
     )
-    biased, axes = modality("num_alibi_heads", heads), modality("alibi_dims", 1)
+    natural = 2 if case.info["modality"] == "image" else 1
+    biased, axes = modality("num_alibi_heads", heads), modality("alibi_dims", natural)
     if not modality("use_alibi_encoder", False):
         return None
     if biased != heads:
         pytest.fail(f"flag modality_cfg.num_alibi_heads={biased}, and there are {heads} heads")
-    if axes != (2 if case.info["modality"] == "image" else 1):
+    if axes != natural:
         pytest.fail(f"flag modality_cfg.alibi_dims={axes} is not implemented")
     # Quirk: a scale that is not learned is a tensor all the same, and never below 0.
     return options if options["learned"] else options | {"scale": max(options["scale"], 0.0)}
@@ -301,11 +289,7 @@ def mask(flags: Flags, kind: str) -> dict[str, Any]:
 # The modalities: their sections of `model`, batch, table, and what is added to the noise ----------
 
 
-def nothing(masked: np.ndarray, width: int) -> float:
-    return 0.0
-
-
-def speech(case: Case, flags: Flags) -> dict[str, Any]:
+def speech(case: Case, flags: Flags, width: int) -> dict[str, Any]:
     def modality(name, default):
         return flags.take("modality_cfg", name, default)
 
@@ -334,11 +318,10 @@ def speech(case: Case, flags: Flags) -> dict[str, Any]:
         ),
         batch=batch,
         table=fairseq2.speech(is_deep(case), input_norm),
-        noise=nothing,
     )  # fmt: skip
 
 
-def vision(case: Case, flags: Flags) -> dict[str, Any]:
+def vision(case: Case, flags: Flags, width: int) -> dict[str, Any]:
     def modality(name, default):
         return flags.take("modality_cfg", name, default)
 
@@ -347,25 +330,27 @@ def vision(case: Case, flags: Flags) -> dict[str, Any]:
     fixed = modality("fixed_positions", True)
     if modality("in_chans", 3) != case.arrays["batch/image"].shape[1]:
         pytest.fail("flag modality_cfg.in_chans: the images have other channels")
-    width = case.info["model"]["embed_dim"]
-    if modality("embed_dim", width) != width:
-        pytest.fail("flag modality_cfg.embed_dim: patches as wide as the model are implemented")
-    positions_again = flags.take("decoder", "add_positions_masked", False)
-
-    def noise(masked, width):  # positions added where the noise is are a part of it
-        return np.where(masked[..., None], sincos(grid, width), 0) if positions_again else 0.0
-
+    inner = modality("embed_dim", width)
+    inner = None if inner == width else inner
+    noise = 0.0
+    if flags.take("decoder", "add_positions_masked", False):  # where the noise is: a part of it
+        noise = np.where(case.arrays["batch/mask"][..., None] == 1, sincos(grid, width), 0)
     return dict(
         model=dict(
-            image=image, patch=patch, sincos=fixed, shared_relative=False, initializer="bert"
+            image=image,
+            patch=patch,
+            patch_width=inner,
+            sincos=fixed,
+            shared_relative=False,
+            initializer="bert",
         ),
         batch={"image": jnp.asarray(case.arrays["batch/image"].transpose(0, 2, 3, 1))},
-        table=fairseq2.vision(is_deep(case)),
+        table=fairseq2.vision(is_deep(case), inner is not None),
         noise=noise,
     )
 
 
-def text(case: Case, flags: Flags) -> dict[str, Any]:
+def text(case: Case, flags: Flags, width: int) -> dict[str, Any]:
     def modality(name, default):
         return flags.take("modality_cfg", name, default)
 
@@ -384,7 +369,6 @@ def text(case: Case, flags: Flags) -> dict[str, Any]:
         ),
         batch={"tokens": jnp.asarray(tokens)},
         table=fairseq2.text(is_deep(case)),
-        noise=nothing,
     )  # fmt: skip
 
 

@@ -69,17 +69,25 @@ def test_a_bucket_too_small_for_a_batch_moves_down():
         plan_of([2] * 16 + [4] * 3, batch_size=64)
 
 
-@pytest.mark.parametrize("processes", [1, 2, 4])
-def test_processes_read_blocks_of_the_same_rows(processes):
+@pytest.mark.parametrize("owners", [[[0, 1, 2, 3]], [[0, 1], [2, 3]], [[0, 2], [1, 3]]])
+def test_processes_read_their_own_rows(owners):
     examples, plan = Numbers(LENGTHS), plan_of(LENGTHS)
     whole = RowBlocks(plan, examples)
-    parts = [RowBlocks(plan, examples, p, processes) for p in range(processes)]
     for n in (0, 7, plan.per_epoch + 1):
-        batch, blocks = whole(n), [part(n) for part in parts]
-        for key in ("x", "example_id"):
-            np.testing.assert_array_equal(batch[key], np.concatenate([b[key] for b in blocks]))
+        batch = whole(n)
+        for own in owners:
+            part = RowBlocks(plan, examples, own, count=4)(n)
+            for key in ("x", "example_id"):
+                blocks = np.split(batch[key], 4)
+                np.testing.assert_array_equal(np.concatenate([blocks[i] for i in own]), part[key])
         assert batch["example_id"].dtype == np.uint32
         np.testing.assert_array_equal(batch["x"][:, 0], batch["example_id"])
+
+
+def test_the_digest_tells_orders_apart():
+    assert plan_of(LENGTHS).digest() == plan_of(list(LENGTHS)).digest()
+    others = [plan_of(LENGTHS, seed=1), plan_of(LENGTHS[::-1]), plan_of(LENGTHS, batch_size=8)]
+    assert len({plan.digest() for plan in (plan_of(LENGTHS), *others)}) == 4
 
 
 def test_draws_differ_between_epochs():

@@ -81,6 +81,7 @@ def test_equals_numpy(norm):
         np.testing.assert_allclose(out.layers[i][valid], y[valid], rtol=2e-4, atol=2e-5)
         np.testing.assert_allclose(out.ffn[i][valid], t[valid], rtol=2e-4, atol=2e-5)
     np.testing.assert_array_equal(out.x, out.layers[-1])
+    np.testing.assert_array_equal(out.first, x)
 
 
 @pytest.mark.parametrize("what", ["ffn", "block"])

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+import reference_v2
 from recorded import (
     ACTIVATION,
     ELEMENT,
@@ -48,11 +49,11 @@ ZERO_UNDER_NORM = "feature_extractor.conv_layers.0.0.bias"
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_case(name, capsys):
+def test_case(name, record_property):
     case = load(name)
     info = case.info
     if "data2vec-2.0" in info.get("generation", ""):
-        run = run_v2
+        run = reference_v2.run_v2
     elif "generation" in info:
         run = run_v1
     elif "sets" in info:
@@ -63,22 +64,12 @@ def test_case(name, capsys):
         run = run_units
     else:
         pytest.fail(f"{name}: the json says nothing that the tests know")
-    worst = run(case)
-    with capsys.disabled():
-        print(f"\n{name}: {line(worst)}")
+    record_property("line", f"{name}: {line(run(case))}")  # printed at the end, see conftest
 
 
 def test_there_are_cases():
     assert NAMES, f"no cases in {FOLDER}"
     assert {p.stem for p in FOLDER.glob("*.npz")} == set(NAMES)
-
-
-def run_v2(case: Case) -> dict[str, float]:
-    try:
-        import reference_v2
-    except ModuleNotFoundError:
-        pytest.fail("data2vec 2.0: tests/reference_v2.py is not there yet")
-    return reference_v2.run_v2(case)
 
 
 # data2vec 1.0 -------------------------------------------------------------------------------------

@@ -14,17 +14,21 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Lower numbers know nothing of higher ones. Infrastructure is 0.
 INFRASTRUCTURE = (
     "errors",
+    "hlo",
     "state",
     "parallel",
+    "processes",
     "optim",
     "checkpoints",
     "metrics",
     "data",
     "masking",
+    "tensorfiles",
 )
 LAYERS = {name: 0 for name in INFRASTRUCTURE} | {
     "models": 1, "objectives": 2, "modalities": 2, "tasks": 3,
-    "train": 4, "evaluate": 4, "plan": 4, "bench": 4, "report": 4, "prepare": 4, "convert": 4,
+    "train": 4, "evaluate": 4, "plan": 4, "bench": 4, "peer": 4, "report": 4,
+    "prepare": 4, "convert": 4,
 }  # fmt: skip
 
 

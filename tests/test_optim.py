@@ -97,6 +97,17 @@ def test_clip_no_decay_and_frozen():
     np.testing.assert_array_equal(kept["w"], jnp.array([0.3, 0.4]))
 
 
+def test_rates_by_path_and_by_stacked_layer():
+    tx = optim.make_optimizer(
+        lambda n: jnp.float32(0.1), rates=(("^blocks/", (0.25, 0.5)), ("^table$", 0.0))
+    )
+    params = {"blocks": {"w": jnp.ones((2, 3))}, "head": jnp.ones(3), "table": jnp.ones(())}
+    updates, _ = tx.update(params, tx.init(params), params)  # Adam's first direction is the sign
+    np.testing.assert_allclose(updates["blocks"]["w"], [[-0.025] * 3, [-0.05] * 3], rtol=1e-5)
+    np.testing.assert_allclose(updates["head"], [-0.1] * 3, rtol=1e-5)
+    assert float(updates["table"]) == 0.0
+
+
 def test_decay_of_the_teacher():
     decay = ema_decay(400_000, start=0.999, end=0.9999, anneal=30_000 / 400_000)
     for step, value in ((1, 0.99900003), (15_000, 0.99945), (30_000, 0.9999), (90_000, 0.9999)):

@@ -1,4 +1,9 @@
-"""padding='exact': a padded batch of data2vec 1.0 is its examples, one by one, without padding."""
+"""padding='exact': a padded batch is its examples, one by one, without padding.
+
+B examples, M masks of each (1.0: one), T tokens, D width.
+"""
+
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -6,11 +11,14 @@ import numpy as np
 import pytest
 from recorded import quick_jit
 
+from data2vec_jax import masking
 from data2vec_jax.errors import UserError
 from data2vec_jax.modalities import contract
-from data2vec_jax.objectives import data2vec1
+from data2vec_jax.objectives import data2vec1, data2vec2
+from data2vec_jax.objectives.targets import Draw
 from data2vec_jax.state import path_name
 
+D, M = 16, 2
 ENCODER = dict(depth=3, heads=2, mlp=24)
 # Statistics over time and over everything of an example.
 NORMS = dict(layer_norms=("instance", "group"), final_norms=("instance", "layer"))
@@ -21,33 +29,50 @@ MODELS = {
     ),
     "text": dict(vocab_size=30, max_length=32),
 }  # fmt: skip
+ONLY_2 = dict(decoder=dict(layers=3, width=8, kernel=5, groups=2), alibi=dict(scale=0.7))
 LENGTHS = {"speech": (700, 431), "text": (23, 9)}  # samples, tokens
+CASES = [(name, version) for name in MODELS for version in (1, 2)]
 
 
-def make(name, padding="exact", **objective):
+def make(name, version, padding="exact", **objective):
+    """(model, objective) of 1.0 or 2.0."""
     modality = contract.get(name)
-    model = modality.model(width=16, encoder=ENCODER, padding=padding, **MODELS[name])
-    loss = data2vec1.make_loss(
-        model, None, modality.corrupt, modality.shares_features, top_k=2, **(NORMS | objective)
+    only_2 = ONLY_2 | dict(input_norm=True) if name == "text" else ONLY_2
+    model = modality.model(
+        width=D,
+        encoder=ENCODER,
+        padding=padding,
+        **MODELS[name],
+        **(only_2 if version == 2 else {}),
     )
-    return model, loss
+    options = dict(top_k=2) | NORMS | objective | (dict(clones=M) if version == 2 else {})
+    make_loss = {1: data2vec1, 2: data2vec2}[version].make_loss
+    return model, make_loss(
+        model, lambda shapes: masking.make("independent", model.mask_shape(shapes), ratio=0.4),
+        modality.corrupt, modality.shares_features, **options,
+    )  # fmt: skip
 
 
 def examples(name):
+    """(padded batch, the same examples without padding)."""
     random = np.random.default_rng(0)
+    longest = max(LENGTHS[name])
     if name == "speech":
         rows = [random.normal(size=n).astype(np.float32) for n in LENGTHS[name]]
-        whole = np.stack([np.pad(row, (0, max(LENGTHS[name]) - len(row))) for row in rows])
+        whole = np.stack([np.pad(row, (0, longest - len(row))) for row in rows])
         batch = {"audio": whole, "length": np.array(LENGTHS[name])}
-        return batch, [{"audio": row[None]} for row in rows]
-    rows = [random.integers(4, 30, size=n) for n in LENGTHS[name]]
-    whole = [np.pad(row, (0, max(LENGTHS[name]) - len(row)), constant_values=1) for row in rows]
-    return {"tokens": np.stack(whole)}, [{"tokens": row[None]} for row in rows]
+        return to_jax(batch), [to_jax({"audio": row[None]}) for row in rows]
+    rows = [random.integers(4, 29, size=n) for n in LENGTHS[name]]
+    whole = [np.pad(row, (0, longest - len(row)), constant_values=1) for row in rows]
+    return to_jax({"tokens": np.stack(whole)}), [to_jax({"tokens": row[None]}) for row in rows]
+
+
+def to_jax(batch):
+    return {name: jnp.asarray(value) for name, value in batch.items()}
 
 
 def random_params(model, batch, seed):
     random = np.random.default_rng(seed)
-    batch = jax.tree.map(jnp.asarray, batch)
     shapes = jax.eval_shape(model.init, jax.random.key(0), batch)["params"]
 
     def draw(path, x):
@@ -58,79 +83,123 @@ def random_params(model, batch, seed):
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-def total_of(model, loss, teacher, batch, mask):
-    """parameters -> (total loss, (features [B, T, D], targets [B, T, D]))."""
-    batch = jax.tree.map(jnp.asarray, batch)
-    visible = batch
-    if "tokens" in batch:
-        visible = {"tokens": jnp.where(mask, model.embeddings.vocab_size - 1, batch["tokens"])}
+class Setting(NamedTuple):
+    """A model with random weights, a padded batch and draws for it.
 
-    def total(params):
+    valid: unpadded tokens of each row. mask bool [B, M, T], noise [B * M, T, D]; 1.0 uses the first
+    mask of a row and no noise.
+    """
+
+    model: Any
+    objective: Any
+    params: Any
+    teacher: Any
+    batch: dict[str, jax.Array]
+    valid: list[int]
+    mask: np.ndarray
+    noise: np.ndarray
+
+    def total(self, batch, mask, noise):
+        """parameters -> (total loss, (features, targets), both [B, T, D])."""
         most = int(mask.sum(-1).max())
-        stages = loss.given(params, teacher, batch, visible, jnp.asarray(mask), most, None)
-        return stages.total, (stages.tokens.x, stages.targets)
+        if self.model.decoder is not None:
+            draws = (jnp.asarray(mask), most, jnp.asarray(noise), None)
+        else:
+            mask, visible = jnp.asarray(mask[:, 0]), batch
+            if "tokens" in batch:
+                visible = {"tokens": jnp.where(mask, 29, batch["tokens"])}
+            draws = (visible, mask, most, None)
 
-    return total
+        def total(params):
+            stages = self.objective.given(params, self.teacher, batch, *draws)
+            return stages.total, (stages.tokens.x, stages.targets)
+
+        return total
+
+    def whole(self):
+        return self.total(self.batch, self.mask, self.noise)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_padded_batch_is_the_sum_of_its_examples(name):
-    model, loss = make(name)
-    batch, singles = examples(name)
+def setting(name, version, padding="exact", **objective):
+    model, objective = make(name, version, padding, **objective)
+    batch, _ = examples(name)
     params, teacher = random_params(model, batch, 0), random_params(model, batch, 1)
-    valid = np.asarray(model.valid_lengths(jax.tree.map(jnp.asarray, batch)))
-    mask = np.random.default_rng(1).uniform(size=(2, int(valid.max()))) < 0.4
-    mask &= np.arange(mask.shape[1]) < valid[:, None]
+    valid = [int(n) for n in model.valid_lengths(batch)]
+    random = np.random.default_rng(1)
+    mask = np.zeros((len(valid), M, max(valid)), bool)
+    for row, length in enumerate(valid):
+        for clone in range(M):  # equally many of each of an example's masks
+            mask[row, clone, random.permutation(length)[: round(0.4 * length)]] = True
+    noise = 0.1 * random.normal(size=(len(valid) * M, max(valid), D)).astype(np.float32)
+    return Setting(model, objective, params, teacher, batch, valid, mask, noise)
 
-    def run(batch, mask):
-        total = total_of(model, loss, teacher, batch, mask)
-        (value, seen), gradient = quick_jit(jax.value_and_grad(total, has_aux=True))(params)
+
+@pytest.mark.parametrize(("name", "version"), CASES)
+def test_padded_batch_is_the_sum_of_its_examples(name, version):
+    s = setting(name, version)
+
+    def run(total):
+        (value, seen), gradient = quick_jit(jax.value_and_grad(total, has_aux=True))(s.params)
         return value, gradient, seen
 
-    whole, gradient, seen = run(batch, mask)
+    whole, gradient, seen = run(s.whole())
     parts = []
-    for row, single in enumerate(singles):
-        value, part, alone = run(single, mask[row : row + 1, : valid[row]])
+    for row, (single, length) in enumerate(zip(examples(name)[1], s.valid, strict=True)):
+        mask, noise = s.mask[row : row + 1, :, :length], s.noise[M * row : M * (row + 1), :length]
+        value, part, alone = run(s.total(single, mask, noise))
         parts.append((value, part))
         for ours, theirs in zip(seen, alone, strict=True):  # features, targets
             size = np.abs(theirs).max()
-            np.testing.assert_allclose(ours[row, : valid[row]], theirs[0], atol=1e-5 * size)
+            np.testing.assert_allclose(ours[row, :length], theirs[0], atol=1e-5 * size)
     value, summed = jax.tree.map(lambda *x: sum(x), *parts)
     np.testing.assert_allclose(whole, value, rtol=1e-5)
-    length = float(np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(summed))))
+    norm = float(np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(summed))))
+    compared = 0
     for ours, theirs in zip(jax.tree.leaves(gradient), jax.tree.leaves(summed), strict=True):
         size = np.abs(theirs).max()
-        if size > 1e-6 * length:  # not the zero gradient of key biases
+        if size > 1e-6 * norm:  # not the zero gradient of key biases
             np.testing.assert_allclose(ours, theirs, atol=1e-5 * size)
+            compared += 1
+    assert compared > 15
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_the_authors_padding_differs(name):
-    model, loss = make(name)
-    batch, _ = examples(name)
-    params = random_params(model, batch, 0)
-    valid = np.asarray(model.valid_lengths(jax.tree.map(jnp.asarray, batch)))
-    mask = np.arange(int(valid.max())) < np.full((2, 1), 4)
-    exact, _ = quick_jit(total_of(model, loss, params, batch, mask))(params)
-    theirs, _ = quick_jit(total_of(*make(name, "reference"), params, batch, mask))(params)
+@pytest.mark.parametrize(("name", "version"), CASES)
+def test_the_authors_padding_differs(name, version):
+    ways = "exact", {1: "reference", 2: "attention"}[version]
+    settings = [setting(name, version, padding) for padding in ways]
+    exact, theirs = (quick_jit(s.whole())(s.params)[0] for s in settings)
     assert abs(theirs / exact - 1) > 1e-4
 
 
-def test_what_mixes_rows_refuses_padding():
-    for name in MODELS:
-        model, loss = make(name, layer_norms=("batch",))
-        batch, singles = examples(name)
-        batch = jax.tree.map(jnp.asarray, batch)
-        params = random_params(model, batch, 0)
-        mask = np.arange(int(model.valid_lengths(batch).max())) < np.full((2, 1), 4)
-        with pytest.raises(UserError, match="'batch'"):
-            jax.eval_shape(total_of(model, loss, params, batch, mask), params)
+@pytest.mark.parametrize(("name", "version"), CASES)
+def test_padding_is_never_masked(name, version):
+    s = setting(name, version)
+    batch = s.batch | {"example_id": jnp.arange(len(s.valid), dtype=jnp.uint32)}
+    draw = Draw(jax.random.key(0), jnp.int32(0), jax.random.key(1))
+    count = jax.jit(lambda params: s.objective.loss(params, {}, batch, draw)[1])(s.params)
+    sampler = masking.make("independent", max(s.valid), ratio=0.4)
+    clones = M if version == 2 else 1
+    assert count == clones * sum(sampler.count(n) for n in s.valid)  # of each row's own length
+
+
+@pytest.mark.parametrize(("name", "version"), CASES)
+def test_batch_norm_of_targets_refuses_padding(name, version):
+    s = setting(name, version, layer_norms=("batch",))
+    with pytest.raises(UserError, match="'batch'"):
+        jax.eval_shape(s.whole(), s.params)
+
+
+@pytest.mark.parametrize("only_2", [{}, ONLY_2], ids=["1.0", "2.0"])
+def test_group_norm_of_features_refuses_padding(only_2):
     model = contract.get("speech").model(
-        width=16, encoder=ENCODER, frontend=dict(convs=((8, 10, 5),), norm="group")
+        width=D, encoder=ENCODER, frontend=dict(convs=((8, 10, 5),), norm="group"), **only_2
     )
     batch, singles = examples("speech")
     random_params(model, singles[0], 0)  # without padding it is welcome
     with pytest.raises(UserError, match="'group'"):
         random_params(model, batch, 0)
+
+
+def test_ways_of_padding_are_named():
     with pytest.raises(UserError, match="did you mean 'exact'"):
-        contract.get("text").model(width=16, encoder=ENCODER, padding="exat")
+        contract.get("text").model(width=D, encoder=ENCODER, padding="exat")

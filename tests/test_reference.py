@@ -5,18 +5,29 @@ values and combinations are compared with `naive_v1`, which follows their code i
 """
 
 import copy
+import dataclasses
+import itertools
+import types
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import naive_v1
+import naive_v2
 import numpy as np
 import pytest
 import reference
-from recorded import Case, Comparison, quick_jit
+import reference_v2
+from recorded import Case, Comparison, load, quick_jit
 from test_goldens_pretraining import check_stages, forward, replay
+from test_step import config_of
 
+from data2vec_jax import optim
 from data2vec_jax.convert import tables
+from data2vec_jax.modalities.text.modality import MODALITY as TEXT_MODALITY
+from data2vec_jax.objectives.targets import Draw, normaliser
 from data2vec_jax.state import overlay, path_name, select
+from data2vec_jax.tasks import pretrain
 
 OPTIMIZER = dict(
     lr=1e-3, max_update=50, sched=dict(kind="cosine", warmup_updates=2), betas=[0.9, 0.98],
@@ -100,9 +111,9 @@ def lively(path, x, random):
     return random.normal(0.0, size, x.shape).astype(np.float32)
 
 
-def make(info, padded=False):
+def make(info, padded=False, batch=None):
     """(case, setup, student, teacher): random weights, with what `naive_v1` computes from them."""
-    arrays = {f"batch/{k}": v for k, v in inputs(info, padded).items()}
+    arrays = {f"batch/{k}": v for k, v in (batch or inputs(info, padded)).items()}
     setup = reference.setup(Case("made up", info, arrays))
     shapes = jax.eval_shape(setup.model.init, jax.random.key(0), setup.batch)["params"]
     random = np.random.default_rng(1)
@@ -162,12 +173,121 @@ FORWARD = {
 @pytest.mark.parametrize("name", FORWARD)
 def test_other_flags_agree_with_plain_numpy(name):
     info, flags = FORWARD[name]
-    case, setup, student, teacher = make(changed(info, flags), "padded" in name)
+    compare_forward(*make(changed(info, flags), "padded" in name))
+
+
+def compare_forward(case, setup, student, teacher):
     compare = Comparison(case)
     compare.skip("batch/")
     _, (stages, seen) = quick_jit(forward(setup))(*jax.tree.map(jnp.asarray, (student, teacher)))
     check_stages(setup, compare, stages, seen)
     compare.finish()
+
+
+@pytest.mark.parametrize("others", [0.0, 0.3])
+def test_a_texts_teacher_that_sees_targets_only(others):
+    """The authors' code, trap 2: chosen tokens, whatever the student sees there, and else <pad>."""
+    info = changed(TEXT, on("instance_norm_target_layer"))
+    info["masking"] |= dict(leave_unmasked_prob=others, random_token_prob=others)
+    batch = inputs(info, padded=True)
+    tokens, chosen = batch["target_tokens"], batch["mask_indices"] == 1
+    model = make(info, batch=batch)[1].model.clone(teacher_sees="targets")
+    draw = Draw(jax.random.key(0), jnp.int32(0), jax.random.key(0))
+    rows = {"tokens": jnp.asarray(tokens), "example_id": jnp.arange(2, dtype=jnp.uint32)}
+    visible, whole, mask = TEXT_MODALITY.corrupt(model, rows, jnp.asarray(chosen), draw)
+    np.testing.assert_array_equal(whole["tokens"], np.where(chosen, tokens, 1))
+    assert (mask.sum() < chosen.sum()) == (others > 0)
+    batch = dict(src_tokens=np.array(visible["tokens"]), target_tokens=np.array(whole["tokens"]),
+                 mask_indices=np.array(mask, np.uint8))  # fmt: skip
+    compare_forward(*make(info, batch=batch))
+
+
+@pytest.mark.parametrize("sees", ["all", "targets"])
+def test_the_loss_gives_the_texts_teacher_what_it_sees(sees):
+    config = config_of("text_v1").to_dict()
+    config["model"] |= dict(teacher_sees=sees, leave=0.2)
+    modality, model = pretrain.make_model(config)
+    tokens = np.random.default_rng(0).integers(4, 999, (2, 32))
+    rows = {"tokens": jnp.asarray(tokens), "example_id": jnp.arange(2, dtype=jnp.uint32)}
+    seen, chosen = [], []
+
+    def corrupt(net, batch, mask, draw):
+        chosen.append(mask)
+        return modality.corrupt(net, batch, mask, draw)
+
+    def features(method, args, kwargs, context):
+        if context.method_name == "features":
+            seen.append(args[0]["tokens"])
+        return method(*args, **kwargs)
+
+    spied = dataclasses.replace(modality, corrupt=corrupt)
+    objective, _ = pretrain.make_objective(config, spied, model)
+    params = model.init(jax.random.key(0), rows)["params"]
+    draw = Draw(jax.random.key(1), jnp.int32(0), jax.random.key(2))
+    with nn.intercept_methods(features):
+        seen.clear()
+        objective.loss(params, {}, rows, draw)
+    student, teacher = map(np.asarray, seen)
+    assert (student != tokens).any()
+    np.testing.assert_array_equal(
+        teacher, tokens if sees == "all" else np.where(chosen[0], tokens, 1)
+    )
+
+
+LAYER_NORMS = "batch", "instance", "layer"
+FAIRSEQ = (*(f"{name}_norm_target_layer" for name in LAYER_NORMS), "layer_norm_targets",
+           "instance_norm_targets")  # fmt: skip
+BEIT = ("target_batch_norm", "target_instance_norm", "target_layer_norm_last",
+        "post_target_instance_norm", "post_target_layer_norm")  # fmt: skip
+TARGETS = {  # section and names of the flags, translation, plain numpy
+    "speech 1.0": (
+        "model", ("group_norm_target_layer", *FAIRSEQ),
+        lambda flags: reference.fairseq_norms(flags, speech1=True),
+        lambda results, m: naive_v1.fairseq_targets(results, m, turn_early=False),
+    ),
+    "text 1.0": (
+        "model", FAIRSEQ, reference.fairseq_norms,
+        lambda results, m: naive_v1.fairseq_targets(results, m, turn_early=True),
+    ),
+    "vision 1.0": ("engine", BEIT, reference.beit_norms, naive_v1.beit_targets),
+    "2.0": (
+        "model", FAIRSEQ, reference.fairseq_norms,
+        lambda results, m: dict(target_full=naive_v2.Naive.targets(types.SimpleNamespace(
+            model=m | dict(average_top_k_layers=2), extra=0), results)[-1]),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_every_combination_of_target_norms(name):
+    section, names, translate, plain = TARGETS[name]
+    results = np.random.default_rng(0).normal(1.0, 2.0, (2, 3, 7, 5))  # K, B, T, D
+    for values in itertools.product((False, True), repeat=len(names)):
+        on = dict(zip(names, values, strict=True))
+        flags = reference.Flags({section: on}, {})
+        norms = translate(flags)
+        flags.finish()  # took all of them
+        each = [normaliser(norms["layer_norms"])(jnp.asarray(y, jnp.float32)) for y in results]
+        ours = normaliser(norms["final_norms"])(sum(each) / 2)
+        np.testing.assert_allclose(
+            ours, plain(list(results), on)["target_full"], atol=2e-4, err_msg=str(on)
+        )
+
+
+def test_cosine_from_another_start_to_another_end():
+    sched = dict(kind="cosine", warmup_updates=10, min_lr=1e-4, warmup_init_lr=3e-4, lr_shrink=0.5)
+    flags = dict(lr=[2e-3], max_update=50, sched=sched)
+    total, schedule = reference.fairseq_schedule(flags)
+    rate = optim.make_schedule(total, **schedule)
+    steps = np.arange(50)
+    waves = 1e-4 + 0.5 * (2e-3 - 1e-4) * (1 + np.cos(np.pi * (steps - 10) / 40))
+    wanted = np.where(steps < 10, 3e-4 + (2e-3 - 3e-4) * steps / 10, waves)
+    np.testing.assert_allclose([rate(n) for n in steps], wanted, rtol=1e-6)
+    del sched["warmup_init_lr"]  # starts at min_lr then
+    sched["lr_period_updates"] = 20  # shorter than the run
+    total, schedule = reference.fairseq_schedule(flags)
+    rate = optim.make_schedule(total, **schedule)
+    assert float(rate(0)) == pytest.approx(1e-4) and float(rate(20)) == pytest.approx(1.05e-3)
 
 
 @pytest.mark.parametrize(
@@ -183,6 +303,7 @@ def test_other_flags_agree_with_plain_numpy(name):
         (TEXT, dict(transformer__activation_fn="relu")),
         (TEXT, dict(vocab__ema_copied_not_averaged=["embed_tokens.weight"])),
         (TEXT, dict(encoder__novel=0)),
+        (TEXT, dict(model__group_norm_target_layer=True)),
         (VISION, dict(engine__layer_results="qkv")),
         (VISION, dict(optimizer__weight_decay_end=0.2)),
         (VISION, dict(optimizer__name="sgd")),
@@ -208,6 +329,52 @@ def test_absent_flags_have_the_authors_defaults():
     info = copy.deepcopy(VISION)
     del info["model"]["use_abs_pos_emb"]
     assert make(info)[1].config["model"]["absolute"]
+
+
+AUTHORS = dict(  # the defaults of 2.0, in our terms
+    width=768, clones=1, top_k=8, target="ffn", beta=0, scale=768**-0.5, class_weight=0,
+    depth=4 + 8, heads=12, mlp=4 * 768, eps=1e-6, norm="post", averaged=("^encoder/",),
+    decoder=dict(layers=5, width=384, kernel=5, groups=16, residual=True), alibi=None,
+    layer_norms=(), final_norms=(), clip=None, weight_decay=0.0, betas=(0.9, 0.999), adam_eps=1e-8,
+)  # fmt: skip
+
+
+def test_absent_flags_of_2_have_the_authors_defaults():
+    mask = (np.arange(196) < 100)[None].repeat(2, 0).astype(np.uint8)
+    arrays = {"batch/image": np.zeros((2, 3, 224, 224), np.float32), "batch/mask": mask,
+              "batch/decoder_noise": np.zeros((2, 196, 768), np.float32)}  # fmt: skip
+    info = dict(generation="data2vec-2.0", modality="image", optimizer=dict(
+        lr=1e-3, max_update=10, sched=dict(kind="cosine")))  # fmt: skip
+    setup = reference_v2.setup(Case("made up", info, arrays))
+    sections = setup.config, *(setup.config[name] for name in ("model", "objective"))
+    found = {k: v for section in sections for k, v in section.items()}
+    found |= setup.config["model"]["encoder"] | setup.config["optim"] | dict(
+        adam_eps=setup.config["optim"]["eps"], eps=setup.config["model"]["encoder"]["eps"]
+    )  # fmt: skip
+    assert {k: found[k] for k in AUTHORS} == AUTHORS
+    assert (setup.model.grid, setup.prenet, setup.shared) == ((14, 14), 4, 4)
+    assert setup.model.sincos and setup.model.class_tokens == 0
+    decays = [float(setup.decay(n)) for n in (0, 5, 10, 11)]  # anneals until max_update
+    assert decays == pytest.approx([0.999, 0.99945, 0.9999, 0.9999], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "section, flag, value",
+    [
+        ("model", "layer_norm_first", True), ("model", "d2v_loss", 0), ("model", "recon_loss", 1),
+        ("model", "novel", 0), ("modality_cfg", "alibi_dims", 1), ("modality_cfg", "novel", None),
+        ("modality_cfg", "keep_masked_pct", 0.1), ("decoder", "add_positions_all", True),
+        ("extra", "loss_kind", "smooth_l1"), ("optimizer", "novel", False),
+    ],
+)  # fmt: skip
+def test_flags_of_2_that_we_do_not_honour_fail(section, flag, value):
+    golden = load("MV_image_v2")
+    info = copy.deepcopy(golden.info)
+    info["modality_cfg"]["use_alibi_encoder"] = True
+    reference_v2.setup(Case("made up", info, golden.arrays))
+    info[section][flag] = value
+    with pytest.raises(pytest.fail.Exception, match=rf"flag {section}\.{flag}"):
+        reference_v2.setup(Case("made up", info, golden.arrays))
 
 
 def test_cases_of_other_kinds_fail():

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import numpy as np
@@ -267,6 +268,18 @@ def test_users_mistakes_are_one_line_and_exit_code_2(tmp_path):
     result = run_command(tmp_path / "speach")
     assert result.returncode == 2 and result.stdout == ""
     assert result.stderr.count("\n") == 1 and "did you mean 'speech'?" in result.stderr
+
+
+def test_picture_of_the_probes_is_an_svg_file():
+    scores = {"untrained": [0.25, 0.5], "pretrained": [0.75, 1.0]}
+    summary = {"text": {"linear_probe": scores, "seconds": 3.0}}
+    root = ElementTree.fromstring(report.picture(summary))
+    space = "{http://www.w3.org/2000/svg}"
+    assert root.tag == f"{space}svg"
+    titles = [t.text for t in root.iter(f"{space}title")]
+    assert titles == ["untrained: 25 %", "untrained: 50 %", "pretrained: 75 %", "pretrained: 100 %"]
+    assert "text · linear probe" in [t.text for t in root.iter(f"{space}text")]
+    assert ".gain{" in root.find(f"{space}style").text
 
 
 def test_nothing_to_show_is_said(tmp_path):

@@ -33,7 +33,7 @@ from data2vec_jax.modalities.text.tokenizer import (
 )
 
 ROOT = Path(__file__).parents[1]
-GOLDEN = Path(__file__).parent / "goldens" / "processor_text"
+GOLDEN = Path(__file__).parent / "goldens/checkpoints/processor_text"
 EXPECTED = json.loads((GOLDEN / "golden.json").read_text())
 GLOSSES = ROOT / "data2vec_jax/data/samples/glosses/glosses.tsv.gz"
 

@@ -9,9 +9,10 @@ whose path is written 'encoder/blocks/up/kernel'. A name may hold two placeholde
 L layers, D width, F, A, Z other sizes.
 """
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -76,12 +77,12 @@ class Row:
 class Table:
     """Rows, and what happens on reading to names that are in none.
 
-    ignored: regular expressions of names that hold nothing of a model (index tables, versions).
+    ignored: regular expression of names that hold nothing of a model -> the reason, for the report.
     aliases: (regular expression, replacement), names of older files; applied before the rows.
     """
 
     rows: Sequence[Row]
-    ignored: Sequence[str] = ()
+    ignored: Mapping[str, str] = field(default_factory=dict)
     aliases: Sequence[tuple[str, str]] = ()
 
 
@@ -93,6 +94,14 @@ def inside(table: Table, prefix: str) -> Table:
             names = tuple(name.removeprefix(prefix) for name in row.names)
             rows.append(Row(names, row.ours, row.change))
     return Table(rows, table.ignored)
+
+
+def below(table: Table, theirs: str, ours: str = "") -> list[Row]:
+    """The rows of `table` with a prefix to their names and one to our paths."""
+    return [
+        Row(tuple(theirs + name for name in row.names), ours + row.ours, row.change)
+        for row in table.rows
+    ]
 
 
 def linear(theirs: str, ours: str) -> list[Row]:
@@ -143,14 +152,48 @@ def _numbers(name: str, candidates: Sequence[str]) -> list[dict[str, int]]:
     return sorted(found, key=lambda n: (n.get("i", 0), n.get("l", 0)))
 
 
-def read(table: Table, state: Mapping[str, np.ndarray]) -> Tree:
-    """Their arrays -> our tree. Rows whose names are absent are left out.
+class Entry(NamedTuple):
+    """One tensor on its way: known by name and shape, and made only when asked for.
 
-    Raises UserError for names that the table does not know, and for layers that are missing.
+    sources: the names that it is made of. changed: it differs from them in more than its name.
     """
+
+    name: str
+    sources: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    make: Callable[[], np.ndarray]
+    changed: bool
+
+
+def _outline(array: np.ndarray) -> np.ndarray:
+    """An array of the same shape and type that takes no memory."""
+    return np.broadcast_to(np.zeros((), array.dtype), array.shape)
+
+
+def _full(dtype: np.dtype) -> np.dtype:
+    """Half precision is widened to float32; other types stay."""
+    narrow = dtype.itemsize < 4 and dtype.kind in "fV"  # V: bfloat16, of which numpy knows nothing
+    return np.dtype(np.float32) if narrow else dtype
+
+
+class Reading(NamedTuple):
+    """Tensors of ours, and names of theirs that none of them uses, with the reason."""
+
+    entries: list[Entry]
+    unused: dict[str, str]
+
+
+def plan_read(table: Table, state: Mapping[str, np.ndarray]) -> Reading:
+    """Their arrays -> entries of ours, in the order of the rows; nothing is computed yet.
+
+    Rows whose names are absent are left out. Raises UserError for names that the table does not
+    know, and for layers that are missing.
+    """
+    names = {name: name for name in state}  # as the table has them -> as they are
     for alias, name in table.aliases:
-        state = {re.sub(alias, name, key): array for key, array in state.items()}
-    left, tree = dict(state), {}
+        names = {re.sub(alias, name, key): there for key, there in names.items()}
+    left, entries = dict(names), []
 
     def take(name):
         if name not in left:
@@ -158,24 +201,68 @@ def read(table: Table, state: Mapping[str, np.ndarray]) -> Tree:
         return left.pop(name)
 
     for row in table.rows:
-        layers: dict[str, list[np.ndarray]] = {}
+        layers: dict[str, list[tuple[str, ...]]] = {}
         for numbers in _numbers(row.names[0], list(left)):
             path = _fill(row.ours, numbers)
             parts = layers.setdefault(path, [])
             if numbers.get("l", 0) != len(parts):
                 raise UserError(f"the weights lack '{_fill(row.names[0], {'l': len(parts)})}'")
-            parts.append(row.change.to_ours([take(_fill(name, numbers)) for name in row.names]))
-        for path, parts in layers.items():
-            array = np.stack(parts) if row.stacked else np.ascontiguousarray(parts[0])
-            *folders, leaf = path.split("/")
-            node = tree
-            for folder in folders:
-                node = node.setdefault(folder, {})
-            node[leaf] = array
-    unknown = [key for key in left if not any(re.search(p, key) for p in table.ignored)]
+            parts.append(tuple(take(_fill(name, numbers)) for name in row.names))
+        entries += [_entry_of_ours(row, path, parts, state) for path, parts in layers.items()]
+    unused = {}
+    for key, there in left.items():
+        reasons = [reason for p, reason in table.ignored.items() if re.search(p, key)]
+        if reasons:
+            unused[there] = reasons[0]
+    unknown = [there for there in left.values() if there not in unused]
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise UserError(f"the weights have '{unknown[0]}'{more}, which this layout does not know")
+    return Reading(entries, unused)
+
+
+def _entry_of_ours(row: Row, path: str, parts: list[tuple[str, ...]], state: Any) -> Entry:
+    def one(names, read):
+        try:
+            return row.change.to_ours([read(state[name]) for name in names])
+        except (ValueError, IndexError):
+            shapes = [list(state[name].shape) for name in names]
+            raise UserError(f"'{names[0]}' has a shape that does not fit: {shapes}") from None
+
+    outlines = {tuple(state[name].shape for name in names): names for names in parts}
+    outlines = [one(names, _outline) for names in outlines.values()]
+    if len({outline.shape for outline in outlines}) > 1:
+        raise UserError(f"the layers of '{parts[0][0]}' have different shapes")
+    shape, dtype = outlines[0].shape, _full(outlines[0].dtype)
+
+    def make():
+        if not row.stacked:
+            return np.asarray(one(parts[0], np.asarray), dtype, order="C")
+        whole = np.empty((len(parts), *shape), dtype)
+        for layer, names in enumerate(parts):
+            whole[layer] = one(names, np.asarray)
+        return whole
+
+    whole = (len(parts), *shape) if row.stacked else shape
+    sources = tuple(name for names in parts for name in names)
+    changed = row.stacked or row.change is not SAME or dtype != outlines[0].dtype
+    return Entry(path, sources, whole, dtype, make, changed)
+
+
+def read(table: Table, state: Mapping[str, np.ndarray]) -> Tree:
+    """Their arrays -> our tree; errors as of `plan_read`."""
+    return nest({entry.name: entry.make() for entry in plan_read(table, state).entries})
+
+
+def nest(flat: Mapping[str, Any]) -> Tree:
+    """{'a/b': x} -> {'a': {'b': x}}: the inverse of `flatten`."""
+    tree: Tree = {}
+    for path, value in flat.items():
+        *folders, leaf = path.split("/")
+        node = tree
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[leaf] = value
     return tree
 
 
@@ -188,20 +275,54 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> State:
     return flat
 
 
-def write(table: Table, tree: Mapping[str, Any]) -> State:
-    """Our tree -> their arrays, in the order of the rows: the inverse of `read`.
+def entries_of(state: Mapping[str, np.ndarray]) -> list[Entry]:
+    """Arrays as entries, each looked up when it is made."""
+    return [
+        Entry(name, (name,), array.shape, array.dtype, lambda name=name: state[name], False)
+        for name, array in state.items()
+    ]
 
-    Raises UserError for parameters that the layout cannot hold.
+
+def plan_write(table: Table, ours: Sequence[Entry]) -> list[Entry]:
+    """Entries of ours -> entries of theirs, in the order of the rows; nothing is computed yet.
+
+    Made in this order, no more than one of ours is in memory. Raises UserError for parameters that
+    the layout cannot hold.
     """
-    left, state = {path: np.asarray(array) for path, array in flatten(tree).items()}, {}
+    left, entries = {entry.name: entry for entry in ours}, []
+    made = functools.lru_cache(maxsize=1)(lambda path: sources[path].make())
+    sources = dict(left)
     for row in table.rows:
         for numbers in _numbers(row.ours, list(left)):
-            array = left.pop(_fill(row.ours, numbers))
-            layers = enumerate(array) if row.stacked else [(0, array)]
-            for layer, part in layers:
-                theirs = row.change.to_theirs(part)
-                for name, value in zip(row.names, theirs, strict=True):
-                    state[_fill(name, numbers | {"l": layer})] = np.ascontiguousarray(value)
+            entry = left.pop(_fill(row.ours, numbers))
+            entries += _entries_of_theirs(row, entry, numbers, made)
     if left:
         raise UserError(f"this layout has no place for '{next(iter(left))}'")
-    return state
+    return entries
+
+
+def _entries_of_theirs(
+    row: Row, ours: Entry, numbers: dict[str, int], made: Callable[[str], np.ndarray]
+) -> list[Entry]:
+    shape = ours.shape[1:] if row.stacked else ours.shape
+    outline = np.broadcast_to(np.zeros((), ours.dtype), shape)
+    parts = [(part.shape, part.dtype) for part in row.change.to_theirs(outline)]
+    changed = row.stacked or row.change is not SAME
+    entries = []
+    for layer in range(ours.shape[0] if row.stacked else 1):
+        for which, (name, (shape, dtype)) in enumerate(zip(row.names, parts, strict=True)):
+
+            def make(layer=layer, which=which):
+                part = made(ours.name)[layer] if row.stacked else made(ours.name)
+                return np.asarray(row.change.to_theirs(part)[which], order="C")
+
+            name = _fill(name, numbers | {"l": layer})
+            source = f"{ours.name}[{layer}]" if row.stacked else ours.name
+            entries.append(Entry(name, (source,), shape, dtype, make, changed))
+    return entries
+
+
+def write(table: Table, tree: Mapping[str, Any]) -> State:
+    """Our tree -> their arrays, in the order of the rows: the inverse of `read`."""
+    flat = {path: np.asarray(array) for path, array in flatten(tree).items()}
+    return {entry.name: entry.make() for entry in plan_write(table, entries_of(flat))}

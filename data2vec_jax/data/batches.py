@@ -1,11 +1,12 @@
 """Global batches as a pure function of their number, and the grain pipeline that reads them.
 
 The order of examples and the buckets of batches come from (seed, epoch) alone, the same on every
-host; each process reads a contiguous block of the rows. So the position in the data is one number,
+host; each process reads the rows that its devices hold. So the position in the data is one number,
 and a run resumes on the next unseen batch with any number of processes.
 """
 
 import functools
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -16,6 +17,15 @@ import numpy as np
 from absl import flags
 
 from data2vec_jax.errors import UserError
+
+
+def rows_of(buckets: Sequence[int], batch_size: int, multiple: int | None = None) -> list[int]:
+    """Rows of a batch of each bucket, of about as many units as `batch_size` of the longest."""
+    multiple = multiple or math.gcd(batch_size, 8)
+    if batch_size % multiple:
+        raise UserError(f"config.data.batch_size: {batch_size} is no multiple of {multiple}")
+    budget = batch_size * max(buckets)
+    return [budget // length // multiple * multiple for length in buckets]
 
 
 class Plan:
@@ -34,11 +44,7 @@ class Plan:
         self, bucket_of: np.ndarray, buckets: Sequence[int], batch_size: int, seed: int,
         multiple: int | None = None,
     ):  # fmt: skip
-        multiple = multiple or math.gcd(batch_size, 8)
-        if batch_size % multiple:
-            raise UserError(f"config.data.batch_size: {batch_size} is no multiple of {multiple}")
-        budget = batch_size * max(buckets)
-        self.rows = [budget // length // multiple * multiple for length in buckets]
+        self.rows = rows_of(buckets, batch_size, multiple)
         self.seed = seed
         self.bucket_of = np.array(bucket_of, np.int32)
         for b in range(len(buckets))[::-1]:
@@ -54,6 +60,11 @@ class Plan:
                 f"batch of {min(self.rows)}; lower config.data.batch_size"
             )
         self._epoch = functools.lru_cache(maxsize=2)(self._shuffle)
+
+    def digest(self) -> str:
+        """A fingerprint of all that decides which examples each batch holds."""
+        text = f"{self.seed} {self.rows} {self.batches} {len(self.bucket_of)} "
+        return hashlib.sha256(text.encode() + self.bucket_of.tobytes()).hexdigest()[:16]
 
     def __getstate__(self):  # worker processes get the plan, not the cache
         return {k: v for k, v in self.__dict__.items() if k != "_epoch"}
@@ -84,15 +95,18 @@ class Plan:
 
 
 class RowBlocks:
-    """This process's rows of global batch n: {name: array [rows / processes, ...]}, picklable."""
+    """This process's rows of global batch n: {name: array [rows, ...]}, picklable.
 
-    def __init__(self, plan: Plan, examples: Any, process: int = 0, processes: int = 1):
+    A batch is cut into `count` equal blocks of rows; those with the numbers `own` are read.
+    """
+
+    def __init__(self, plan: Plan, examples: Any, own: Sequence[int] = (0,), count: int = 1):
         self.plan, self.examples = plan, examples
-        self.process, self.processes = process, processes
+        self.own, self.count = list(own), count
 
     def __call__(self, n: int) -> dict[str, np.ndarray]:
         bucket, ids = self.plan(int(n))
-        ids = np.split(ids, self.processes)[self.process]
+        ids = ids.reshape(self.count, -1)[self.own].ravel()
         rows = [
             # The draws of an example depend on the batch's number and its id, not on its place.
             self.examples.load(

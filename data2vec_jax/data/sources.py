@@ -13,6 +13,8 @@
 | `array_record:DIR` or `:GLOB`  | ArrayRecord files made by `write_array_record`                |
 | `tfds:NAME[/CONFIG][:VERSION]` | a data set that TFDS has prepared on this machine (not more:  |
 | or `tfds:DIR`                  | nothing is fetched)                                           |
+| `librispeech:DIR`, `imagenet:` | as their authors ship them: see `data.published`              |
+| `glue:`, `squad:`, `ag_news:`  |                                                               |
 
 Items hold, by modality:
     speech: audio, float32 [n] in [-1, 1], one channel (more are averaged); sample_rate, int
@@ -880,10 +882,28 @@ def prepared_folder(folder: Path, uri: str) -> Path:
     return prepared_folder(configs[0], uri)
 
 
+def open_published(
+    uri: str,
+    place: str,
+    split: str,
+    modality: str,
+    *,
+    sample_rate: int,
+    label_names: Sequence[str] | None,
+) -> Source:
+    """Data sets as their authors ship them; see `data.published`."""
+    from data2vec_jax.data import published  # it is made of this module's parts
+
+    return published.open_published(
+        uri, place, split, modality, sample_rate=sample_rate, label_names=label_names
+    )
+
+
 OPENERS: dict[str, tuple[Callable[..., Source], tuple[str, ...]]] = {
     "samples": (open_samples, ()),
     "folder": (open_folder, ()),
     "manifest": (open_manifest, ("key", "columns")),
     "array_record": (open_array_record, ("key",)),
     "tfds": (open_tfds, ("key", "data_dir")),
+    **dict.fromkeys(("librispeech", "imagenet", "glue", "squad", "ag_news"), (open_published, ())),
 }

@@ -85,8 +85,8 @@ class Modality:
     flops: (model, shapes of one example, masked positions, tokens that the student sees) -> forward
       FLOPs: 'frontend', 'encoder' (of the whole input), 'student' (of one masked input, from the
       front end's output to the predictions).
-    corrupt: (model, batch, mask, draw) -> (what the student sees, mask of the loss), where masks
-      change the *input* (text); None where they change the features.
+    corrupt: (model, batch, mask, draw) -> (what the student sees, what the teacher sees, mask of
+      the loss), where masks change the *input* (text); None where they change the features.
     shares_features: the teacher consumes the student's own unmasked features, where the student's
       input is the same (speech, and text without `corrupt`).
     """

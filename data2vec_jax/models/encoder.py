@@ -16,14 +16,15 @@ from jax import lax
 from data2vec_jax import parallel
 from data2vec_jax.errors import UserError, nearest
 from data2vec_jax.models.layers import (
+    ACTIVATIONS,
     INITS,
     Array,
     Key,
     LayerNorm,
     attention,
+    check_activation,
     dense,
     dropout,
-    gelu,
     split,
     wide,
 )  # fmt: skip
@@ -56,6 +57,7 @@ class Encoded(NamedTuple):
 
     x: [B, T, D]. targets: mean over the K recorded layers [B, T, D], float32. layers, ffn: outputs
     of each block and of its feed-forward part [L, B, T, D]. extra: leading tokens [B, E, D].
+    first: the input of the first block [B, T, D], with `layers`.
     """
 
     x: Array
@@ -63,6 +65,7 @@ class Encoded(NamedTuple):
     layers: Array | None = None
     ffn: Array | None = None
     extra: Array | None = None
+    first: Array | None = None
 
 
 class Block(nn.Module):
@@ -84,9 +87,10 @@ class Block(nn.Module):
     attention_dropout: float = 0.0
     activation_dropout: float = 0.0
     initializer: str = "bert"
+    activation: str = "gelu"
     dtype: Any = jnp.float32
 
-    def _attend(self, x, bias, valid, keys):
+    def _attend(self, x, bias, valid, keys, to_bias):
         B, T, D = x.shape
         y = dense(3 * D, D, self.initializer, self.dtype, "qkv", self.qkv_bias == "qkv")(x)
         if self.qkv_bias == "qv":
@@ -98,7 +102,7 @@ class Block(nn.Module):
             table = self.param(
                 "relative_bias", nn.initializers.zeros, (int(index.max()) + 1, self.heads)
             )
-            own = relative_bias(table, index)
+            own = to_bias(table) if to_bias else relative_bias(table, index)
             bias = own if bias is None else bias + own
         # Heads lead, so that each head's product is one contiguous matrix multiplication.
         q, k, v = jnp.moveaxis(y.reshape(B, T, 3, self.heads, D // self.heads), (2, 3), (0, 2))
@@ -110,23 +114,27 @@ class Block(nn.Module):
 
     def _feed_forward(self, x, key):
         D = x.shape[-1]
-        y = gelu(dense(self.mlp, D, self.initializer, self.dtype, "up")(x))
+        y = dense(self.mlp, D, self.initializer, self.dtype, "up")(x)
+        y = ACTIVATIONS[self.activation](y)
         y = dropout(y, self.activation_dropout, key)
         return dense(D, self.mlp, self.initializer, self.dtype, "down")(y)
 
     @nn.compact
     def __call__(
-        self, x: Array, bias: Array | None, valid: Array | None, drop_path: Array | None, key: Key
-    ) -> tuple[Array, Array]:
+        self, x: Array, bias: Array | None, valid: Array | None, drop_path: Array | None, key: Key,
+        to_bias: Callable[[Array], Array] | None = None,
+    ) -> tuple[Array, Array]:  # fmt: skip
         """x [B, T, D], bias [H, T, T] or [B, H, T, T], valid [B, T], drop_path scalar rate or None.
 
+        to_bias: table of relative positions -> bias [H, T, T], for another grid than the block's.
         Returns the block's output and the output t of its feed-forward part, both [B, T, D].
         """
         keys = split(key, 6)
         norm1 = LayerNorm(self.eps, dtype=self.dtype, name="norm1")
         norm2 = LayerNorm(self.eps, dtype=self.dtype, name="norm2")
         if self.norm == "post":
-            u = norm1(x + drop_rows(self._attend(x, bias, valid, keys), drop_path, keys[4]))
+            y = self._attend(x, bias, valid, keys, to_bias)
+            u = norm1(x + drop_rows(y, drop_path, keys[4]))
             t = self._feed_forward(u, keys[2])
             y = drop_rows(dropout(t, self.dropout, keys[3]), drop_path, keys[5])
             return norm2(u + y), t
@@ -137,7 +145,7 @@ class Block(nn.Module):
             init = nn.initializers.constant(self.layer_scale)
             return y * self.param(name, init, (self.width,)).astype(y.dtype)
 
-        y = scaled(self._attend(norm1(x), bias, valid, keys), "layer_scale1")
+        y = scaled(self._attend(norm1(x), bias, valid, keys, to_bias), "layer_scale1")
         u = x + drop_rows(y, drop_path, keys[4])
         t = scaled(self._feed_forward(norm2(u), keys[2]), "layer_scale2")
         return u + drop_rows(dropout(t, self.dropout, keys[3]), drop_path, keys[5]), t
@@ -163,6 +171,7 @@ class Encoder(nn.Module):
 
     layerdrop: share of blocks skipped per update, one draw for the whole batch (spec 3.3).
     drop_path: stochastic depth of the last block; block i has drop_path * i / (depth - 1).
+    activation: a name of `ACTIVATIONS`.
     remat: 'none', 'dots' (matrix products are kept) or 'full' (nothing is).
     """
 
@@ -181,6 +190,7 @@ class Encoder(nn.Module):
     layerdrop: float = 0.0
     drop_path: float = 0.0
     initializer: str = "bert"
+    activation: str = "gelu"
     remat: str = "none"
     dtype: Any = jnp.float32
 
@@ -194,12 +204,13 @@ class Encoder(nn.Module):
             if value not in choices:
                 hint = nearest(value, choices)
                 raise UserError(f"config.model.encoder.{option}: no '{value}'{hint}")
+        check_activation(self.activation, "config.model.encoder.activation")
         if self.width % self.heads:
             raise UserError(f"config.model.encoder: width {self.width} / heads {self.heads}")
         self.block = Block(
             self.width, self.heads, self.mlp, self.norm, self.eps, self.qkv_bias, self.layer_scale,
             self.relative, self.dropout, self.attention_dropout, self.activation_dropout,
-            self.initializer, self.dtype, parent=None,
+            self.initializer, self.activation, self.dtype, parent=None,
         )  # fmt: skip
         self.blocks = self.param("blocks", self._init_blocks)
 
@@ -222,11 +233,12 @@ class Encoder(nn.Module):
     def __call__(
         self, x: Array, *, bias: Array | None = None, alibi: tuple[Array, Array] | None = None,
         valid: Array | None = None, key: Key = None, record: Record | None = None,
-        collect: bool = False,
+        collect: bool = False, to_bias: Callable[[Array], Array] | None = None,
     ) -> Encoded:  # fmt: skip
         """x [B, T, D] -> Encoded. `collect` adds every layer's outputs (tests, `load`, report).
 
         bias: [H, T, T], of all blocks. alibi: distances [B, T, T] and slopes [L, H], see `Alibi`.
+        to_bias: see `Block`.
         """
         distances, slopes = alibi or (None, None)
         rates = None
@@ -242,7 +254,7 @@ class Encoder(nn.Module):
                 biases.append(slope[:, None, None] * distances[:, None])
             y, t = self.block.apply(
                 {"params": parallel.gather(params)}, x, sum(biases) if biases else None, valid,
-                rate, block_key,
+                rate, block_key, to_bias,
             )  # fmt: skip
             if key is not None and self.layerdrop:
                 y = jnp.where(jax.random.bernoulli(drop_key, self.layerdrop), x, y)
@@ -269,10 +281,10 @@ class Encoder(nn.Module):
             mean = mean + weight * recorded(y, t)
             return (y, mean), (y, t) if collect else None
 
-        layers = (self.blocks, rates, slopes, keys)
+        layers, first = (self.blocks, rates, slopes, keys), x if collect else None
         if record is None:
             x, outs = lax.scan(plain, x, layers)
-            return Encoded(x, None, *(outs or (None, None)))
+            return Encoded(x, None, *(outs or (None, None)), first=first)
         averaged = record.layers(self.depth)
         below = averaged[0]
         weights = np.isin(np.arange(self.depth), averaged) / len(averaged)
@@ -284,7 +296,8 @@ class Encoder(nn.Module):
         if not collect:
             return Encoded(x, mean)
         parts = [p for p in (low, high) if p is not None]
-        return Encoded(x, mean, *(jnp.concatenate(p) for p in zip(*parts, strict=True)))
+        layers, ffn = (jnp.concatenate(p) for p in zip(*parts, strict=True))
+        return Encoded(x, mean, layers, ffn, first=first)
 
 
 def flops(*, depth: int, width: int, mlp: int, tokens: int) -> float:

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from data2vec_jax.errors import UserError, nearest
+
 Array = jax.Array
 Key = jax.Array | None
 
@@ -176,6 +178,44 @@ def repeat(x: Array | None, rows: int) -> Array | None:
 def gelu(x: Array) -> Array:
     """The exact (erf) GELU; the tanh approximation moves predictions by 1e-3."""
     return jax.nn.gelu(x, approximate=False)
+
+
+def _gelu_tanh(x):
+    return jax.nn.gelu(x, approximate=True)
+
+
+# By the names of configs, ours and Hugging Face's.
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": gelu,
+    "gelu_10": lambda x: jnp.clip(gelu(x), -10, 10),
+    "gelu_accurate": _gelu_tanh,
+    "gelu_fast": _gelu_tanh,
+    "gelu_new": _gelu_tanh,
+    "gelu_python": gelu,
+    "gelu_python_tanh": _gelu_tanh,
+    "gelu_pytorch_tanh": _gelu_tanh,
+    "hardswish": jax.nn.hard_swish,
+    "laplace": lambda x: 0.5 * (1 + lax.erf((x - 0.707107) / (0.282095 * math.sqrt(2.0)))),
+    "leaky_relu": jax.nn.leaky_relu,
+    "linear": lambda x: x,
+    "mish": jax.nn.mish,
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "relu": jax.nn.relu,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
+    "relu6": jax.nn.relu6,
+    "sigmoid": jax.nn.sigmoid,
+    "silu": jax.nn.silu,
+    "sqrtsoftplus": lambda x: jnp.sqrt(jax.nn.softplus(x)),
+    "swish": jax.nn.silu,
+    "tanh": jnp.tanh,
+}
+
+
+def check_activation(name: str, option: str) -> str:
+    """`name` if it is one of `ACTIVATIONS`; `option` is where it was given, for the message."""
+    if name not in ACTIVATIONS:
+        raise UserError(f"{option}: no activation '{name}'{nearest(name, ACTIVATIONS)}")
+    return name
 
 
 def attention(

@@ -10,16 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from data2vec_jax.errors import UserError, nearest
-from data2vec_jax.models.layers import Array, Conv, LayerNorm, gelu
+from data2vec_jax.models.layers import ACTIVATIONS, Array, Conv, LayerNorm, check_activation
 
 
 class ConvPositions(nn.Module):
     """A stack of grouped convolutions, each with a norm without affine and GELU (spec 2.2).
 
-    width: total receptive field; each of `depth` convolutions has kernel max(3, width // depth).
-    An even kernel pads one more at the left than its output needs and drops the last frame. norm:
-    'layer', or 'weight' (of the kernel: one convolution without layer norm, as in wav2vec 2.0).
-    input_norm: a layer norm of the input.
+    width: total receptive field; each of `depth` convolutions has kernel max(3, width // depth),
+    or `kernel`, if that is given. An even kernel pads one more at the left than its output needs
+    and drops the last frame. norm: 'layer', or 'weight' (of the kernel: one convolution without
+    layer norm, as in wav2vec 2.0). input_norm: a layer norm of the input. activation: a name of
+    `ACTIVATIONS`.
     """
 
     depth: int = 5
@@ -27,10 +28,18 @@ class ConvPositions(nn.Module):
     groups: int = 16
     norm: str = "layer"
     input_norm: bool = False
+    kernel: int | None = None
+    activation: str = "gelu"
     exact_padding: bool = True
     dtype: Any = jnp.float32
 
+    @property
+    def taps(self) -> int:
+        """Kernel size of each convolution."""
+        return self.kernel or max(3, self.width // max(self.depth, 1))
+
     def __post_init__(self):
+        check_activation(self.activation, "config.model.positions.activation")
         if self.norm not in ("layer", "weight"):
             hint = nearest(self.norm, ("layer", "weight"))
             raise UserError(f"config.model.positions.norm: no '{self.norm}'{hint}")
@@ -42,7 +51,6 @@ class ConvPositions(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, valid: Array | None = None) -> Array:  # [B, T, D] -> [B, T, D]
-        kernel = max(3, self.width // self.depth)
         length, channels = x.shape[1], x.shape[-1]
         if self.input_norm:
             x = LayerNorm(1e-5, dtype=self.dtype, name="norm")(x)
@@ -50,14 +58,14 @@ class ConvPositions(nn.Module):
             if valid is not None and (i == 0 or self.exact_padding):
                 x = jnp.where(valid[..., None], x, 0)
             conv = Conv(
-                channels, kernel, padding=kernel // 2, groups=self.groups, dtype=self.dtype,
+                channels, self.taps, padding=self.taps // 2, groups=self.groups, dtype=self.dtype,
                 weight_norm=self.norm == "weight",
                 name=f"conv{i}" if self.norm == "layer" else "conv",
             )  # fmt: skip
             x = conv(x)[:, :length]
             if self.norm == "layer":
                 x = LayerNorm(1e-5, affine=False, dtype=self.dtype)(x)
-            x = gelu(x)
+            x = ACTIVATIONS[self.activation](x)
         return x
 
 
@@ -160,6 +168,64 @@ class Alibi(nn.Module):
         apart = DISTANCES[self.distance](x[:, :, None] - x[:, None, :])
         apart = jnp.pad(apart, ((0, 0), (extra, 0), (extra, 0)))
         return apart, jnp.broadcast_to(-slopes(self.heads) * scale, (self.layers, self.heads))
+
+
+def resize_matrix(old: int, new: int, kind: str) -> np.ndarray:
+    """The linear map of one axis of an image to another size, as PyTorch's `interpolate` without
+    antialiasing and with `align_corners=False`; kind: 'bilinear' or 'bicubic' (a = -0.75).
+
+    float32 [new, old]. (jax.image.resize has a = -0.5 and averages where it shrinks.)
+    """
+    place = (np.arange(new) + 0.5) * old / new - 0.5
+    place = np.maximum(place, 0.0) if kind == "bilinear" else place
+    first = np.floor(place).astype(int)
+    t = place - first
+    if kind == "bilinear":
+        taps = {0: 1 - t, 1: t}
+    else:
+        a = -0.75
+        near = lambda d: ((a + 2) * d - (a + 3)) * d * d + 1  # noqa: E731
+        far = lambda d: ((a * d - 5 * a) * d + 8 * a) * d - 4 * a  # noqa: E731
+        taps = {-1: far(t + 1), 0: near(t), 1: near(1 - t), 2: far(2 - t)}
+    matrix = np.zeros((new, old))
+    for tap, weight in taps.items():
+        np.add.at(matrix, (np.arange(new), np.clip(first + tap, 0, old - 1)), weight)
+    return matrix.astype(np.float32)
+
+
+def resize(x: Array, size: tuple[int, int], kind: str = "bilinear") -> Array:
+    """[..., rows, columns, C] -> [..., *size, C]; see `resize_matrix`."""
+    old = x.shape[-3:-1]
+    if old == tuple(size):
+        return x
+    rows, columns = (resize_matrix(*pair, kind) for pair in zip(old, size, strict=True))
+    rows, columns = rows.astype(x.dtype), columns.astype(x.dtype)
+    return jnp.einsum("ia,jb,...abc->...ijc", rows, columns, x, precision="highest")
+
+
+def resize_relative(
+    table: Array, old: tuple[int, int], new: tuple[int, int], transposed: bool = False
+) -> Array:
+    """A relative position table of the grid `old`, [rows, H], for the grid `new`.
+
+    Patch pairs are resampled bilinearly, the last three rows stay. transposed: the table of a grid
+    that is not square is read with its axes exchanged, as in Hugging Face's class (which resamples
+    it even for its own grid, and so computes other biases; finetuning_and_conversion 4.5).
+    """
+    rows, columns = 2 * old[0] - 1, 2 * old[1] - 1
+    pairs = table[:-3].reshape(*((columns, rows) if transposed else (rows, columns)), -1)
+    pairs = resize(pairs, (2 * new[0] - 1, 2 * new[1] - 1))
+    return jnp.concatenate([pairs.reshape(-1, table.shape[-1]), table[-3:]])
+
+
+def resize_learned(table: Array, old: tuple[int, int], new: tuple[int, int]) -> Array:
+    """Learned positions [E + cells, D] of the grid `old` -> of the grid `new`, bicubically.
+
+    The E leading rows (class tokens) stay.
+    """
+    E = table.shape[0] - old[0] * old[1]
+    cells = resize(table[E:].reshape(*old, -1), new, "bicubic")
+    return jnp.concatenate([table[:E], cells.reshape(new[0] * new[1], -1)])
 
 
 def relative_bias(table: Array, index: np.ndarray) -> Array:

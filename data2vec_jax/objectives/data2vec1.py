@@ -1,6 +1,12 @@
 """data2vec 1.0 (arXiv 2202.03555): a student that sees a masked input regresses what the teacher,
 its own moving average, makes of the whole input.
 
+    masking     m ~ `masking`; the modality says what a masked position shows
+    teacher     after each update, teacher <- tau teacher + (1 - tau) student: `state.ema_update`,
+                tau by `state.ema_decay`
+    targets     y = 1/K sum_l norm(a_l), over the teacher's top K layers: `targets.make_teacher`
+    objective   smooth L1 or L2 of prediction - y, where masked: `targets.regression`
+
 B batch, T tokens, M masked positions of a row, D width.
 """
 
@@ -11,20 +17,18 @@ import jax
 import jax.numpy as jnp
 
 from data2vec_jax import masking
-from data2vec_jax.models.encoder import Record
-from data2vec_jax.models.layers import take
+from data2vec_jax.models.layers import split, take
 from data2vec_jax.objectives.targets import (
     Draw,
     Norm,
     Objective,
     Stages,
+    make_teacher,
     monitor,
-    normaliser,
     regression,
     scale_of,
     variance_penalty,
 )  # fmt: skip
-from data2vec_jax.state import overlay
 
 Array = jax.Array
 
@@ -56,8 +60,9 @@ def make_loss(
     variance_weight, variance_margin: of `targets.variance_penalty`.
     """
     apply = model.apply
-    top_k = top_k if isinstance(top_k, int) else tuple(top_k)
     factor = scale_of(scale, model.width)
+    teach = make_teacher(model, top_k, target, layer_norms, final_norms)
+    shared = shares_features and corrupt is None
 
     def given(
         params: Any, teacher: Any, batch: Mapping[str, Array], visible: Mapping[str, Array],
@@ -65,33 +70,24 @@ def make_loss(
     ) -> Stages:  # fmt: skip
         """Everything after the masks. mask bool [B, T], at most `most` = M True in a row.
 
-        visible: what the student sees. collect: keep the outputs of every layer.
+        batch, visible: what the teacher and the student see. collect: keep every layer's output.
         """
         positions = masking.positions(mask, most)  # [B, M]
+        # 1 at these positions, 0 where a row has fewer.
         weights = (jnp.arange(most) < jnp.sum(mask, -1, keepdims=True)).astype(jnp.float32)
 
         # Student: the masked input at full length, then a prediction at each masked position.
-        front_key, encoder_key = (None, None) if key is None else jax.random.split(key)
+        front_key, encoder_key = split(key, 2)
         student = {"params": params}
         tokens = apply(student, visible, front_key, method="features")
         encoded = apply(student, tokens, mask, encoder_key, collect=collect, method="encode")
         prediction = apply(student, take(encoded.x, positions), method="predict")  # [B, M, D]
 
-        # Teacher: the whole input, without dropout or gradient.
-        average = {"params": jax.lax.stop_gradient(overlay(params, teacher))}
-        shared = shares_features and corrupt is None
-        whole = tokens if shared else apply(average, batch, method="features")
-        whole = jax.lax.stop_gradient(whole)
-
-        # Targets: the mean of the K uppermost blocks, each normalised, then normalised again.
-        counted = whole.valid if model.padding == "exact" else None
-        record = Record(top_k, target, normaliser(layer_norms, counted))
-        teaching = apply(average, whole, record=record, collect=collect, method="encode")
-        targets = normaliser(final_norms, counted)(teaching.targets)
-        targets = jax.lax.stop_gradient(targets)  # [B, T, D]
+        # Teacher: the targets y, from the whole input, at each masked position.
+        teaching, targets = teach(params, teacher, batch, tokens if shared else None, collect)
         wanted = take(targets, positions)  # [B, M, D]
 
-        # Regression at the masked positions.
+        # Objective: summed over the masked positions; their number divides it in the train step.
         count = jnp.sum(weights)
         parts = {"regression": factor * jnp.sum(regression(prediction, wanted, beta) * weights)}
         total = parts["regression"]
@@ -99,18 +95,22 @@ def make_loss(
             parts["variance"] = variance_penalty(prediction, weights, variance_margin)
             total = total + count * variance_weight * parts["variance"]
         return Stages(
-            total, count, tokens, prediction, targets, wanted, weights, encoded, teaching, parts
-        )
+            total, count, tokens, prediction, targets, wanted, weights, encoded, teaching, parts,
+            mask, visible,
+        )  # fmt: skip
 
-    def loss(params, teacher, batch, draw: Draw):
+    def staged(params, teacher, batch, draw: Draw):
         masks = sampler(batch)  # an exact count per row: every shape is static
         valid = model.valid_lengths(batch)
         mask = masking.sample(masks, draw.masks, draw.step, batch["example_id"], 1, valid)[:, 0]
-        visible = batch
+        visible = whole = batch
         if corrupt is not None:
-            visible, mask = corrupt(model, batch, mask, draw)
+            visible, whole, mask = corrupt(model, batch, mask, draw)
         most = masks.count(masks.length)
-        stages = given(params, teacher, batch, visible, mask, most, draw.noise)
+        return given(params, teacher, whole, visible, mask, most, draw.noise)
+
+    def loss(params, teacher, batch, draw: Draw):
+        stages = staged(params, teacher, batch, draw)
         return stages.total, stages.count, monitor(stages)
 
-    return Objective(loss, given)
+    return Objective(loss, given, staged)

@@ -1,6 +1,13 @@
 """data2vec 2.0 (arXiv 2212.07525): students that see little of an input regress what the teacher,
 their moving average, makes of all of it. One teacher's pass serves the M students of an example.
 
+    multi-mask training     M masks an example, the encoder on visible tokens only: `given`
+    inverse block masking   `masking.inverse_blocks`
+    teacher, targets        as in 1.0: `state.ema_update`, `targets.make_teacher`
+    decoder                 noise where nothing was seen, then convolutions: `models.decoder`
+    objective               L2 of prediction - y where masked (`targets.regression`), and for images
+                            L2 of the class token - mean y: the end of `given`
+
 B batch, M masks of an example, T tokens, V of them visible and N masked, D width.
 """
 
@@ -11,19 +18,17 @@ import jax
 import jax.numpy as jnp
 
 from data2vec_jax import masking
-from data2vec_jax.models.encoder import Record
 from data2vec_jax.models.layers import repeat, split, take
 from data2vec_jax.objectives.targets import (
     Draw,
     Norm,
     Objective,
     Stages,
+    make_teacher,
     monitor,
-    normaliser,
     regression,
     scale_of,
 )  # fmt: skip
-from data2vec_jax.state import overlay
 
 Array = jax.Array
 
@@ -70,8 +75,8 @@ def make_loss(
     """
     del corrupt
     apply = model.apply
-    top_k = top_k if isinstance(top_k, int) else tuple(top_k)
     factor = scale_of(scale, model.width)
+    teach = make_teacher(model, top_k, target, layer_norms, final_norms)
 
     def given(
         params: Any, teacher: Any, batch: Mapping[str, Array], mask: Array, most: int, noise: Array,
@@ -85,6 +90,7 @@ def make_loss(
         rows, length = mask.shape
         keep = masking.kept(mask, length - most)  # [B * M, V]
         positions = masking.positions(mask, most)  # [B * M, N]
+        # 1 at these positions, 0 where a row has fewer.
         weights = (jnp.arange(most) < jnp.sum(mask, -1, keepdims=True)).astype(jnp.float32)
         front_key, encoder_key, decoder_key = split(key, 3)
 
@@ -100,20 +106,12 @@ def make_loss(
         decoded = apply(student, encoded.x, mask, noise, valid, decoder_key, method="decode")
         prediction = apply(student, take(decoded, positions), method="predict")  # [B * M, N, D]
 
-        # Teacher: the whole input once per example, without gradient.
-        average = {"params": jax.lax.stop_gradient(overlay(params, teacher))}
-        whole = tokens if shares_features else apply(average, batch, method="features")
-        whole = jax.lax.stop_gradient(whole)
-
-        # Targets: the mean of the K uppermost blocks, each normalised, then normalised again.
-        counted = whole.valid if model.padding == "exact" else None
-        record = Record(top_k, target, normaliser(layer_norms, counted))
-        teaching = apply(average, whole, record=record, collect=collect, method="encode")
-        targets = normaliser(final_norms, counted)(teaching.targets)
-        targets = jax.lax.stop_gradient(targets)  # [B, T, D]
+        # Teacher: the targets y, from the whole input, once per example.
+        shared = tokens if shares_features else None
+        teaching, targets = teach(params, teacher, batch, shared, collect)  # [B, T, D]
         wanted = take(targets, positions)  # [B * M, N, D]
 
-        # Regression at the masked positions of all students.
+        # Objective: summed over the masked positions of all students; see 1.0.
         parts = {"regression": factor * jnp.sum(regression(prediction, wanted, beta) * weights)}
         if class_weight:
             # The class token regresses the mean target. Weighted by the row's masked positions,
@@ -124,20 +122,23 @@ def make_loss(
         total = sum(parts.values())
         return Stages(
             total, jnp.sum(weights), tokens, prediction, targets, wanted, weights, encoded,
-            teaching, parts,
+            teaching, parts, mask, batch,
         )  # fmt: skip
 
-    def loss(params, teacher, batch, draw: Draw):
+    def staged(params, teacher, batch, draw: Draw):
         masks = sampler(batch)  # an exact count per row: every shape is static
         valid = model.valid_lengths(batch)
         mask = masking.sample(masks, draw.masks, draw.step, batch["example_id"], clones, valid)
         shape = clones, masks.length, model.width
         noise = noise_std * draw_noise(draw, batch["example_id"], shape)
         most = masks.count(masks.length)
-        stages = given(params, teacher, batch, mask, most, noise, draw.noise)
+        return given(params, teacher, batch, mask, most, noise, draw.noise)
+
+    def loss(params, teacher, batch, draw: Draw):
+        stages = staged(params, teacher, batch, draw)
         scalars = monitor(stages)
         if class_weight:
             scalars |= {f"loss_{k}": part / stages.count for k, part in stages.parts.items()}
         return stages.total, stages.count, scalars
 
-    return Objective(loss, given)
+    return Objective(loss, given, staged)

@@ -1,4 +1,6 @@
-"""Targets and regression losses of data2vec 1.0 and 2.0.   B batch, T tokens, D width.
+"""What data2vec 1.0 and 2.0 share: the teacher's targets, and the loss of a prediction.
+
+B batch, T tokens, D width, K layers averaged.
 
 Spec 6 (targets) and 8 (losses). Everything is float32; normalisations have no affine part and
 eps 1e-5. `valid` is bool [B, T] or None: padded positions take part in no statistic.
@@ -13,7 +15,9 @@ import jax.numpy as jnp
 
 from data2vec_jax import metrics
 from data2vec_jax.errors import UserError, nearest
-from data2vec_jax.models.layers import wide
+from data2vec_jax.models.encoder import Encoded, Record
+from data2vec_jax.models.layers import normalise, wide
+from data2vec_jax.state import overlay
 
 Array = jax.Array
 EPS = 1e-5
@@ -34,6 +38,7 @@ class Stages(NamedTuple):
     output. prediction, wanted [rows, M, D] and weights [rows, M]: what entered the loss.
     targets [B, T, D]: at every position. student, teacher: what their encoders returned, with every
     layer's output if `given` was asked to `collect`. parts: the loss's terms, before their weights.
+    mask: bool [rows, T], where the student sees nothing. visible: the batch that it sees.
     """
 
     total: Array
@@ -46,27 +51,18 @@ class Stages(NamedTuple):
     student: Any = None
     teacher: Any = None
     parts: Mapping[str, Array] = MappingProxyType({})
+    mask: Array | None = None
+    visible: Mapping[str, Array] | None = None
 
 
 class Objective(NamedTuple):
     """loss: (params, teacher, batch, draw) -> (total, count, metrics); the batch's loss is total /
-    count. given: the same after the masks are drawn -> Stages."""
+    count. given: after the masks are drawn -> Stages. stages: of the arguments of `loss` -> Stages.
+    """
 
     loss: Callable[..., tuple[Array, Array, dict[str, Array]]]
     given: Callable[..., Stages]
-
-
-def _standardise(x: Array, weights: Array | None, axes: tuple[int, ...]) -> Array:
-    """Zero mean, unit biased variance over `axes` of x [B, T, D]; weights [B, T, 1] or None."""
-    if weights is None:
-        mean = jnp.mean(x, axes, keepdims=True)
-        variance = jnp.mean(jnp.square(x - mean), axes, keepdims=True)
-    else:
-        weights = jnp.broadcast_to(weights, x.shape)
-        count = jnp.maximum(jnp.sum(weights, axes, keepdims=True), 1.0)
-        mean = jnp.sum(x * weights, axes, keepdims=True) / count
-        variance = jnp.sum(jnp.square(x - mean) * weights, axes, keepdims=True) / count
-    return (x - mean) * jax.lax.rsqrt(variance + EPS)
+    stages: Callable[..., Stages]
 
 
 AXES = {
@@ -84,6 +80,17 @@ def axes_of(norms: Sequence[Norm]) -> list[tuple[int, ...]]:
         if not isinstance(norm, tuple) and norm not in AXES:
             raise UserError(f"config.objective: no target norm '{norm}'{nearest(norm, AXES)}")
     return [norm if isinstance(norm, tuple) else AXES[norm] for norm in norms]
+
+
+def _standardise(x: Array, weights: Array | None, axes: tuple[int, ...]) -> Array:
+    """Zero mean, unit biased variance over `axes` of x [B, T, D]; weights [B, T, 1] or None."""
+    if weights is None:
+        return normalise(x, EPS, axes)
+    weights = jnp.broadcast_to(weights, x.shape)
+    count = jnp.maximum(jnp.sum(weights, axes, keepdims=True), 1.0)
+    centred = x - jnp.sum(x * weights, axes, keepdims=True) / count
+    variance = jnp.sum(jnp.square(centred) * weights, axes, keepdims=True) / count
+    return centred * jax.lax.rsqrt(variance + EPS)
 
 
 def normaliser(norms: Sequence[Norm], valid: Array | None = None) -> Callable[[Array], Array]:
@@ -105,6 +112,34 @@ def normaliser(norms: Sequence[Norm], valid: Array | None = None) -> Callable[[A
         return x
 
     return apply
+
+
+def make_teacher(
+    model: Any, top_k: int | Sequence[int], target: str, layer_norms: Sequence[Norm],
+    final_norms: Sequence[Norm],
+) -> Callable[..., tuple[Encoded, Array]]:  # fmt: skip
+    """The targets of both papers: y = norm(1/K sum_l norm(a_l)), over the teacher's top K layers.
+
+    a_l: what layer l makes of the whole input, without dropout: the output of its feed-forward part
+    ('ffn') or of the block ('block'). The other options: see `data2vec1.make_loss`.
+
+    Returns (params, teacher, batch, tokens, collect) -> (what the encoder returned, y [B, T, D]).
+    teacher: averaged leaves, which stand in for the student's (`state.ema_update`). tokens: the
+    student's features of the whole input where the teacher consumes them, None where it has its
+    own. No gradient passes.
+    """
+    top_k = top_k if isinstance(top_k, int) else tuple(top_k)
+
+    def teach(params, teacher, batch, tokens=None, collect=False):
+        average = {"params": jax.lax.stop_gradient(overlay(params, teacher))}
+        whole = model.apply(average, batch, method="features") if tokens is None else tokens
+        whole = jax.lax.stop_gradient(whole)
+        counted = whole.valid if model.padding == "exact" else None
+        record = Record(top_k, target, normaliser(layer_norms, counted))
+        encoded = model.apply(average, whole, record=record, collect=collect, method="encode")
+        return encoded, jax.lax.stop_gradient(normaliser(final_norms, counted)(encoded.targets))
+
+    return teach
 
 
 def regression(prediction: Array, target: Array, beta: float) -> Array:

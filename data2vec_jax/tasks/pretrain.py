@@ -1,5 +1,6 @@
 """Self-supervised pretraining: a modality and an objective make a task."""
 
+import dataclasses
 import functools
 import importlib
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from data2vec_jax.data import batches
 from data2vec_jax.data.sources import open_source
 from data2vec_jax.errors import UserError, check_section, nearest
 from data2vec_jax.modalities import contract
-from data2vec_jax.objectives.targets import Draw
+from data2vec_jax.objectives.targets import Draw, axes_of
 from data2vec_jax.tasks.task import Task
 
 OBJECTIVES = ("data2vec1", "data2vec2")
@@ -64,7 +65,8 @@ def make_objective(config: Mapping[str, Any], modality: contract.Modality, model
     if not inside or not top_k:
         raise UserError(f"config.objective.top_k: {top_k} of {depth} layers")
     norms = (*options.get("layer_norms", ()), *options.get("final_norms", ()))
-    if config["accumulate"] > 1 and ("batch" in norms or options.get("variance_weight")):
+    mixes_rows = any(0 in axes for axes in axes_of(norms)) or options.get("variance_weight")
+    if config["accumulate"] > 1 and mixes_rows:
         raise UserError(
             "config.accumulate: target norm 'batch' and objective.variance_weight are statistics "
             "of the whole batch; use accumulate=1"
@@ -88,12 +90,7 @@ def data_options(
 
 def make(config: Mapping[str, Any]) -> Task:
     """The pretraining task of a config. Reads the source's index, not its data (text: all)."""
-    modality, model = make_model(config)
-    objective, sampler = make_objective(config, modality, model)
-    check_section("data", config["data"], data_options)
-    options = data_options(**config["data"])
-    check_section("examples", config["examples"], modality.layout)
-
+    task, options, modality, model = _outline(config)
     source = open_source(options["source"], options["split"], modality=modality.name)
     examples = modality.examples(source, **config["examples"])
     examples.check(model)
@@ -103,11 +100,10 @@ def make(config: Mapping[str, Any]) -> Task:
     )  # fmt: skip
     shapes = batches.global_shapes(plan, examples)
     check_rows(shapes, config)
-    reader = functools.partial(batches.RowBlocks, process=jax.process_index())
-    read = reader(plan, examples, processes=jax.process_count())
 
     def data(start):
         mesh = jax.sharding.get_mesh()
+        read = batches.RowBlocks(plan, examples, parallel.own_blocks(mesh), mesh.size)
         return batches.stream(
             read, start, config["total_steps"], workers=options["workers"],
             prefetch=options["prefetch"], place=lambda b: parallel.to_global(b, mesh),
@@ -117,22 +113,51 @@ def make(config: Mapping[str, Any]) -> Task:
     if options["eval_split"] and config["eval_every"]:
         held_out = open_source(options["source"], options["eval_split"], modality=modality.name)
         held_out = modality.examples(held_out, like=examples, **config["examples"])
-        evals["validation"] = validation(objective.loss, held_out, options, config["seed"])
+        evals["validation"] = validation(task.loss, held_out, options, config["seed"])
 
-    return Task(
+    return dataclasses.replace(
+        task,
         shapes=shapes,
         shares=[count / plan.per_epoch for count in plan.batches if count],
-        init=initialiser(model, shapes[0]),
-        loss=objective.loss,
         data=data,
         evals=evals,
+        order=plan.digest(),
+        notes=data_notes(plan, examples),
+        save_assets=examples.save_assets,
+    )
+
+
+def outline(config: Mapping[str, Any]) -> Task:
+    """The same task without its data, for programs that are compiled and not run.
+
+    Its shapes are those of all buckets, the longest last.
+    """
+    task = _outline(config)[0]
+    check_rows(task.shapes, config)
+    return task
+
+
+def _outline(config):
+    """A task without data, and what it was made of: options of the data, modality, model."""
+    modality, model = make_model(config)
+    objective, sampler = make_objective(config, modality, model)
+    check_section("data", config["data"], data_options)
+    options = data_options(**config["data"])
+    check_section("examples", config["examples"], modality.layout)
+    layout = modality.layout(**config["examples"])
+    rows = batches.rows_of(layout.buckets, options["batch_size"], options["multiple"])
+    shapes = [batches.batch_shapes(s, n) for s, n in zip(layout.shapes, rows, strict=True)]
+    task = Task(
+        shapes=shapes,
+        shares=[1 / len(shapes)] * len(shapes),
+        init=initialiser(model, shapes[0]),
+        loss=objective.loss,
         averaged=tuple(config["averaged"]),
         flops=lambda batch: step_flops(
             modality, model, sampler, batch, config["objective"].get("clones", 1)
         ),
-        notes=data_notes(plan, examples),
-        save_assets=examples.save_assets,
     )
+    return task, options, modality, model
 
 
 def initialiser(model: Any, shapes: Mapping[str, Any]):
@@ -152,28 +177,44 @@ def check_rows(shapes: Any, config: Mapping[str, Any]) -> None:
         rows = shape["example_id"].shape[0]
         if rows % (devices * parts):
             over = f"{devices} devices" + (f" x accumulate {parts}" if parts > 1 else "")
+            option = "batch_size" if shape is shapes[-1] else "multiple"
             raise UserError(
-                f"config.data.batch_size: a batch of {rows} rows does not divide over {over}; "
+                f"config.data.{option}: a batch of {rows} rows does not divide over {over}; "
                 f"use a multiple of {devices * parts}"
             )
 
 
-def step_flops(
-    modality: contract.Modality, model: Any, sampler: Any, batch: Any, clones: int = 1
-) -> float:
-    """FLOPs of a train step: student forward and backward (3 x forward) and teacher forward.
+def flops_by_part(
+    modality: contract.Modality, model: Any, sampler: Any, batch: Any
+) -> dict[str, float]:
+    """Forward FLOPs of one example: 'frontend', 'student' (of one masked input) and 'teacher'.
 
-    With a decoder, each of the `clones` students sees only what is not masked. The teacher has
-    neither decoder nor head, and shares the front end where the modality says so.
+    With a decoder, a student sees only what is not masked. The teacher has neither decoder nor
+    head, and shares the front end where the modality says so.
     """
     example = {k: jax.ShapeDtypeStruct(s.shape[1:], s.dtype) for k, s in batch.items()}
     sample = sampler(batch)
     masked = sample.count(sample.length)
     seen = sample.length - (0 if model.decoder is None else masked)
     parts = modality.flops(model, example, masked, seen)
-    student = parts["frontend"] + clones * parts["student"]
-    teacher = parts["encoder"] + (0.0 if modality.shares_features else parts["frontend"])
-    return batch["example_id"].shape[0] * (3.0 * student + teacher)
+    own = 0.0 if modality.shares_features else parts["frontend"]
+    return {
+        "frontend": parts["frontend"], "student": parts["student"],
+        "teacher": parts["encoder"] + own,
+    }  # fmt: skip
+
+
+def step_flops(
+    modality: contract.Modality, model: Any, sampler: Any, batch: Any, clones: int = 1
+) -> float:
+    """FLOPs of a train step: B (3 (F + M S) + T), see `flops_by_part`.
+
+    B rows; F front end and S each of the M = `clones` students, forward and backward (twice a
+    forward); T teacher, forward only.
+    """
+    parts = flops_by_part(modality, model, sampler, batch)
+    trained = parts["frontend"] + clones * parts["student"]
+    return batch["example_id"].shape[0] * (3.0 * trained + parts["teacher"])
 
 
 def validation(loss: Any, examples: Any, options: Mapping[str, Any], seed: int):
@@ -182,14 +223,15 @@ def validation(loss: Any, examples: Any, options: Mapping[str, Any], seed: int):
         examples.bucket_of, examples.layout.buckets, options["batch_size"], seed,
         options["multiple"],
     )  # fmt: skip
-    read = batches.RowBlocks(plan, examples, jax.process_index(), jax.process_count())
     key = jax.random.key(seed)
     jitted = jax.jit(lambda params, teacher, batch, draw: loss(params, teacher, batch, draw)[:2])
 
     def run(state):
         total = count = 0.0
+        mesh = jax.sharding.get_mesh()
+        read = batches.RowBlocks(plan, examples, parallel.own_blocks(mesh), mesh.size)
         for n in range(min(options["eval_batches"], plan.per_epoch)):
-            batch = parallel.to_global(read(n), jax.sharding.get_mesh())
+            batch = parallel.to_global(read(n), mesh)
             part = jitted(state.params, state.teacher, batch, Draw(key, jnp.int32(n), key))
             total, count = total + float(part[0]), count + float(part[1])
         return {"loss": total / count}

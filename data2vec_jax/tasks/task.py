@@ -24,10 +24,12 @@ class Task:
     init: key -> parameters, nested dicts of float32.
     loss: (params, teacher, batch, draw) -> (sum, count, metrics); the loss is sum / count over the
       whole batch, whatever its split over devices or micro-batches.
-    data: first batch number -> iterable of this process's rows of each global batch, numpy.
+    data: first batch number -> iterable of this process's rows of each global batch, numpy; None
+      for a program that is compiled and not run.
     evals: name -> function of the state that returns scalars.
     averaged: path patterns of the teacher's own parameters; () for no teacher.
     flops: shapes of a global batch -> FLOPs of one train step on it, all chips together.
+    order: fingerprint of the order of the examples, on which all processes must agree.
     notes: lines for the user at the start.
     save_assets: writes what the workdir needs beside the parameters (a tokenizer) into a folder.
     """
@@ -36,10 +38,11 @@ class Task:
     shares: Sequence[float]
     init: Callable[[jax.Array], dict[str, Any]]
     loss: Callable[..., tuple[jax.Array, jax.Array, Scalars]]
-    data: Callable[[int], Iterable[Mapping[str, Any]]]
+    data: Callable[[int], Iterable[Mapping[str, Any]]] | None = None
     evals: Mapping[str, Callable[[TrainState], Mapping[str, float]]] = field(default_factory=dict)
     averaged: Sequence[str] = ()
     flops: Callable[[Shapes], float] = lambda shapes: 0.0
+    order: str = ""
     notes: Sequence[str] = ()
     save_assets: Callable[[Path], None] = lambda folder: None
 
@@ -51,6 +54,12 @@ def init_state(task: Task, tx: optax.GradientTransformation, key: jax.Array) -> 
     teacher = jax.tree.map(lambda x: jnp.array(x, copy=True), params)
     teacher = select(teacher, task.averaged)
     return TrainState(jnp.int32(0), params, teacher, tx.init(params), run_key)
+
+
+def draw_of(state: TrainState) -> Draw:
+    """The randomness of the next update."""
+    masks, noise = jax.random.split(state.key)
+    return Draw(masks, state.step, jax.random.fold_in(noise, state.step))
 
 
 def make_train_step(
@@ -68,8 +77,7 @@ def make_train_step(
     """
 
     def gradients(state, batch, noise):
-        masks, _ = jax.random.split(state.key)
-        draw = Draw(masks, state.step, noise)
+        draw = draw_of(state)._replace(noise=noise)
 
         def total(params):
             loss, count, metrics = task.loss(params, state.teacher, batch, draw)
@@ -79,7 +87,7 @@ def make_train_step(
         return grads, loss, count, metrics
 
     def train_step(state, batch):
-        noise = jax.random.fold_in(jax.random.split(state.key)[1], state.step)
+        noise = draw_of(state).noise
         if accumulate == 1:
             grads, loss, count, metrics = gradients(state, batch, noise)
         else:

@@ -24,14 +24,15 @@ from data2vec_jax.models.decoder import flops as decoded_flops
 from data2vec_jax.models.encoder import Encoded, Encoder, Record
 from data2vec_jax.models.encoder import flops as encoder_flops
 from data2vec_jax.models.layers import (
+    ACTIVATIONS,
     Array,
     Conv,
     Key,
     LayerNorm,
     Mlp,
+    check_activation,
     dense,
     dropout,
-    gelu,
     normalise,
     repeat,
     split,
@@ -67,7 +68,8 @@ class SpeechFeatures(nn.Module):
     """The convolutional front end and the projection to the encoder's width (spec 2.1).
 
     norm: 'layer' (every layer) or 'group' (one channel-wise norm over time after the first).
-    gradient: factor on the gradient that reaches the convolutions.
+    gradient: factor on the gradient that reaches the convolutions. activation: a name of
+    `ACTIVATIONS`. eps: of the norm before the projection.
     """
 
     width: int
@@ -75,10 +77,17 @@ class SpeechFeatures(nn.Module):
     norm: str = "layer"
     bias: bool = False
     gradient: float = 1.0
+    activation: str = "gelu"
+    eps: float = 1e-5
     dtype: Any = jnp.float32
 
+    def __post_init__(self):
+        check_activation(self.activation, "config.model.frontend.activation")
+        super().__post_init__()
+
     @nn.compact
-    def __call__(self, audio: Array) -> Array:  # [B, S] -> [B, T, D]
+    def __call__(self, audio: Array) -> tuple[Array, Array]:
+        """[B, S] -> the projection [B, T, D] and what it projects [B, T, C]."""
         x = audio[..., None].astype(self.dtype)
         for i, (channels, kernel, stride) in enumerate(self.convs):
             x = Conv(
@@ -89,11 +98,11 @@ class SpeechFeatures(nn.Module):
                 x = LayerNorm(1e-5, dtype=self.dtype, name=f"norm{i}")(x)
             elif i == 0:
                 x = TimeNorm(dtype=self.dtype, name="time_norm")(x)
-            x = gelu(x)
+            x = ACTIVATIONS[self.activation](x)
         if self.gradient != 1.0:
             x = self.gradient * x + jax.lax.stop_gradient((1.0 - self.gradient) * x)
-        x = LayerNorm(1e-5, dtype=self.dtype, name="norm")(x)
-        return dense(self.width, x.shape[-1], "torch", self.dtype, "projection")(x)
+        x = LayerNorm(self.eps, dtype=self.dtype, name="norm")(x)
+        return dense(self.width, x.shape[-1], "torch", self.dtype, "projection")(x), x
 
 
 class SpeechModel(nn.Module):
@@ -108,10 +117,11 @@ class SpeechModel(nn.Module):
     alibi: Alibi | None = None
     dropout: float = 0.0
     padding: str = "exact"
+    mask_embedding_used: bool = True
     dtype: Any = jnp.float32
 
     def setup(self):
-        if self.decoder is None:
+        if self.decoder is None and self.mask_embedding_used:
             init = nn.initializers.uniform(1.0)  # U(0, 1), mean 0.5: spec 11, trap 21
             self.mask_embedding = self.param("mask_embedding", init, (self.width,))
         self.norm = LayerNorm(self.encoder.eps, dtype=self.dtype)
@@ -120,13 +130,17 @@ class SpeechModel(nn.Module):
         """Frames T of examples of these shapes: the length of a mask."""
         return frames(shapes["audio"].shape[-1], self.frontend.convs)
 
+    def extract(self, audio: Array) -> tuple[Array, Array]:
+        """[B, S] -> features [B, T, D], and the normalised ones before the projection [B, T, C]."""
+        return self.frontend(audio)
+
     def valid_lengths(self, batch: Batch) -> Array | None:
         """Valid frames of each row, int32 [B], or None without padding."""
         return frames(batch["length"], self.frontend.convs) if "length" in batch else None
 
     def features(self, batch: Batch, key: Key = None) -> Tokens:
         """audio [B, S] (normalised), maybe length [B] in samples -> x [B, T, D], valid [B, T]."""
-        x = self.frontend(batch["audio"])
+        x, _ = self.frontend(batch["audio"])
         if "length" not in batch:
             return Tokens(x)
         if self.frontend.norm == "group" and self.padding == "exact":
@@ -149,6 +163,8 @@ class SpeechModel(nn.Module):
         x, valid = tokens
         if mask is not None:
             x, valid = repeat(x, mask.shape[0]), repeat(valid, mask.shape[0])
+            if self.decoder is None and not self.mask_embedding_used:
+                raise UserError("config.model.mask_embedding: this model has none, so no masks")
             fill = self.mask_embedding.astype(x.dtype) if self.decoder is None else 0
             x = jnp.where(mask[..., None], fill, x)
         padded = None if self.padding == "attention" else valid
@@ -178,14 +194,16 @@ class SpeechModel(nn.Module):
         """Touches every parameter: for initialisation."""
         tokens = self.features(batch)
         mask = jnp.zeros(tokens.x.shape[:2], bool)
-        x = self.encode(tokens, mask).x
+        masked = self.mask_embedding_used or self.decoder is not None
+        x = self.encode(tokens, mask if masked else None).x
         return self.predict(x if self.decoder is None else self.decode(x, mask, x))
 
 
 def make_model(
     *, width: int, encoder: Options, frontend: Options = FROZEN, positions: Options = FROZEN,
     head: Options = FROZEN, decoder: Options | None = None, alibi: Options | None = None,
-    dropout: float = 0.0, padding: str = "exact", dtype: Any = jnp.float32,
+    dropout: float = 0.0, padding: str = "exact", mask_embedding: bool = True,
+    dtype: Any = jnp.float32,
 ) -> SpeechModel:  # fmt: skip
     """Config section `model` of speech; nested sections are the options of the parts.
 
@@ -193,7 +211,8 @@ def make_model(
     sees masked frames as a learned vector (1.0) and not only the others (2.0). alibi: None for
     none. padding: 'exact' (padded frames are zeroed before every convolution over frames and take
     part in no statistic), 'reference' (zeroed before the first only, and part of all statistics)
-    or 'attention' (kept out of attention only).
+    or 'attention' (kept out of attention only). mask_embedding: there is a learned vector for
+    masked frames.
     """
     common = dict(dtype=dtype)
     exact = check_padding(padding) == "exact"
@@ -208,6 +227,7 @@ def make_model(
         build(Alibi, "model.alibi", alibi, layers=encoder.depth, heads=encoder.heads),
         dropout,
         padding,
+        mask_embedding,
         dtype,
     )
 
@@ -227,7 +247,7 @@ def flops(
         channels = out
     front += 2.0 * length * channels * D
     p, e = model.positions, model.encoder
-    conv = p.depth * 2.0 * length * D * (D // p.groups) * max(3, p.width // p.depth)
+    conv = p.depth * 2.0 * length * D * (D // p.groups) * p.taps
     whole, part = (
         conv + encoder_flops(depth=e.depth, width=D, mlp=e.mlp, tokens=n) for n in (length, seen)
     )

@@ -15,15 +15,21 @@ SPECIAL = 4  # <s>, <pad>, </s>, <unk> come first (spec 1.3), `<mask>` last
 
 def corrupt(
     net: Any, batch: Mapping[str, jax.Array], mask: jax.Array, draw: Any
-) -> tuple[dict[str, jax.Array], jax.Array]:
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array], jax.Array]:
     """Puts `<mask>` at the chosen tokens, or a random token, or nothing (BERT's 80/10/10).
 
-    mask bool [B, T]: chosen tokens. Returns the student's batch and the positions that show
-    `<mask>`: the loss is there and nowhere else (spec 4.6, trap 3).
+    mask bool [B, T]: chosen tokens. Returns the student's batch, the teacher's batch, and the
+    positions that show `<mask>`: the loss is there and nowhere else (spec 4.6, trap 3).
+
+    The teacher sees the whole text. With `teacher_sees='targets'` it sees the chosen tokens only,
+    their positions closed up: the authors' code gives it the targets of the loss, which are
+    padding everywhere else (trap 2).
     """
     leave, random = net.leave, net.random
     last = net.embeddings.vocab_size - 1
-    tokens = batch["tokens"]
+    tokens = whole = batch["tokens"]
+    if net.teacher_sees == "targets":
+        whole = jnp.where(mask, whole, net.embeddings.pad)
     if leave or random:
         step = jax.random.fold_in(draw.masks, draw.step)
 
@@ -37,7 +43,8 @@ def corrupt(
         roles, words = jax.vmap(one)(batch["example_id"], mask)
         tokens = jnp.where(roles == masking.RANDOM, words, tokens)
         mask = roles == masking.MASK
-    return {**batch, "tokens": jnp.where(mask, last, tokens)}, mask
+    visible = jnp.where(mask, last, tokens)
+    return {**batch, "tokens": visible}, {**batch, "tokens": whole}, mask
 
 
 MODALITY = Modality(

@@ -188,6 +188,12 @@ class SentencePiece(Tokenizer):
 
         return SentencePieceProcessor(model_proto=self.model)
 
+    def pieces(self) -> list[tuple[str, float]]:
+        """(text, score) of each row; sentencepiece prefers high scores. Special rows have 0."""
+        special = [(name, 0.0) for name in SPECIALS]
+        found = [(self._engine.id_to_piece(i), self._engine.get_score(i)) for i in self._pieces]
+        return [*special, *found, (MASK, 0.0)]
+
     def _encode(self, texts: list[str]) -> list[list[int]]:
         encoded = self._engine.encode(texts, out_type=int)
         if self._rows is None:

@@ -3,6 +3,8 @@
 B batch, M masks of an example, N patches, V of them visible, E class tokens, D width.
 """
 
+import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -10,7 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from data2vec_jax.errors import UserError
+from data2vec_jax.errors import UserError, nearest
 from data2vec_jax.modalities.contract import FROZEN, Batch, Options, Tokens, build
 from data2vec_jax.models.decoder import Decoder
 from data2vec_jax.models.decoder import flops as decoded_flops
@@ -22,42 +24,62 @@ from data2vec_jax.models.layers import (
     LayerNorm,
     Mlp,
     beit_init,
+    dense,
     dropout,
     split,
     take,
     uniform_fan_in,
 )  # fmt: skip
-from data2vec_jax.models.positions import Alibi, relative_bias, relative_index, sincos
+from data2vec_jax.models.positions import (
+    Alibi,
+    relative_bias,
+    relative_index,
+    resize_learned,
+    resize_relative,
+    sincos,
+)  # fmt: skip
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+RESAMPLINGS = ("grid", "huggingface")
 
 
 class Patches(nn.Module):
     """Non-overlapping patches -> D by one linear map of each patch's pixels (spec 2.4).
 
-    kernel [patch, patch, channels, D], as a convolution with stride = kernel size would have.
-    initializer: 'beit', or 'bert': as a linear layer of its pixels, Xavier (spec 2.5).
+    kernel [*patch, channels, D], as a convolution with stride = kernel size would have.
+    initializer: 'beit', or 'bert': as a linear layer of its pixels, Xavier (spec 2.5). inner: of
+    two maps, the width between them (2.0); None for one map.
     """
 
     width: int
-    patch: int = 16
+    patch: tuple[int, int] = (16, 16)
     initializer: str = "beit"
+    inner: int | None = None
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, image: Array) -> Array:  # [B, rows * p, columns * p, C] -> [B, N, D]
+    def __call__(self, image: Array) -> Array:  # [B, height, width, C] -> [B, N, D]
         B, height, width, C = image.shape
-        p, rows, columns = self.patch, height // self.patch, width // self.patch
+        (p, q), (rows, columns) = self.patch, self.grid(height, width)
         inits = beit_init, nn.initializers.zeros
         if self.initializer != "beit":
-            inits = xavier_of_patches, uniform_fan_in(p * p * C)
-        kernel = self.param("kernel", inits[0], (p, p, C, self.width))
-        bias = self.param("bias", inits[1], (self.width,))
-        x = image.astype(self.dtype).reshape(B, rows, p, columns, p, C)
-        x = jnp.moveaxis(x, 3, 2).reshape(B, rows * columns, p * p * C)
-        kernel = kernel.reshape(p * p * C, self.width).astype(self.dtype)
-        return x @ kernel + bias.astype(self.dtype)
+            inits = xavier_of_patches, uniform_fan_in(p * q * C)
+        width = self.inner or self.width
+        kernel = self.param("kernel", inits[0], (p, q, C, width))
+        bias = self.param("bias", inits[1], (width,))
+        image = image[:, : rows * p, : columns * q].astype(self.dtype)
+        x = image.reshape(B, rows, p, columns, q, C)
+        x = jnp.moveaxis(x, 3, 2).reshape(B, rows * columns, p * q * C)
+        kernel = kernel.reshape(p * q * C, width).astype(self.dtype)
+        x = x @ kernel + bias.astype(self.dtype)
+        if self.inner is None:
+            return x
+        return dense(self.width, width, self.initializer, self.dtype, "projection")(x)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of patches in an image; what is left at its end is not seen."""
+        return height // self.patch[0], width // self.patch[1]
 
 
 def xavier_of_patches(key, shape, dtype=jnp.float32):
@@ -83,6 +105,9 @@ class VisionModel(nn.Module):
     shared_relative: bool = True
     absolute: bool = False
     sincos: bool = False
+    mask_embedding_used: bool = True
+    final_norm: bool = True
+    resampling: str = "grid"
     dropout: float = 0.0
     dtype: Any = jnp.float32
     padding: ClassVar[str] = "exact"  # images have none
@@ -90,20 +115,24 @@ class VisionModel(nn.Module):
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches."""
-        return self.image[0] // self.patches.patch, self.image[1] // self.patches.patch
+        return self.patches.grid(*self.image)
+
+    @property
+    def channels(self) -> int:
+        """Channels of an image."""
+        return len(self.mean)
 
     def setup(self):
         E, cells = self.class_tokens, self.grid[0] * self.grid[1]
         if E:
             shape = (self.width,) if E == 1 else (E, self.width)
             self.class_token = self.param("class_token", self.class_init, shape)
-        if self.decoder is None:
+        if self.decoder is None and self.mask_embedding_used:
             self.mask_embedding = self.param("mask_embedding", beit_init, (self.width,))
         if self.absolute:
             self.positions = self.param("positions", beit_init, (E + cells, self.width))
         if self.shared_relative:
-            self.index = relative_index(self.grid)
-            shape = (int(self.index.max()) + 1, self.encoder.heads)
+            shape = (int(relative_index(self.grid).max()) + 1, self.encoder.heads)
             self.relative_bias = self.param("relative_bias", nn.initializers.zeros, shape)
         self.norm = LayerNorm(self.encoder.eps, dtype=self.dtype)
 
@@ -125,35 +154,58 @@ class VisionModel(nn.Module):
     def encode(
         self, tokens: Tokens, mask: Array | None = None, key: Key = None,
         record: Record | None = None, collect: bool = False, keep: Array | None = None,
+        grid: tuple[int, int] | None = None,
     ) -> Encoded:  # fmt: skip
         """mask bool [B, N]: patches replaced by the learned vector (not with a decoder).
 
-        keep: int [B * M, V], the patches that the blocks see, None for all. Returns x [B * M, V, D]
-        and extra [B * M, E, D] (class tokens).
+        keep: int [B * M, V], the patches that the blocks see, None for all. grid: rows and columns
+        of patches of images of another size than the model's (`patches.grid`); positions are
+        resampled. Returns x [B * M, V, D] and extra [B * M, E, D] (class tokens).
         """
-        x, E = tokens.x, self.class_tokens
+        x, E, grid = tokens.x, self.class_tokens, grid or self.grid
+        if x.shape[1] != grid[0] * grid[1]:
+            raise UserError(f"{x.shape[1]} patches are not a grid of {grid[0]} x {grid[1]}")
         if mask is not None and self.decoder is None:
+            if not self.mask_embedding_used:
+                raise UserError("config.model.mask_embedding: this model has none, so no masks")
             x = jnp.where(mask[..., None], self.mask_embedding.astype(x.dtype), x)
         first = [self.class_token.reshape(E, self.width).astype(x.dtype)] if E else []
         if self.absolute:
-            positions = self.positions.astype(x.dtype)
+            positions = self._learned(grid).astype(x.dtype)
             x, first = x + positions[E:], [token + positions[:E] for token in first]
         if self.sincos:
-            x = x + sincos(self.grid, self.width).astype(x.dtype)
+            x = x + sincos(grid, self.width).astype(x.dtype)
         places = jnp.arange(x.shape[1])[None] if keep is None else keep
-        alibi = None if self.alibi is None else self.alibi(places, self.grid, E)
+        alibi = None if self.alibi is None else self.alibi(places, grid, E)
         x = take(x, keep)
         first = [jnp.broadcast_to(token, (x.shape[0], *token.shape)) for token in first]
         x = jnp.concatenate([*first, x], axis=1)
-        bias = relative_bias(self.relative_bias, self.index) if self.shared_relative else None
+        to_bias = functools.partial(self._relative, grid)
+        bias = to_bias(self.relative_bias) if self.shared_relative else None
         post = self.encoder.norm == "post"
         x = self.norm(x) if post else x
         keys = split(key, 2)
         x = dropout(x, self.dropout, keys[0])
         record = record and record._replace(skip=E)
-        out = self.encoder(x, bias=bias, alibi=alibi, key=keys[1], record=record, collect=collect)
-        x = out.x if post else self.norm(out.x)
+        out = self.encoder(
+            x, bias=bias, alibi=alibi, key=keys[1], record=record, collect=collect, to_bias=to_bias
+        )
+        x = self.norm(out.x) if self.final_norm and not post else out.x
         return out._replace(x=x[:, E:], extra=x[:, :E])
+
+    def _relative(self, grid, table):
+        """Table of relative positions of the model's grid -> bias [H, 1 + N, 1 + N] of `grid`."""
+        transposed = self.resampling == "huggingface" and self.grid[0] != self.grid[1]
+        if transposed or grid != self.grid:
+            table = resize_relative(table, self.grid, grid, transposed)
+        return relative_bias(table, relative_index(grid))
+
+    def _learned(self, grid):
+        """Learned positions [E + N, D] of `grid`."""
+        ours, side = self.grid, math.isqrt(self.grid[0] * self.grid[1])
+        if self.resampling == "huggingface" and side * side == ours[0] * ours[1]:
+            ours = (side, side) if self.patches.patch[0] == self.patches.patch[1] else ours
+        return self.positions if grid == ours else resize_learned(self.positions, ours, grid)
 
     def decode(
         self, x: Array, mask: Array, noise: Array, valid: Array | None = None, key: Key = None
@@ -168,43 +220,55 @@ class VisionModel(nn.Module):
         """Touches every parameter: for initialisation."""
         tokens = self.features(batch)
         mask = jnp.zeros(tokens.x.shape[:2], bool)
-        x = self.encode(tokens, mask).x
+        masked = self.mask_embedding_used or self.decoder is not None
+        x = self.encode(tokens, mask if masked else None).x
         return self.predict(x if self.decoder is None else self.decode(x, mask, x))
 
 
 def make_model(
-    *, width: int, encoder: Options, image: int | Sequence[int] = 224, patch: int = 16,
+    *, width: int, encoder: Options, image: int | Sequence[int] = 224,
+    patch: int | Sequence[int] = 16, patch_width: int | None = None,
     mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD,
     class_tokens: int = 1, shared_relative: bool = True, absolute: bool = False,
     sincos: bool = False, alibi: Options | None = None, head: Options = FROZEN,
-    decoder: Options | None = None, initializer: str = "beit", dropout: float = 0.0,
+    decoder: Options | None = None, mask_embedding: bool = True, final_norm: bool = True,
+    resampling: str = "grid", initializer: str = "beit", dropout: float = 0.0,
     dtype: Any = jnp.float32,
 ) -> VisionModel:  # fmt: skip
     """Config section `model` of vision; nested sections are the options of the parts.
 
-    width: D. image, patch: pixels; image may be (height, width). mean, std: statistics of pixels in
-    [0, 1] per channel, for uint8 images. class_tokens: in front of the patches. shared_relative:
-    one relative position bias for all blocks. absolute: learned positions, class token included.
-    sincos: fixed positions of the patches. alibi: None for none. decoder: None if the student sees
-    masked patches as a learned vector (1.0) and not only the others (2.0). initializer: 'beit'
-    (1.0), or 'bert' with Xavier patches and class tokens N(0, 1) (2.0).
+    width: D. image, patch: pixels; both may be (height, width). patch_width: see `Patches.inner`.
+    mean, std: statistics of pixels in [0, 1] per channel, for uint8 images. class_tokens: in front
+    of the patches. shared_relative: one relative position bias for all blocks. absolute: learned
+    positions, class token included. sincos: fixed positions of the patches. alibi: None for none.
+    decoder: None if the student sees masked patches as a learned vector (1.0) and not only the
+    others (2.0). mask_embedding: there is such a vector. final_norm: a norm follows pre-norm
+    blocks. resampling: how positions fit images of another size: 'grid', or 'huggingface', which is
+    the same for square images but for others repeats its class's mistakes (see `resize_relative`).
+    initializer: 'beit' (1.0), or 'bert' with Xavier patches and class tokens N(0, 1) (2.0).
     """
-    size = (image, image) if isinstance(image, int) else tuple(image)
-    if size[0] % patch or size[1] % patch:
+    size, patch = ((x, x) if isinstance(x, int) else tuple(x) for x in (image, patch))
+    if resampling not in RESAMPLINGS:
+        hint = nearest(resampling, RESAMPLINGS)
+        raise UserError(f"config.model.resampling: no '{resampling}'{hint}")
+    if resampling == "grid" and (size[0] % patch[0] or size[1] % patch[1]):
         raise UserError(f"config.model.image: {size} is not a multiple of patch {patch}")
     common = dict(dtype=dtype)
     inits = {"initializer": initializer}
-    encoder = build(Encoder, "model.encoder", inits | dict(encoder), width=width, **common)
+    encoder = inits | dict(encoder)
+    if encoder.get("relative") is not None:
+        encoder["relative"] = tuple(encoder["relative"])
+    encoder = build(Encoder, "model.encoder", encoder, width=width, **common)
     if (decoder is not None or class_tokens != 1) and (shared_relative or encoder.relative):
         raise UserError(
             "config.model.shared_relative: relative position biases are of the whole grid and one "
             "class token; use shared_relative=False and sincos=True"
         )
-    grid = size[0] // patch, size[1] // patch
+    grid = size[0] // patch[0], size[1] // patch[1]
     return VisionModel(
         width,
         size,
-        Patches(width, patch, initializer, **common),
+        Patches(width, patch, initializer, patch_width, **common),
         encoder,
         build(Mlp, "model.head", inits | dict(head), out=width, **common),
         build(Decoder, "model.decoder", decoder, grid=grid, **common),
@@ -216,6 +280,9 @@ def make_model(
         shared_relative,
         absolute,
         sincos,
+        mask_embedding,
+        final_norm,
+        resampling,
         dropout,
         dtype,
     )
@@ -230,10 +297,12 @@ def flops(
     positions through the student's blocks.
     """
     D, patches = model.width, model.grid[0] * model.grid[1]
-    pixels = model.patches.patch**2 * shapes["image"].shape[-1]
+    pixels = math.prod(model.patches.patch) * shapes["image"].shape[-1]
+    inner = model.patches.inner
+    weights = pixels * D if inner is None else (pixels + D) * inner
     e, E = model.encoder, model.class_tokens
     whole, part = (
         encoder_flops(depth=e.depth, width=D, mlp=e.mlp, tokens=E + n) for n in (patches, seen)
     )
     head = decoded_flops(model.decoder, model.head, width=D, tokens=patches, masked=masked)
-    return {"frontend": 2.0 * patches * pixels * D, "encoder": whole, "student": part + head}
+    return {"frontend": 2.0 * patches * weights, "encoder": whole, "student": part + head}

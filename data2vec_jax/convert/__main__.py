@@ -1,0 +1,74 @@
+"""Converts a checkpoint.
+
+    python -m data2vec_jax.convert SOURCE TARGET --to={jax,hf,fairseq,peft} [--verify]
+
+SOURCE: our workdir or a folder that this command wrote, a Hugging Face folder, fairseq's .pt, the
+1.0 vision code base's .pth, a PEFT adapter. What it is, is seen from its content. TARGET: a new
+folder, or a new file for --to=fairseq. Prints what became of every tensor.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from data2vec_jax.convert import export, ours, report, verify
+from data2vec_jax.errors import UserError, run_main
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    found = argparse.ArgumentParser(
+        prog="python -m data2vec_jax.convert", description="Converts a checkpoint."
+    )
+    found.add_argument("source", metavar="SOURCE", type=Path)
+    found.add_argument("target", metavar="TARGET", type=Path)
+    found.add_argument(
+        "--to", required=True, choices=export.TARGETS,
+        help="jax: our own folder; hf: a Hugging Face folder; fairseq: its .pt, or the .pth of the "
+        "1.0 vision code base; peft: a folder with its adapters",
+    )  # fmt: skip
+    found.add_argument(
+        "--base", type=Path, metavar="FOLDER",
+        help="of an adapter: its base model, if it is not where the adapter says",
+    )  # fmt: skip
+    found.add_argument(
+        "--merge", action="store_true",
+        help="with --to=jax: merge adapters into the kernels (hf and fairseq always have them so)",
+    )  # fmt: skip
+    found.add_argument(
+        "--verify", action="store_true",
+        help="run the model here and in PyTorch, and print the worst difference of each layer",
+    )  # fmt: skip
+    found.add_argument(
+        "--weights", choices=("student", "teacher"), default="student",
+        help="teacher: put the moving average in the student's place",
+    )  # fmt: skip
+    found.add_argument(
+        "--missing", metavar="PATTERN", action="append", default=[],
+        help="a regular expression of our paths that the source may lack",
+    )  # fmt: skip
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = parser().parse_args(argv)
+    if options.target.exists():
+        raise UserError(f"{options.target} exists; remove it, or choose another target")
+    checkpoint = ours.open_checkpoint(options.source, options.base)
+    if options.weights == "teacher":
+        checkpoint = ours.of_teacher(checkpoint)
+    ours.demand_whole(checkpoint, tuple(options.missing))
+    checkpoint = export.merged(checkpoint) if options.merge else checkpoint
+    lines = verify.verify(checkpoint) if options.verify else []
+    written = export.export(checkpoint, options.target, options.to)
+    for line in report.report(
+        checkpoint, written.entries, written.dropped, ours.missing(checkpoint)
+    ):
+        print(line)
+    for line in lines:
+        print(f"difference   {line}")
+    print(options.target)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,95 @@
+"""The model card (README.md) of an export."""
+
+from typing import Any
+
+from data2vec_jax.convert import fields, files
+from data2vec_jax.convert.layouts import Config, Layout
+from data2vec_jax.convert.ours import Checkpoint
+
+PAPERS = {
+    "1.0": "[data2vec](https://arxiv.org/abs/2202.03555)",
+    "2.0": "[data2vec 2.0](https://arxiv.org/abs/2212.07525)",
+}
+AUTO = {
+    "ctc": "AutoModelForCTC", "utterance": "AutoModelForAudioClassification",
+    "xvector": "AutoModelForAudioXVector", "masked_lm": "AutoModelForMaskedLM",
+    "sequence": "AutoModelForSequenceClassification", "answer": "AutoModelForQuestionAnswering",
+    "choice": "AutoModelForMultipleChoice", "image": "AutoModelForImageClassification",
+    "segmentation": "AutoModelForSemanticSegmentation",
+}  # fmt: skip
+
+
+def auto_class(config: Config) -> str:
+    """The `Auto*` class that opens an export with its head."""
+    name = (config.get("task") or {}).get("name")
+    if name == "frames":
+        speech = config["modality"] == "speech"
+        return (
+            "AutoModelForAudioFrameClassification" if speech else "AutoModelForTokenClassification"
+        )
+    return AUTO.get(name, "AutoModel")
+
+
+def card(checkpoint: Checkpoint, layout: Layout, described: Config) -> str:
+    """Markdown: what the model is, its numbers, how to load it, what it was made of."""
+    config, name = checkpoint.config, auto_class(checkpoint.config)
+    lines = [
+        "---", "library_name: transformers", "tags:", "- data2vec", f"- {config['modality']}",
+        "---", "", f"# {layout.name}", "",
+        f"A {PAPERS[fields.generation(config)]} model for {config['modality']}, written by "
+        "data2vec_jax.",
+        "", "```python", f"from transformers import {name}", "",
+        f'model = {name}.from_pretrained("THIS_FOLDER"{remote(described)})', "```", "",
+        "| | |", "| --- | --- |", *rows(checkpoint),
+    ]  # fmt: skip
+    metrics = numbers(checkpoint)
+    lines += ["", "## Metrics", ""]
+    lines += ["| metric | value |", "| --- | --- |", *metrics] if metrics else ["None recorded."]
+    return "\n".join(lines) + "\n"
+
+
+def remote(described: Config) -> str:
+    """The argument that lets transformers run the model file beside the weights."""
+    return ", trust_remote_code=True" if "auto_map" in described else ""
+
+
+def rows(checkpoint: Checkpoint) -> list[str]:
+    """Sizes, as rows of a table."""
+    config = checkpoint.config
+    encoder = config["model"]["encoder"]
+    count = sum(
+        int(_size(entry.shape)) for entry in checkpoint.entries if "teacher/" not in entry.name
+    )
+    task = (config.get("task") or {}).get("name", "none")
+    return [
+        f"| parameters | {count:,} |",
+        f"| layers, width, heads | {encoder['depth']}, {config['model']['width']}, "
+        f"{encoder['heads']} |",
+        f"| head | {task} |",
+        f"| source | {(config.get('origin') or {}).get('layout', 'trained with data2vec_jax')} |",
+    ]
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for n in shape:
+        size *= n
+    return size
+
+
+def numbers(checkpoint: Checkpoint) -> list[str]:
+    """Rows of metrics.json, if the checkpoint has one: {name: number}, nested or not."""
+    found = [path for path in checkpoint.processors if path.name == "metrics.json"]
+    if not found:
+        return []
+
+    def flat(values: Any, prefix: str = "") -> list[str]:
+        lines = []
+        for key, value in values.items():
+            if isinstance(value, dict):
+                lines += flat(value, f"{prefix}{key} ")
+            else:
+                lines.append(f"| {prefix}{key} | {value} |")
+        return lines
+
+    return flat(files.read_json(found[0]))

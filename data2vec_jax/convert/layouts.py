@@ -1,0 +1,162 @@
+"""What a path holds, and the kinds of checkpoint that we know."""
+
+import importlib
+import os
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data2vec_jax import tensorfiles
+from data2vec_jax.convert import files, pickles
+from data2vec_jax.convert.tables import State, Table
+from data2vec_jax.errors import UserError
+
+Config = dict[str, Any]
+Rename = Callable[[Mapping[str, Any], Config], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """An opened checkpoint of somebody else's.
+
+    kind: 'huggingface' (a folder) or 'pickle' (a file of fairseq's or BEiT's). config: theirs, as
+    plain JSON. state: their arrays by name, read when used; of a pickle, nested dicts are flat
+    ('_ema.layers.0...'). folder: where processor and tokenizer files lie, if anywhere.
+    """
+
+    path: Path
+    kind: str
+    config: Mapping[str, Any]
+    state: Mapping[str, np.ndarray]
+    folder: Path | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One kind of checkpoint; see the package's docstring.
+
+    kind: as of `Source`. to: the `--to` that writes it ('hf' or 'fairseq'). claims: whether a
+    source is of this layout, by its content. drops: regular expressions of our paths that it has no
+    place for -> the reason. rename, rename_back: (arrays by name, our config) -> the same under
+    other names, for what no table can say (theirs -> the table's, and back; of entries too).
+    constants: config -> arrays that it holds beside parameters. store: of a pickle, (tensors by
+    name, config) -> the nested dict that is written. holds: whether a config of ours is of this
+    kind. beside: (checkpoint, folder) writes further files of an export.
+    """
+
+    name: str
+    kind: str
+    to: str
+    modality: str
+    claims: Callable[[Source], bool]
+    configure: Callable[[Source], Config]
+    table: Callable[[Config], Table]
+    describe: Callable[[Config], Config]
+    drops: Mapping[str, str] = field(default_factory=dict)
+    rename: Rename = lambda state, config: dict(state)
+    rename_back: Rename = lambda state, config: dict(state)
+    constants: Callable[[Config], State] = lambda config: {}
+    store: Callable[[Mapping[str, Any], Config], dict[str, Any]] | None = None
+    holds: Callable[[Config], bool] = lambda config: True
+    beside: Callable[[Any, Path], None] | None = None
+
+
+# Modules with a list `LAYOUTS` each; a source is of the first layout that claims it.
+MODULES = ("hf", "hf_vision", "fairseq2", "fairseq", "beit")
+
+
+def layouts() -> list[Layout]:
+    """All known layouts."""
+    modules = (importlib.import_module(f"data2vec_jax.convert.{name}") for name in MODULES)
+    return [layout for module in modules for layout in module.LAYOUTS]
+
+
+def named(name: str) -> Layout:
+    """The layout of that name."""
+    return next(layout for layout in layouts() if layout.name == name)
+
+
+def find_layout(source: Source) -> Layout:
+    """The layout of a source, by what is in it."""
+    for layout in layouts():
+        if layout.kind == source.kind and layout.claims(source):
+            return layout
+    names = [n for n in source.state][:2]
+    raise UserError(f"{source.path}: not data2vec; its weights are of another model ({names} ...)")
+
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+
+
+def open_source(path: str | os.PathLike) -> Source:
+    """Opens a Hugging Face folder (or a file in it), or a pickle of fairseq's or BEiT's.
+
+    Raises UserError if there is nothing that can be read.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path} does not exist")
+    if path.is_file() and path.name in WEIGHTS and (path.parent / "config.json").is_file():
+        path = path.parent
+    if path.is_dir():
+        return _open_folder(path)
+    if path.suffix == ".safetensors":
+        raise UserError(f"{path}: no config.json beside it")
+    if zipfile.is_zipfile(path) or path.suffix in (".pt", ".pth", ".bin", ".ckpt"):
+        return _open_pickle(path)
+    raise UserError(f"{path}: neither a folder nor a PyTorch file")
+
+
+def _open_folder(path: Path) -> Source:
+    found = [name for name in WEIGHTS if (path / name).is_file()]
+    if not found:
+        raise UserError(f"{path}: no {WEIGHTS[0]} in it")
+    if not (path / "config.json").is_file():
+        raise UserError(f"{path}: no config.json in it")
+    config = files.read_json(path / "config.json")
+    weights = path / found[0]
+    if found[0] == "pytorch_model.bin":
+        state = pickles.tensors(pickles.read(weights))
+    elif found[0] == "model.safetensors":
+        state = tensorfiles.SafeTensors(weights)
+    else:
+        state = _sharded(path, files.read_json(weights))
+    return Source(path, "huggingface", config, state, path)
+
+
+def _sharded(path: Path, index: Mapping[str, Any]) -> Mapping[str, np.ndarray]:
+    state: dict[str, np.ndarray] = {}
+    for name in sorted(set(index.get("weight_map", {}).values())):
+        shard = path / Path(name).name
+        if not shard.is_file():
+            raise UserError(f"{path}: {name} is missing; the checkpoint is incomplete")
+        state |= tensorfiles.SafeTensors(shard)
+    missing = index.get("weight_map", {}).keys() - state.keys()
+    if missing:
+        raise UserError(f"{path}: the checkpoint lacks '{min(missing)}'")
+    return state
+
+
+def _open_pickle(path: Path) -> Source:
+    content = pickles.read(path)
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path}: not a checkpoint")
+    wrapper = next((k for k in ("model", "module") if isinstance(content.get(k), Mapping)), "")
+    arrays = pickles.tensors(content.get(wrapper) or {})
+    if not arrays:
+        raise UserError(f"{path}: no weights below 'model' or 'module'")
+    settings = {k: pickles.plain(content[k]) for k in ("cfg", "args", "vocab") if k in content}
+    if wrapper == "module":  # DeepSpeed's name
+        settings["wrapper"] = wrapper
+    if isinstance(content.get("model_ema"), Mapping):
+        arrays |= pickles.tensors(content["model_ema"], "model_ema.")
+    return Source(path, "pickle", settings, arrays, path.parent)
+
+
+def has(source: Source, *names: str) -> bool:
+    """Whether one of these texts stands in a name of the source's arrays."""
+    return any(text in name for name in source.state for text in names)

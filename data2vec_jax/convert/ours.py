@@ -1,0 +1,276 @@
+"""Our own checkpoints, and what every conversion passes through.
+
+On disk, a converted checkpoint is a folder: config.json (see the package's docstring),
+model.safetensors (our paths), and whatever processor and tokenizer files came with it. The workdir
+of a training run is read as well.
+"""
+
+import functools
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data2vec_jax import checkpoints, tensorfiles
+from data2vec_jax.convert import files, layouts, peft
+from data2vec_jax.convert.layouts import Config
+from data2vec_jax.convert.tables import Entry, entries_of, flatten, plan_read
+from data2vec_jax.errors import UserError
+from data2vec_jax.modalities import contract
+from data2vec_jax.models import adapters, heads
+
+# Files that say how inputs are made, or what outputs mean; they travel with the weights.
+PROCESSORS = (
+    "preprocessor_config.json", "processor_config.json", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.json",
+    "sentencepiece.model", "encoder.json", "vocab.bpe", "dict.txt", "dict.ltr.txt",
+    "metrics.json",
+)  # fmt: skip
+TEACHER = "teacher/"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A config of ours and tensors at our paths, made when asked for.
+
+    unused: names of the source that are in none of them -> why. processors: files to go with it.
+    shapes: of the source's tensors, by their names.
+    """
+
+    path: Path
+    config: Config
+    entries: list[Entry]
+    unused: dict[str, str] = field(default_factory=dict)
+    processors: tuple[Path, ...] = ()
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def tree(self) -> dict[str, np.ndarray]:
+        """All tensors by path, in memory."""
+        return {entry.name: entry.make() for entry in self.entries}
+
+
+def is_ours(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is one of ours."""
+    return "modality" in config and "model" in config and "model_type" not in config
+
+
+def open_checkpoint(path: Any, base: Any = None) -> Checkpoint:
+    """Anything that we can read, by its content. Raises UserError for anything else.
+
+    base: of an adapter, the folder of its base model, if it is not where the adapter says.
+    """
+    path = Path(path)
+    try:
+        if peft.is_adapter(path):
+            return _open_theirs(path, peft.open_adapter(path), base)
+        if base is not None:
+            raise UserError(f"{path} is not an adapter, so it has no base")
+        home = _home(path)
+        return _open_theirs(path) if home is None else _open_ours(path, home)
+    except (TypeError, ValueError, KeyError, ZeroDivisionError, AttributeError) as error:
+        reason = (str(error).splitlines() or ["?"])[0]
+        raise UserError(
+            f"{path}: its settings make no model ({type(error).__name__}: {reason})"
+        ) from error
+
+
+def _open_theirs(
+    path: Path, adapter: peft.Adapter | None = None, base: Any = None
+) -> Checkpoint:  # fmt: skip
+    source = layouts.open_source(peft.base_of(adapter, base) if adapter else path)
+    if adapter:
+        source = peft.with_head(source, adapter)
+    layout = layouts.find_layout(source)
+    config = layout.configure(source)
+    config["origin"] = {"layout": layout.name, "config": dict(source.config)}
+    state, table, small = layout.rename(source.state, config), layout.table(config), []
+    if adapter:
+        state = {**state, **peft.replaced(adapter)}
+        config["adapters"], small = peft.read(adapter, table, config, state)
+    reading = plan_read(table, state)
+    shapes = {name: array.shape for name, array in {**source.state, **state}.items()}
+    checkpoint = Checkpoint(
+        path if adapter else source.path, config, reading.entries + small, reading.unused,
+        _processors(source.folder), shapes,
+    )  # fmt: skip
+    return fitted(checkpoint)
+
+
+def _home(path: Path) -> Path | None:
+    """The folder with our config.json: the path itself, or above a step's folder."""
+    folders = [path, *path.parents[:2]] if path.is_dir() else [path.parent]
+    for folder in folders if path.is_dir() or path.name in layouts.WEIGHTS else ():
+        if (folder / "config.json").is_file():
+            return folder if is_ours(files.read_json(folder / "config.json")) else None
+    return None
+
+
+def _open_ours(path: Path, home: Path) -> Checkpoint:
+    config = files.read_json(home / "config.json")
+    keep = (
+        "modality", "model", "adapter", "task", "teacher", "prenet", "adapters", "hf_major",
+        "origin",
+    )  # fmt: skip
+    config = {key: config[key] for key in keep if config.get(key) is not None}
+    weights = home / "model.safetensors"
+    if weights.is_file():
+        found: Mapping[str, Any] = tensorfiles.SafeTensors(weights)
+    else:
+        found = flatten(checkpoints.load_params(path))
+        try:
+            teacher = flatten(checkpoints.load_params(path, subtree="teacher"), TEACHER)
+        except UserError:  # fine-tuned models have none
+            teacher = {}
+        found = found | teacher
+        if teacher:
+            fronts = ("frontend", "patches", "embeddings")
+            whole = any(path.startswith(tuple(TEACHER + x for x in fronts)) for path in teacher)
+            config["teacher"] = "model" if whole else "encoder"
+    shapes = {name: array.shape for name, array in found.items()}
+    return fitted(Checkpoint(home, config, entries_of(found), {}, _processors(home), shapes))
+
+
+def _processors(folder: Path | None) -> tuple[Path, ...]:
+    if folder is None:
+        return ()
+    folders = (folder, folder / "tokenizer")  # the second in a workdir
+    paths = {name: place / name for place in folders for name in PROCESSORS}
+    paths |= {name: folder / name for name in PROCESSORS if (folder / name).is_file()}
+    return tuple(path for path in paths.values() if path.is_file())
+
+
+# What the model of a config expects ---------------------------------------------------------------
+
+
+def model_of(config: Config) -> Any:
+    """The linen module of a config; computes in float32."""
+    modality = contract.get(config["modality"])
+    return contract.build(modality.model, "model", config["model"], dtype=jnp.float32)
+
+
+def shapes_of(config: Config) -> dict[str, tuple[int, ...]]:
+    """Path -> shape of every parameter that the config's model and heads have."""
+    model = model_of(config)
+    found = jax.eval_shape(model.init, jax.random.key(0), example(config, model))["params"]
+    width = config["model"]["width"]
+    x = jax.ShapeDtypeStruct((2, 8, width), jnp.float32)
+    states = jax.ShapeDtypeStruct((model.encoder.depth + 1, 2, 8, width), jnp.float32)
+    parts = {"": found}
+    if config.get("adapter"):
+        adapter = make_adapter(config)
+        parts["adapter/"] = jax.eval_shape(adapter.init, jax.random.key(0), x)["params"]
+        x = jax.ShapeDtypeStruct((2, 8, adapter.width), jnp.float32)
+    if config.get("task") and config["task"]["name"] in heads.HEADS:
+        table = jax.ShapeDtypeStruct((config["model"].get("vocab_size", 8), width), jnp.float32)
+        head, features = heads.make(config["task"]), heads.Features(x, states, None, table)
+        parts["task/"] = jax.eval_shape(head.init, jax.random.key(0), features).get("params", {})
+    if sites := peft.sites_of(config):
+        params = {**found, "task": parts.get("task/", {})}
+        init = functools.partial(adapters.init, jax.random.key(0), sites)
+        parts["adapters/"] = jax.eval_shape(init, params)
+    return {
+        path: tuple(x.shape) for prefix, tree in parts.items()
+        for path, x in flatten(tree, prefix).items()
+    }  # fmt: skip
+
+
+def make_adapter(config: Config) -> heads.Adapter:
+    """The adapter of a config."""
+    return contract.build(heads.Adapter, "adapter", config["adapter"])
+
+
+def example(config: Config, model: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of the smallest batch that a model can be made with."""
+    if config["modality"] == "speech":
+        samples = 1
+        for _, kernel, stride in reversed(model.frontend.convs):
+            samples = (samples + 7) * stride + kernel
+        return {"audio": jax.ShapeDtypeStruct((1, samples), jnp.float32)}
+    if config["modality"] == "text":
+        return {"tokens": jax.ShapeDtypeStruct((1, 4), jnp.int32)}
+    channels = getattr(model, "channels", 3)
+    return {"image": jax.ShapeDtypeStruct((1, *model.image, channels), jnp.float32)}
+
+
+# Parameters that serve pretraining only; a checkpoint may do without.
+OPTIONAL = r"^(head|decoder)/"
+
+
+def fitted(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint, with tensors that its config has no use for set aside.
+
+    Raises UserError if a shape is not what the config says. What is missing is not checked here;
+    see `missing`.
+    """
+    wanted, entries, unused = shapes_of(checkpoint.config), [], dict(checkpoint.unused)
+    for entry in checkpoint.entries:
+        path = entry.name.removeprefix(TEACHER)
+        if path not in wanted:
+            for name in entry.sources:
+                unused[name] = "the config has no use for it"
+            continue
+        if entry.shape != wanted[path]:
+            raise UserError(
+                f"{checkpoint.path}: '{entry.sources[0]}' does not fit the config: {path} is "
+                f"{list(entry.shape)}, and should be {list(wanted[path])}"
+            )
+        entries.append(entry)
+    return replace(checkpoint, entries=entries, unused=unused)
+
+
+def missing(checkpoint: Checkpoint) -> list[str]:
+    """Paths of parameters that the config's model has and the checkpoint lacks."""
+    have = {entry.name for entry in checkpoint.entries}
+    wanted = shapes_of(checkpoint.config)
+    return [path for path in wanted if path not in have and not re.search(OPTIONAL, path)]
+
+
+def demand_whole(checkpoint: Checkpoint, allowed: tuple[str, ...] = ()) -> None:
+    """Refuses a checkpoint that lacks parameters, but for those that match `allowed` (patterns)."""
+    lost = [p for p in missing(checkpoint) if not any(re.search(a, p) for a in allowed)]
+    if lost:
+        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        raise UserError(
+            f"{checkpoint.path}: the checkpoint is incomplete; it lacks '{lost[0]}'{more} "
+            "(if that is meant: --missing=PATTERN)"
+        )
+
+
+def of_teacher(checkpoint: Checkpoint) -> Checkpoint:
+    """The teacher in the student's place: its averaged tensors, and the student's others."""
+    teacher = {
+        entry.name.removeprefix(TEACHER): entry._replace(name=entry.name.removeprefix(TEACHER))
+        for entry in checkpoint.entries
+        if entry.name.startswith(TEACHER)
+    }
+    if not teacher:
+        raise UserError(f"{checkpoint.path}: holds no teacher")
+    students = [entry for entry in checkpoint.entries if not entry.name.startswith(TEACHER)]
+    config = {key: value for key, value in checkpoint.config.items() if key != "teacher"}
+    return replace(checkpoint, config=config, entries=[teacher.get(e.name, e) for e in students])
+
+
+# Writing ------------------------------------------------------------------------------------------
+
+
+def save(checkpoint: Checkpoint, target: Path) -> None:
+    """Writes our own folder."""
+    with files.new_target(target) as draft:
+        draft.mkdir()
+        files.write_json(draft / "config.json", checkpoint.config)
+        tensorfiles.write_safetensors(
+            draft / "model.safetensors", checkpoint.entries, {"format": "data2vec_jax"}
+        )
+        copy(checkpoint.processors, draft)
+
+
+def copy(paths: tuple[Path, ...], folder: Path) -> None:
+    """Copies processor files."""
+    for path in paths:
+        shutil.copyfile(path, folder / path.name)

@@ -1,0 +1,359 @@
+"""PyTorch's files (.pt, .pth, .bin), read and written without PyTorch and without running code.
+
+A pickle is a program. This reader knows how to make tensors and plain data; classes of
+configuration libraries become `Stub`s, which hold what was stored and can do nothing; anything else
+is refused by name. Both containers are read: the zip archive, whose arrays are mapped and not
+loaded, and the older single file. Only the zip archive is written.
+"""
+
+import io
+import os
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data2vec_jax.convert.tables import Entry
+from data2vec_jax.errors import UserError
+from data2vec_jax.tensorfiles import dtype_of, mapped
+
+STORAGES = {
+    "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16", "LongStorage": "int64", "IntStorage": "int32",
+    "ShortStorage": "int16", "CharStorage": "int8", "ByteStorage": "uint8", "BoolStorage": "bool",
+}  # fmt: skip
+STORAGE_OF = {dtype: name for name, dtype in STORAGES.items()}
+# Top-level packages whose classes hold settings. Their objects become stubs.
+SETTINGS = ("omegaconf", "argparse", "fairseq", "hydra", "enum", "pathlib", "examples", "timm")
+PLAIN = {
+    "builtins": ("dict", "list", "tuple", "set", "frozenset", "str", "int", "float", "bool",
+                 "bytes", "bytearray", "complex", "slice", "NoneType", "object"),
+    "collections": ("OrderedDict", "defaultdict"),
+    "typing": ("Any", "Union", "Optional", "List", "Dict", "Tuple"),
+}  # fmt: skip
+
+
+class Stub:
+    """An object of a class that was not loaded: its arguments and its state, and no behaviour."""
+
+    def __init__(self, *args, **kwargs):
+        self.args, self.kwargs, self.state = args, kwargs, None
+
+    def __setstate__(self, state):
+        self.state = state
+
+    def __setitem__(self, key, value):  # of subclasses of dict
+        self.items = {**getattr(self, "items", {}), key: value}
+
+    def append(self, value):  # of subclasses of list
+        self.values = [*getattr(self, "values", []), value]
+
+    def extend(self, values):
+        for value in values:
+            self.append(value)
+
+
+class _Storage(NamedTuple):
+    dtype: np.dtype
+    array: Any  # 1-D, or None while the rest of an older file is still to come
+    key: str
+
+
+def _scalar(dtype: np.dtype, data: bytes = b"") -> Any:
+    """numpy's pickled scalar."""
+    return np.frombuffer(data, dtype)[0] if data else None
+
+
+def _bytes(text: str, _: str = "") -> bytes:
+    return text.encode("latin1")
+
+
+class _Unpickler(pickle.Unpickler):
+    """`storage`: (type, key, number of elements) -> _Storage."""
+
+    def __init__(self, file, storage, path):
+        super().__init__(file, encoding="utf-8")
+        self._storage, self._path = storage, path
+
+    def persistent_load(self, pid):
+        if not (isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == "storage"):
+            raise UserError(f"{self._path}: an unknown kind of stored object")
+        return self._storage(pid[1], str(pid[2]), int(pid[4]))
+
+    def find_class(self, module, name):
+        known = {
+            ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+            ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
+            ("torch", "Size"): tuple,
+            ("torch", "device"): str,
+            ("_codecs", "encode"): _bytes,
+            ("numpy", "dtype"): lambda name, *_: _plain_dtype(name),
+            ("numpy.core.multiarray", "scalar"): _scalar,
+            ("numpy._core.multiarray", "scalar"): _scalar,
+            ("copyreg", "_reconstructor"): _reconstruct,
+            ("collections", "OrderedDict"): OrderedDict,
+        }
+        if (module, name) in known:
+            return known[module, name]
+        if module in ("torch", "torch.storage") and name in STORAGES:
+            return dtype_of(STORAGES[name])
+        if module == "torch" and name in _TORCH_TYPES:
+            return name
+        module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)
+        if name in PLAIN.get(module, ()) or module.split(".")[0] in SETTINGS:
+            if (module, name) in _REAL:
+                return _REAL[module, name]
+            return type(name, (Stub,), {"__module__": f"{__name__}.{module}"})
+        raise UserError(
+            f"{self._path}: the file asks to run '{module}.{name}', which is not weights; refused"
+        )
+
+
+_TORCH_TYPES = ("float", "float32", "float64", "float16", "half", "bfloat16", "int", "int64",
+                "int32", "long", "bool", "uint8")  # fmt: skip
+_REAL = {("builtins", kind.__name__): kind for kind in (
+    dict, list, tuple, set, frozenset, str, int, float, bool, bytes, bytearray, complex,
+)}  # fmt: skip
+
+
+def _plain_dtype(name: Any) -> np.dtype:
+    dtype = np.dtype(str(name))
+    if dtype.hasobject:
+        raise UserError("the file holds numpy arrays of Python objects, which is refused")
+    return dtype
+
+
+def _reconstruct(kind: Any, base: Any, state: Any) -> Any:
+    """What old pickles call for every object."""
+    return kind() if isinstance(kind, type) and issubclass(kind, Stub) else Stub(state)
+
+
+def _tensor(storage: _Storage, offset: int, size: Any, stride: Any, *_: Any) -> Any:
+    """A view of a storage, as an array; of an older file, how to make it later."""
+    if storage.array is None:
+        return _Later(storage.key, offset, tuple(size), tuple(stride))
+    return _view(storage.array, offset, tuple(size), tuple(stride))
+
+
+class _Later(NamedTuple):
+    key: str
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+def _view(array: np.ndarray, offset: int, size: tuple, stride: tuple) -> np.ndarray:
+    last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True)) if size else offset
+    if min(size, default=1) and not 0 <= offset <= last < len(array):
+        raise UserError("a tensor lies outside its storage")
+    steps = [s * array.itemsize for s in stride]
+    return np.lib.stride_tricks.as_strided(array[offset:], size, steps, writeable=False)
+
+
+def read(path: str | os.PathLike) -> Any:
+    """What a PyTorch file holds: tensors are numpy arrays, unknown objects are `Stub`s.
+
+    Raises UserError if it is none, is cut short, or wants to run something.
+    """
+    path = Path(path)
+    try:
+        if zipfile.is_zipfile(path):
+            return _read_zip(path)
+        return _read_single(path)
+    except UserError:
+        raise
+    except (EOFError, pickle.UnpicklingError, zipfile.BadZipFile, struct.error, OSError) as error:
+        raise UserError(f"{path}: cut short or not a PyTorch file ({error})") from None
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, ImportError) as error:
+        raise UserError(f"{path}: not a PyTorch file of weights ({error})") from None
+
+
+def _read_zip(path: Path) -> Any:
+    with zipfile.ZipFile(path) as archive, open(path, "rb") as raw:
+        members = {info.filename: info for info in archive.infolist()}
+        pickles = [name for name in members if name.endswith("data.pkl")]
+        if not pickles:
+            raise UserError(f"{path}: a zip archive, but not PyTorch's")
+        root = pickles[0].removesuffix("data.pkl")
+
+        def storage(dtype, key, count):
+            info = members.get(f"{root}data/{key}")
+            if info is None or info.file_size < count * dtype.itemsize:
+                raise UserError(f"{path}: storage {key} is missing or cut short")
+            if info.compress_type != zipfile.ZIP_STORED:
+                data = archive.read(info)
+                return _Storage(dtype, np.frombuffer(data, dtype, count), key)
+            raw.seek(info.header_offset + 26)  # lengths of name and extra field follow
+            name, extra = struct.unpack("<HH", raw.read(4))
+            offset = info.header_offset + 30 + name + extra
+            return _Storage(dtype, mapped(path, dtype, (count,), offset), key)
+
+        return _Unpickler(io.BytesIO(archive.read(pickles[0])), storage, path).load()
+
+
+MAGIC = 0x1950A86A20F9469CFC6C  # of the older container
+
+
+def _read_single(path: Path) -> Any:
+    kinds: dict[str, tuple[np.dtype, int]] = {}
+
+    def storage(dtype, key, count):
+        kinds[key] = dtype, count
+        return _Storage(dtype, None, key)
+
+    with open(path, "rb") as file:
+
+        def load():
+            return _Unpickler(file, storage, path).load()
+
+        if load() != MAGIC:
+            raise UserError(f"{path}: not a PyTorch file")
+        load(), load()  # protocol, sizes of types
+        content, keys, arrays = load(), load(), {}
+        for key in map(str, keys):
+            (count,) = struct.unpack("<q", file.read(8))
+            dtype, expected = kinds[key]
+            if count != expected or file.tell() + count * dtype.itemsize > path.stat().st_size:
+                raise UserError(f"{path}: cut short")
+            arrays[key] = mapped(path, dtype, (count,), file.tell())
+            file.seek(count * dtype.itemsize, os.SEEK_CUR)
+
+    def resolve(value):
+        if isinstance(value, _Later):
+            return _view(arrays[value.key], value.offset, value.size, value.stride)
+        if isinstance(value, dict):
+            return {k: resolve(v) for k, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)(map(resolve, value))
+        return value
+
+    return resolve(content)
+
+
+def plain(value: Any) -> Any:
+    """Settings as dicts, lists and scalars, whatever library they were stored with.
+
+    Objects that stand for nothing of that kind become None.
+    """
+    if isinstance(value, Stub):
+        return _plain_stub(value)
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(v) for v in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    return value if isinstance(value, (str, int, float, bool)) else None
+
+
+def _plain_stub(stub: Stub) -> Any:
+    state = stub.state[0] if isinstance(stub.state, tuple) and stub.state else stub.state
+    if isinstance(state, Mapping):
+        if "_content" in state:  # omegaconf's containers
+            return plain(state["_content"])
+        if "_val" in state:  # and its leaves
+            return plain(state["_val"])
+        return {str(k): plain(v) for k, v in state.items() if not str(k).startswith("_")}
+    if hasattr(stub, "items"):
+        return plain(stub.items)
+    if len(stub.args) == 1:  # enumerations and paths
+        return plain(stub.args[0])
+    return None
+
+
+# Writing ------------------------------------------------------------------------------------------
+
+
+class _Writer:
+    """Emits the pickle of nested dicts, lists, plain scalars and entries."""
+
+    def __init__(self):
+        self.out, self.storages = io.BytesIO(), []
+
+    def emit(self, value: Any) -> None:
+        out = self.out.write
+        if value is None:
+            out(b"N")
+        elif isinstance(value, bool):
+            out(b"\x88" if value else b"\x89")
+        elif isinstance(value, int):
+            data = value.to_bytes((value.bit_length() // 8) + 1, "little", signed=True)
+            out(b"\x8a" + bytes([len(data)]) + data)
+        elif isinstance(value, float):
+            out(b"G" + struct.pack(">d", value))
+        elif isinstance(value, str):
+            data = value.encode("utf-8", "surrogatepass")
+            out(b"X" + struct.pack("<I", len(data)) + data)
+        elif isinstance(value, Entry):
+            self._tensor(value)
+        elif isinstance(value, Mapping):
+            out(b"}(")
+            for key, item in value.items():
+                self.emit(key)
+                self.emit(item)
+            out(b"u")
+        elif isinstance(value, list):
+            out(b"](")
+            for item in value:
+                self.emit(item)
+            out(b"e")
+        elif isinstance(value, tuple):
+            out(b"(")
+            for item in value:
+                self.emit(item)
+            out(b"t")
+        else:
+            raise TypeError(f"cannot store a {type(value).__name__}")
+
+    def _tensor(self, entry: Entry) -> None:
+        out = self.out.write
+        strides = np.cumprod([1, *entry.shape[:0:-1]])[::-1] if entry.shape else ()
+        out(b"ctorch._utils\n_rebuild_tensor_v2\n((")
+        self.emit("storage")
+        out(b"ctorch\n" + STORAGE_OF[entry.dtype.name].encode() + b"\n")
+        self.emit(str(len(self.storages)))
+        self.emit("cpu")
+        self.emit(int(np.prod(entry.shape, dtype=np.int64)))
+        out(b"tQ")  # a persistent id
+        self.emit(0)
+        self.emit(tuple(map(int, entry.shape)))
+        self.emit(tuple(map(int, strides)))
+        self.emit(False)
+        out(b"ccollections\nOrderedDict\n)RtR")
+        self.storages.append(entry)
+
+
+def write(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
+    """Writes a file that `torch.load(path, weights_only=True)` reads.
+
+    content: nested dicts, lists and tuples of scalars, strings, None and `Entry`s (tensors).
+    """
+    writer = _Writer()
+    writer.out.write(b"\x80\x02")
+    writer.emit(content)
+    writer.out.write(b".")
+    data = writer.out.getvalue()
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        archive.writestr("archive/data.pkl", data)
+        archive.writestr("archive/byteorder", "little")
+        for number, entry in enumerate(writer.storages):
+            with archive.open(f"archive/data/{number}", "w", force_zip64=True) as file:
+                array = np.ascontiguousarray(entry.make()).reshape(-1)
+                file.write(memoryview(array.view(np.uint8)))
+        archive.writestr("archive/version", "3\n")
+
+
+def tensors(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
+    """The arrays of a nested dict of them, by dotted name; other values are left out."""
+    found: dict[str, np.ndarray] = {}
+    for key, value in tree.items():
+        if isinstance(value, np.ndarray):
+            found[f"{prefix}{key}"] = value
+        elif isinstance(value, Mapping):
+            found |= tensors(value, f"{prefix}{key}.")
+    return found

@@ -1,0 +1,122 @@
+"""Speech recognition by CTC on a pretrained encoder: the loss of a batch, and its masks.
+
+B batch, S samples, T frames, D width, U labels of a row, V characters. A batch holds audio [B, S],
+length [B] (samples), labels int [B, U] (below 0: none) and example_id [B]; the parameters are the
+encoder's and, under `task`, those of a `heads.Ctc`. Spec 1.2 to 1.4.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from data2vec_jax import masking
+from data2vec_jax.modalities.contract import Tokens
+from data2vec_jax.models.heads import Ctc, Features
+from data2vec_jax.models.losses import ctc_losses
+from data2vec_jax.objectives.targets import Draw
+
+Array = jax.Array
+
+# The front end that stays as it was pretrained: all but the last norm and the projection. For
+# `optim.frozen`; `model.frontend.gradient=0` keeps its gradients out of the norm, too.
+FRONTEND = r"^frontend/(conv\d+/|norm\d+/|time_norm/)"
+NOISE = 0.01  # standard deviation of what stands for masked frames in 2.0 encoders
+
+
+@functools.cache
+def spans(length: int, prob: float, width: int, min_masks: int) -> masking.Sampler:
+    """Spans as they are drawn, without an exact count: no shape depends on it here.
+
+    The authors cut all rows to the smallest count of their batch; ours do not depend on it.
+    """
+    sampler = masking.spans(length, prob=prob, width=width, min_masks=min_masks, masked=0.5)
+    return dataclasses.replace(sampler, exact=True)
+
+
+def augment(
+    tokens: Tokens, embedding: Array | None, key: Array, draw: Draw, example_id: Array, *,
+    time_prob: float, time_width: int, channel_prob: float, channel_width: int,
+    zero_mask: bool = False,
+) -> Tokens:  # fmt: skip
+    """Spans of frames become `embedding` [D], then spans of channels become 0 (spec 1.3).
+
+    Without an embedding (2.0) masked frames are noise from `key`, or 0 with `zero_mask`. A
+    probability of 0 masks nothing. Masks are functions of (draw.masks, draw.step, example id); at
+    least one span of frames a row.
+    """
+    x, valid = tokens
+    _, frames, width = x.shape
+    time_key, channel_key = jax.random.split(draw.masks)
+    if time_prob:
+        lengths = None if valid is None else jnp.sum(valid, -1, dtype=jnp.int32)
+        sampler = spans(frames, time_prob, time_width, 1)
+        mask = masking.sample(sampler, time_key, draw.step, example_id, 1, lengths)[:, 0]
+        if embedding is not None:
+            fill = embedding.astype(x.dtype)
+        elif zero_mask:
+            fill = jnp.zeros((), x.dtype)
+        else:
+            fill = (NOISE * jax.random.normal(key, x.shape)).astype(x.dtype)
+        x = jnp.where(mask[..., None], fill, x)
+    if channel_prob:
+        sampler = spans(width, channel_prob, channel_width, 0)
+        mask = masking.sample(sampler, channel_key, draw.step, example_id, 1)[:, 0]
+        x = jnp.where(mask[:, None], 0, x)
+    return Tokens(x, valid)
+
+
+def head_only(params: Mapping[str, Any], step: Array, updates: int) -> dict[str, Any]:
+    """`params`, of which all but `task` have no gradient while `step` < `updates`.
+
+    The schedule goes on and Adam counts these steps, as in the authors' half-precision runs.
+    """
+
+    def held(x):
+        return jnp.where(step < updates, jax.lax.stop_gradient(x), x)
+
+    return {k: v if k == "task" else jax.tree.map(held, v) for k, v in params.items()}
+
+
+def make_loss(
+    model: Any, head: Ctc, *, time_prob: float = 0.65, time_width: int = 10,
+    channel_prob: float = 0.25, channel_width: int = 64, zero_mask: bool = False,
+    freeze_updates: int = 0,
+) -> Callable[..., tuple[Array, Array, dict[str, Array]]]:  # fmt: skip
+    """A task's loss: (params, teacher, batch, draw) -> (sum over rows, rows, metrics).
+
+    Rows that no alignment fits (fewer frames than labels, a blank between equal ones counted) cost
+    nothing and have no gradient; `infeasible` is their share. freeze_updates: see `head_only`.
+    Without `draw` (None) nothing is masked or dropped.
+    """
+
+    def loss(params, teacher, batch, draw):
+        del teacher
+        keys = (None,) * 4
+        if draw is not None:
+            keys = jax.random.split(draw.noise, 4)
+            if freeze_updates:
+                params = head_only(params, draw.step, freeze_updates)
+        apply = functools.partial(model.apply, {"params": params})
+        tokens = apply(batch, keys[0], method="features")
+        if draw is not None:
+            tokens = augment(
+                tokens, params.get("mask_embedding"), keys[1], draw, batch["example_id"],
+                time_prob=time_prob, time_width=time_width, channel_prob=channel_prob,
+                channel_width=channel_width, zero_mask=zero_mask,
+            )  # fmt: skip
+        encoded = apply(tokens, None, keys[2], method="encode")
+        lengths = model.valid_lengths(batch)
+        features = Features(encoded.x, lengths=lengths)
+        logits = head.apply({"params": params["task"]}, features, keys[3])["logits"]
+        if lengths is None:
+            lengths = jnp.full(len(logits), logits.shape[1])
+        losses = ctc_losses(logits, lengths, batch["labels"], head.blank)
+        feasible = jnp.isfinite(losses)
+        total = jnp.sum(jnp.where(feasible, losses, 0.0))
+        return total, jnp.float32(len(losses)), {"infeasible": jnp.mean(~feasible)}
+
+    return loss

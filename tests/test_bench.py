@@ -1,0 +1,150 @@
+"""The benchmark: the PyTorch step beside it does the same, FLOPs are counted right, sizes grow."""
+
+import importlib.util
+import json
+import math
+
+import conftest
+import jax
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from data2vec_jax import bench, peer
+from data2vec_jax.convert import export
+from data2vec_jax.convert.ours import Checkpoint
+from data2vec_jax.convert.tables import entries_of, flatten
+from data2vec_jax.errors import UserError
+from data2vec_jax.tasks import pretrain
+from data2vec_jax.tasks.task import draw_of
+
+ALL = [f"{modality}_v{version}" for modality in ("speech", "text", "vision") for version in (1, 2)]
+
+
+def config_of(name, variant):
+    path = conftest.ROOT / "configs" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(variant).to_dict()
+
+
+def subject_of(name):
+    """A smoke config without dropout, not compiled, in float32."""
+    config = bench.sized(config_of(name, "smoke"), None, jax.devices()[:1])
+    config["model"]["dropout"] = 0.0
+    config["model"]["encoder"] |= dict(
+        dropout=0.0, attention_dropout=0.0, layerdrop=0.0, drop_path=0.0
+    )
+    return bench.Subject(config, jax.devices()[:1])
+
+
+def give_weights(other, subject):
+    """Puts our student and teacher into the PyTorch step."""
+    params = subject.state.params
+    checkpoint = Checkpoint(None, subject.config, entries_of(flatten(params)))
+    written = export.tensors(checkpoint, export.layout_for(subject.config, "hf"))
+    state = {e.name.removeprefix("data2vec_text."): np.array(e.make()) for e in written.entries}
+    own = other.model.model.state_dict()
+    state = {k: torch.from_numpy(v) for k, v in state.items() if k in own}
+    missing = other.model.model.load_state_dict(state, strict=False).missing_keys
+    assert not [k for k in missing if "position_ids" not in k and "token_type" not in k], missing
+    linears = [m for m in other.model.head.modules() if isinstance(m, torch.nn.Linear)]
+    with torch.no_grad():
+        for i, linear in enumerate(linears):
+            ours = params["head"][f"linear{i}"]
+            linear.weight.copy_(torch.from_numpy(np.array(ours["kernel"]).T))
+            linear.bias.copy_(torch.from_numpy(np.array(ours["bias"])))
+        for mean, new in zip(*other.pairs, strict=True):
+            mean.copy_(new)
+
+
+def conv_backward_flops(gradient, x, kernel, *_, **__):
+    """Both gradients take what forward takes; PyTorch's own count forgets the groups."""
+    return 2 * 2 * math.prod(gradient) * math.prod(kernel[1:])
+
+
+@pytest.mark.parametrize("name", ["speech_v1", "text_v1", "vision_v1"])
+def test_peer_has_our_loss_and_our_flops(name):
+    subject = subject_of(name)
+    other = bench.make_peer(subject, attention="eager")
+    give_weights(other, subject)
+
+    @jax.jit
+    def ours(state, batch):
+        stages = subject.objective.stages(state.params, state.teacher, batch, draw_of(state))
+        return stages.total / stages.count
+
+    loss = float(ours(subject.state, subject.host_batch))
+    counter = FlopCounterMode(
+        display=False, custom_mapping={torch.ops.aten.convolution_backward: conv_backward_flops}
+    )
+    with counter:
+        theirs = other()
+    assert theirs == pytest.approx(loss, rel=2e-4)
+    assert counter.get_total_flops() == pytest.approx(subject.flops, rel=0.01)
+    after = [new.detach() - mean for mean, new in zip(*other.pairs, strict=True)]
+    assert max(float(d.abs().max()) for d in after) > 0  # the student moved, the average lags
+
+
+def test_bench_with_peer_writes_numbers_that_agree(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "BLOCKS", 2)
+    monkeypatch.setattr(bench, "LEAST_BLOCKS", 2)
+    monkeypatch.setattr(bench, "DATA_STEPS", 2)
+    file = tmp_path / "bench.json"
+    config = f"--config={conftest.ROOT / 'configs/vision_v1.py'}:smoke"
+    bench.main(["bench", config, "--peer", "--batch=3", f"--json={file}"])
+    said, result = capsys.readouterr().out, json.loads(file.read_text())
+    assert result["batch_size"] == 3
+    assert result["examples_per_second"] == pytest.approx(3 / result["step_seconds"])
+    rate = result["flops_per_step"] / result["step_seconds"]
+    assert result["mfu_of_measured_matmul"] == pytest.approx(
+        rate / result["matmul_flops_per_second"]
+    )
+    assert 0 < result["mfu"] < 1
+    assert result["peer"]["ratio"] == pytest.approx(
+        result["peer"]["step_seconds"] / result["step_seconds"]
+    )
+    assert result["peak_bytes"] > 0 and result["compile_seconds"] > 0
+    assert 0 <= result["data_wait"] <= 1
+    assert result["flops_formula"] in said and "ratio" in said
+
+
+def test_peer_is_of_1_0_only():
+    with pytest.raises(UserError, match=r"1\.0 only"):
+        peer.check(config_of("vision_v2", "base"))
+
+
+def test_wrong_options_are_one_line(capsys):
+    config = f"--config={conftest.ROOT / 'configs/vision_v1.py'}:smoke"
+    with pytest.raises(SystemExit) as stopped:
+        bench.main(["bench", config, "--batch=many"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith("error: --batch=many")
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("axis", ["batch", "length", "depth", "width", "clones"])
+def test_sweep_scales_one_size_and_flops_follow(name, axis):
+    base = bench.sized(config_of(name, "base"), None, jax.devices()[:1])
+    flops, sizes = [], []
+    for share in bench.SHARES:
+        config = bench.scaled(base, axis, share)
+        if config is None:
+            assert axis == "clones" and name.endswith("1")
+            return
+        sizes.append(bench.sizes_of(config))
+        task = pretrain.outline(config)
+        flops.append(task.flops(task.shapes[-1]))
+    assert sizes[-1 if axis != "batch" else 0] == bench.sizes_of(base)
+    changed = {key for key in sizes[0] if sizes[0][key] != sizes[-1][key]}
+    assert changed == {axis}
+    grows = bench.exponent([s[axis] for s in sizes], flops)
+    least, most = {"width": (0.5, 2.0), "length": (0.98, 1.3), "batch": (1, 1)}.get(axis, (0.4, 1))
+    assert least - 1e-6 <= grows <= most + 1e-6
+
+
+def test_exponent_is_that_of_a_power_law():
+    assert bench.exponent([1, 2, 4], [3 * n**1.5 for n in (1, 2, 4)]) == pytest.approx(1.5)
+    assert math.isclose(bench.exponent([1, 2], [5, 5]), 0.0, abs_tol=1e-12)

@@ -1,0 +1,226 @@
+"""`python -m data2vec_jax.convert`: report, verification, and what it says to wrong inputs."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import data2vec_jax
+from data2vec_jax import tensorfiles
+from data2vec_jax.convert import __main__ as command
+from data2vec_jax.convert import files, pickles
+from data2vec_jax.convert.tables import entries_of
+from data2vec_jax.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+GOLDENS = ROOT / "tests/goldens/checkpoints"
+TEXT, SPEECH = GOLDENS / "Data2VecTextModel", GOLDENS / "fairseq_audio_v1/checkpoint.pt"
+
+
+def run(*arguments):
+    command.main([str(a) for a in arguments])
+
+
+def test_every_tensor_is_reported(tmp_path, capsys):
+    run(GOLDENS / "fairseq_text_v1/checkpoint.pt", tmp_path / "hf", "--to=hf", "--missing=pooler")
+    lines = capsys.readouterr().out.splitlines()
+    names = set(pickles.tensors(pickles.read(GOLDENS / "fairseq_text_v1/checkpoint.pt")["model"]))
+    read = "\n".join(lines[: lines.index("written:")])
+    counted = sum(int(x.split(" of them")[0].split("(")[-1]) if " of them" in x else 1
+                  for x in read.splitlines()[1:])  # fmt: skip
+    assert counted == len(names)
+    block = "encoder.sentence_encoder.layers"
+    assert (
+        f"  transformed  {block}.0.self_attn.q_proj.weight ... {block}.1.self_attn.v_proj.weight "
+        "(6 of them) [32, 32] -> encoder/blocks/qkv/kernel [2, 32, 96]" in lines
+    )
+    assert (
+        "  matched      encoder.sentence_encoder.embed_tokens.weight [55, 32] -> embeddings/tokens "
+        "[55, 32]" in lines
+    )
+    for text in (
+        "  unused       encoder.sentence_encoder.version [1]: of a layout long gone",
+        "  unused       head/linear0/kernel [32, 64]: the prediction head of pretraining has no",
+        "  unused       teacher/embeddings/tokens [55, 32]: the teacher of pretraining has no",
+        "  transformed  encoder/blocks/up/kernel[1] -> data2vec_text.encoder.layer.1.intermediate.",
+        "  added        data2vec_text.embeddings.token_type_embeddings.weight [1, 32]: a constant",
+    ):
+        assert any(line.startswith(text) for line in lines), text
+    assert {path.name for path in (tmp_path / "hf").iterdir()} == {
+        "config.json", "model.safetensors", "README.md"
+    }  # fmt: skip
+
+
+def test_verification_prints_each_layer(tmp_path, capsys):
+    pytest.importorskip("transformers")
+    run(SPEECH, tmp_path / "jax", "--to=jax", "--verify")
+    lines = [x.split() for x in capsys.readouterr().out.splitlines() if x.startswith("difference")]
+    assert [x[1:-1] for x in lines] == [
+        ["layer", "0"], ["layer", "1"], ["layer", "2"], ["last_hidden_state"], ["extract_features"]
+    ]  # fmt: skip
+    assert all(0 <= float(x[-1]) < 1e-4 for x in lines)
+
+
+def halved(state):
+    return {name: array / 2 for name, array in state.items()}
+
+
+def test_the_teacher_can_take_the_students_place(tmp_path):
+    source = rewritten(tmp_path, lambda c: c["model"]["_ema"].update(halved(c["model"]["_ema"])))
+    run(source, tmp_path / "jax", "--to=jax", "--weights=teacher")
+    both, teacher = data2vec_jax.load(source), data2vec_jax.load(tmp_path / "jax")
+    block = lambda params: params["encoder"]["blocks"]["up"]["kernel"]  # noqa: E731
+    np.testing.assert_array_equal(block(teacher.params), block(both.teacher))
+    assert not np.array_equal(block(teacher.params), block(both.params)) and not teacher.teacher
+    with pytest.raises(UserError, match="holds no teacher"):
+        run(TEXT, tmp_path / "new", "--to=jax", "--weights=teacher")
+
+
+# Wrong inputs -------------------------------------------------------------------------------------
+
+
+def damaged(folder, kind):
+    """A copy of a checkpoint with something wrong."""
+    source = folder / "source"
+    shutil.copytree(TEXT, source)
+    weights = source / "model.safetensors"
+    if kind == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-1000])
+    elif kind == "no config":
+        (source / "config.json").unlink()
+    elif kind == "no weights":
+        weights.unlink()
+    elif kind == "config is no json":
+        (source / "config.json").write_text("{")
+    elif kind in ("half", "a layer"):
+        state = tensorfiles.SafeTensors(weights)
+        names = [
+            n for n in state if ("layer.1.output" not in n if kind == "a layer" else n > "query")
+        ]
+        tensorfiles.write_safetensors(
+            folder / "new", entries_of({n: np.array(state[n]) for n in names}), {"format": "pt"}
+        )
+        (folder / "new").replace(weights)
+    elif kind == "another architecture":
+        change(source, architectures=["RobertaModel"], model_type="roberta")
+    elif kind == "another head":
+        change(source, architectures=["Data2VecTextForMaskedLM"])
+    elif kind == "senseless config":
+        change(source, num_attention_heads="four")
+    return source
+
+
+def change(folder, **values):
+    config = json.loads((folder / "config.json").read_text())
+    files.write_json(folder / "config.json", config | values)
+
+
+FOLDERS = {
+    "truncated": "model.safetensors: cut short; '",
+    "no config": "no config.json in it",
+    "no weights": "no model.safetensors in it",
+    "config is no json": "config.json: not JSON",
+    "half": "it lacks '",
+    "a layer": "encoder/blocks/down/kernel is [1, 48, 32], and should be [2, 48, 32]",
+    "another architecture": "not data2vec; its weights are of another model",
+    "another head": "it lacks 'task/",
+    "senseless config": "its settings make no model",
+}
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_a_wrong_folder_is_one_line(kind, tmp_path):
+    source = damaged(tmp_path, kind)
+    for to in ("jax", "hf", "fairseq"):
+        with pytest.raises(UserError) as error:
+            run(source, tmp_path / "out/target", f"--to={to}")
+        assert FOLDERS[kind] in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def rewritten(tmp_path, edit):
+    """A fairseq file after an edit of its content."""
+    content = pickles.read(SPEECH)
+    edit(content)
+
+    def tensors(value):
+        if isinstance(value, np.ndarray):
+            return entries_of({"x": value})[0]
+        return {k: tensors(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+    pickles.write(tmp_path / "a.pt", tensors(content))
+    return tmp_path / "a.pt"
+
+
+def other_model(content):
+    content["model"] = {"layer.weight": np.ones((2, 2), np.float32)}
+
+
+FILES = {
+    "half": (lambda c: c["model"].pop("mask_emb") is c["model"].pop("post_extract_proj.bias"),
+             "it lacks 'frontend/projection/bias'"),
+    "a layer": (lambda c: c["model"].pop("encoder.layers.0.fc1.weight"),
+                "lack 'encoder.layers.0.fc1.weight'"),
+    "another model": (other_model, "not data2vec"),
+    "no settings": (lambda c: c.pop("cfg"), "no settings"),
+    "no weights": (lambda c: c.pop("model"), "no weights below 'model'"),
+    "unknown": (lambda c: c["model"].update(extra=np.ones(2, np.float32)),
+                "the weights have 'extra'"),
+    "another layer": (lambda c: c["cfg"]["model"].update(layer_type="conformer"),
+                      "'layer_type' = 'conformer' is not supported"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_wrong_file_is_one_line(kind, tmp_path):
+    edit, message = FILES[kind]
+    source = rewritten(tmp_path, edit)
+    with pytest.raises(UserError) as error:
+        run(source, tmp_path / "out/target", "--to=hf")
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_failed_export_leaves_nothing(tmp_path):
+    source = rewritten(tmp_path, lambda c: c["cfg"]["model"].update(layer_norm_first=True))
+    with pytest.raises(UserError, match="'pre', only for 'post'"):
+        run(source, tmp_path / "out/target", "--to=hf")
+    assert not (tmp_path / "out").exists()
+
+
+class Harm:
+    def __reduce__(self):
+        return os.mkdir, ("harm",)
+
+
+@pytest.mark.parametrize("kind", ["code", "truncated"])
+def test_the_command_exits_with_2(kind, tmp_path):
+    torch = pytest.importorskip("torch")
+    if kind == "code":
+        source, message = tmp_path / "a.pt", "asks to run"
+        torch.save({"model": {"a": torch.ones(2)}, "cfg": Harm()}, source)
+    else:
+        source, message = damaged(tmp_path, kind), "cut short"
+    before = {*os.listdir(tmp_path)}
+    out = subprocess.run(
+        [sys.executable, "-m", "data2vec_jax.convert", source, "target", "--to=jax"],
+        capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert out.returncode == 2 and out.stdout == ""
+    assert (
+        out.stderr.startswith("error: ") and out.stderr.count("\n") == 1 and message in out.stderr
+    )
+    assert {*os.listdir(tmp_path)} == before
+
+
+def test_an_existing_target_is_kept(tmp_path):
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target/mine").write_text("")
+    with pytest.raises(UserError, match="exists"):
+        run(TEXT, tmp_path / "target", "--to=jax")
+    assert os.listdir(tmp_path / "target") == ["mine"]

@@ -1,0 +1,421 @@
+"""The planner: requests that cannot be, arithmetic without libtpu, and one plan made with it."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+from test_step import config_of
+
+from data2vec_jax import hlo, metrics, parallel, plan, train
+from data2vec_jax.errors import UserError
+from data2vec_jax.tasks import pretrain
+
+ROOT = Path(__file__).resolve().parent.parent
+GIB = plan.GIB
+
+
+@pytest.fixture
+def without_libtpu(monkeypatch):
+    monkeypatch.setattr(plan, "has_compiler", lambda: False)
+    monkeypatch.setattr(plan, "prepare_environment", lambda: None)  # of the whole process
+
+
+def config(name="vision_v2", **sections):
+    made = config_of(name).to_dict()
+    for section, options in sections.items():
+        made[section] |= options
+    return made
+
+
+# Requests -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name, slices, message",
+    [
+        ("v5litepod:16x16", None, "no chip 'v5litepod'; known are v4:.*v5e:16x16.*tpu7x:"),
+        ("v5e-256", None, "no chip 'v5e-256'"),
+        ("v5e:4", None, "no 'v5e:4'; known are v5e:2x2, .* v5e:16x16"),
+        ("v5p:4x4", None, "known are v5p:2x2x1"),
+        ("v5e:0x4", None, "no 'v5e:0x4'"),
+        ("v5e:2x4", "0", "--slices: '0' is not a number of 1 or more"),
+        ("v5e:2x4", "two", "--slices: 'two'"),
+    ],
+)
+def test_topologies_that_do_not_exist(name, slices, message):
+    with pytest.raises(UserError, match=message):
+        plan.parse_topology(name, slices)
+
+
+def test_topologies_that_exist():
+    topology = plan.parse_topology("v5p:4x8x8", "2")
+    assert (topology.name, topology.slices, topology.chips) == ("v5p:4x8x8", 2, 512)
+    for kind, chip in plan.CHIPS.items():
+        assert metrics.PEAK_FLOPS[chip.device_kind] > 0
+        for shape in plan.SHAPES[chip.axes]:
+            assert plan.parse_topology(f"{kind}:{shape}").chip is chip
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--topology=v5x:4x4"], "error: --topology: no chip 'v5x'; known are v4:"),
+        (["--topology=v5e:2x4", "--config.mesh.fsdp=3"], "fsdp=3 does not use the 8 devices"),
+        (["--topology=v5e:4x4"], "a batch of 8 rows does not divide over 16 devices"),
+        (["--topology=v5e:2x4", "--config.modle.width=3"], "modle"),
+        (["--topology=v5e:2x4", "--workdir=x"], "workdir"),
+        ([], "--topology=v5e:16x16 is missing"),
+        (["--topology=v5e:2x4", "--json=/nowhere/p.json"], "--json=/nowhere/p.json: No such file"),
+    ],
+)
+def test_wrong_requests_are_one_line(arguments, message, without_libtpu, monkeypatch, capsys):
+    command = ["plan", f"--config={ROOT}/configs/vision_v2.py:smoke", *arguments]
+    monkeypatch.setattr(sys, "argv", command)  # where config_flags looks for what is overridden
+    with pytest.raises(SystemExit) as stopped:
+        plan.main(command)
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ") and message in line
+
+
+# Without libtpu -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind, devices", [("v5e:2x4", 8), ("tpu7x:2x2x1", 8), ("v5p:2x2x1", 4)])
+def test_arithmetic_without_libtpu(kind, devices, without_libtpu):
+    made = config(data={"batch_size": 16})
+    result = plan.plan(made, plan.parse_topology(kind))
+    assert result["devices"] == devices and result["fits"] is None
+    assert "pip install" in result["advice"][0] and jax.__version__ in result["advice"][0]
+    task = pretrain.outline(made)
+    assert result["flops_per_step"] == task.flops(task.shapes[-1])
+    peak = metrics.PEAK_FLOPS[plan.CHIPS[kind.split(":")[0]].device_kind] * result["chips"]
+    assert result["roofline_seconds"] == {"compute": result["flops_per_step"] / peak}
+    json.dumps(result)
+    assert "not compiled" in plan.report({"config": "c"} | result)
+
+
+def test_the_state_on_one_device(without_libtpu):
+    """Parameters, teacher and two moments in float32; split over fsdp where they are large."""
+    large = config(model={"width": 256}, data={"batch_size": 16})
+    large["model"]["encoder"] |= {"mlp": 1024}
+    whole, split = (
+        plan.plan(large | {"mesh": {"data": -1, "fsdp": n}}, plan.parse_topology("v5e:2x4"))
+        for n in (1, 8)
+    )
+    rows = 2 * 28 * 28 + 2 * 4  # two images of bytes and their ids
+    teacher = sum(
+        x.size
+        for path, x in jax.tree.leaves_with_path(_parameters(large))
+        if not jax.tree_util.keystr(path).startswith(("['decoder']", "['head']"))
+    )
+    expected = 4 * (3 * whole["parameters"] + teacher)
+    found = whole["bytes_per_device"]["arguments"]
+    assert expected <= found - rows <= expected + 100  # and the step, its key and a count
+    assert split["bytes_per_device"]["arguments"] < 0.25 * found
+
+
+def _parameters(config):
+    task = pretrain.outline(config)
+    return jax.eval_shape(task.init, jax.random.key(0))
+
+
+def test_a_state_too_large_does_not_fit_even_without_libtpu(without_libtpu):
+    large = config(model={"width": 6400}, data={"batch_size": 4})
+    large["model"]["encoder"] |= {"mlp": 25600, "heads": 8, "depth": 4}
+    result = plan.plan(large, plan.parse_topology("v5e:2x2"))
+    assert result["fits"] is False
+
+
+# What would make it fit ---------------------------------------------------------------------------
+
+
+class Sizes:
+    """Stands in for `Step`: a state of `state` bytes and a program of sizes[options] bytes."""
+
+    state, seen = 0.0, []
+
+    def __init__(self, config, mesh):
+        self.config, self.rows = config, 64 * mesh.size
+        self.state_bytes = self.state / config["mesh"]["fsdp"]
+
+    def compile(self):
+        options = (
+            self.config["mesh"]["fsdp"],
+            self.config["model"]["encoder"].get("remat", "none"),
+            self.config["accumulate"],
+        )
+        Sizes.seen.append(options)
+        size = self.state_bytes + 20 * GIB / self.config["accumulate"]
+        size -= 8 * GIB * (options[1] == "full") / self.config["accumulate"]
+        fits = size < 15.75 * GIB
+        return plan.Compiled("program" if fits else None, {"total": size}, (1.0, 2.0))
+
+
+@pytest.mark.parametrize(
+    "state, tried, last",
+    [
+        (1.0, [(1, "full", 1)], "it fits with --config.model.encoder.remat=full (13.00 of 15.75"),
+        (
+            30.0,
+            [(8, "none", 1), (8, "full", 1)],
+            "it fits with --config.mesh.fsdp=8 --config.model.encoder.remat=full (15.75",
+        ),
+        (
+            5.0,
+            [(1, "full", 1), (1, "full", 2)],
+            "it fits with --config.model.encoder.remat=full --config.accumulate=2 (11.00",
+        ),
+        (400.0, [(8, "none", 1), (8, "full", 1), (8, "full", 2)], "try a smaller config.data"),
+    ],
+)
+def test_advice_is_tried(state, tried, last, without_libtpu, monkeypatch):
+    monkeypatch.setattr(plan, "Step", Sizes)
+    monkeypatch.setattr(Sizes, "state", (state - (state == 30.0) * 0.0001) * GIB)
+    monkeypatch.setattr(Sizes, "seen", [])
+    made, topology = config(), plan.parse_topology("v5e:2x4")
+    step = Sizes(made, parallel.make_mesh(devices=plan.devices_of(topology)))
+    lines = plan.advice(made, topology, step)
+    assert Sizes.seen == tried
+    assert lines[-1].startswith(last)
+
+
+@pytest.mark.parametrize(
+    "message, gib",
+    [
+        ("memory required for HLO temporaries (34.32G) exceeds available HBM (15.75G).", 34.32),
+        ("Ran out of memory in memory space hbm. Used 22.98G of 15.75G hbm.", 22.98),
+        ("temporaries (2.91T) exceeds available HBM (31.25G).", 2.91 * 1024),
+    ],
+)
+def test_sizes_of_refused_programs(message, gib):
+    assert plan.exhausted(f"RESOURCE_EXHAUSTED: {message}") == pytest.approx(gib * GIB)
+
+
+# The roofline -------------------------------------------------------------------------------------
+
+
+def test_roofline():
+    chip = plan.CHIPS["v5e"]
+    flops, hbm, ring = 197e12, 819e9, 100e9  # a second's worth of each
+    work = [
+        hlo.Work(flops, 0.5 * hbm, 1, False),  # 1 s, bound by products
+        hlo.Work(0.1 * flops, 0.5 * hbm, 2, False),  # 2 x 0.5 s, bound by memory
+        hlo.Work(0, 0.25 * hbm, 1, True),  # beside the others
+    ]
+    collectives = [
+        hlo.Collective("all-reduce", ring, 1, 4, False, ""),  # 2 x 3/4 s
+        hlo.Collective("all-gather", ring, 2, 4, True, ""),  # 2 x 3/4 s, beside computation
+        hlo.Collective("reduce-scatter", ring, 1, 2, False, ""),  # 1/2 s
+        hlo.Collective(hlo.BETWEEN_SLICES, chip.dcn, 3, 1, True, ""),
+    ]
+    parts = plan.roofline(hlo.Program(collectives, work, 0, 0), chip)
+    assert parts == pytest.approx({"core": 4.0, "hbm": 1.75, "ici": 3.5, "dcn": 3.0})
+    # Two devices of a chip share its memory and its links.
+    twin = plan.roofline(hlo.Program(collectives, work, 0, 0), plan.CHIPS["tpu7x"])
+    assert twin["hbm"] == pytest.approx(1.75 * hbm / (7380e9 / 2))
+    assert twin["ici"] == pytest.approx(3.5 * ring / (200e9 / 2))
+
+
+def test_the_program_does_not_grow_with_depth():
+    def size(depth):
+        made = config(model={"width": 128})
+        made["model"]["encoder"] |= {"mlp": 512, "depth": depth}
+        mesh = parallel.make_mesh(2, 4)
+        with jax.set_mesh(mesh):
+            task = pretrain.outline(made)
+            run = train.Run(made, task, mesh)
+            text = run._jit_step.lower(run.abstract, task.shapes[-1]).as_text()
+        return len(text.splitlines())
+
+    assert size(12) == size(24) == size(48)
+
+
+# The tables of launch/README.md -------------------------------------------------------------------
+
+
+@pytest.fixture
+def launch():
+    """A fresh launch/plans.py, as a module."""
+    spec = importlib.util.spec_from_file_location("plans", ROOT / "launch/plans.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_readme_holds_the_committed_plans(launch):
+    text = launch.README.read_text()
+    for name, table in launch.tables().items():
+        assert f"<!-- {name} -->\n{table}\n<!-- end of {name} -->\n" in text, (
+            "python launch/plans.py --tables"
+        )
+    for path in launch.FOLDER.iterdir():
+        made, arguments = json.loads(path.read_text()), launch.plans()[path.stem]
+        asked = " ".join(a.removeprefix("--") for a in arguments if a.startswith("--config"))
+        assert made["config"] == asked.removeprefix("config="), path
+        assert f"--topology={made['topology']}" in arguments, path
+        assert made["slices"] == 1 or f"--slices={made['slices']}" in arguments, path
+
+
+def test_every_recipe_is_planned(launch):
+    recipes = {name.split("-")[0] for name in launch.plans() if "v5e_16x16" in name}
+    sizes = ("base", "large")
+    assert recipes == {
+        *(f"{m}_v{v}_{s}" for m in ("speech", "vision", "text") for v in (1, 2) for s in sizes),
+        "vision_v2_huge",
+        "vision_v2_huge14",
+    }
+    for slices in ("1xv6e_16x16", "1xv5p_8x8x8", "2xv5p_4x8x8"):
+        large = {name.split("-")[0] for name in launch.plans() if slices in name}
+        assert {"vision_v2_huge", "vision_v1_large", "speech_v1_large"} <= large
+
+
+def test_plans_are_made_once(launch, tmp_path, monkeypatch):
+    calls, example = [], json.loads(next(launch.FOLDER.glob("*v5e*.json")).read_text())
+
+    def planner(command, **_):
+        calls.append(command)
+        fails = "text_v1" in command[3]
+        if not fails:
+            Path(command[-1].removeprefix("--json=")).write_text(json.dumps(example))
+        return subprocess.CompletedProcess(command, 2 * fails, stderr=b"error: no")
+
+    monkeypatch.setattr(launch, "FOLDER", tmp_path / "plans")
+    monkeypatch.setattr(launch, "README", tmp_path / "README.md")
+    monkeypatch.setattr(launch.subprocess, "run", planner)
+    marks = "".join(f"<!-- {n} -->\nold\n<!-- end of {n} -->\n" for n in ("plans", "depths"))
+    launch.README.write_text(f"before\n{marks}after\n")
+    monkeypatch.setattr(sys, "argv", ["plans.py"])
+    for expected in (len(launch.plans()), 2):  # the second time, those that failed
+        calls.clear()
+        with pytest.raises(SystemExit, match=r"2 of \d+ plans failed: text_v1_base"):
+            launch.main()
+        assert len(calls) == expected
+    text = launch.README.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert text.count("| speech_v2:base |") == len(launch.plans()) - 2 - 3
+
+
+# With libtpu --------------------------------------------------------------------------------------
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is for Linux only"
+)
+
+
+def run(*arguments):
+    """A command in a process of its own, where no other backend is."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def v5e8(tmp_path_factory):
+    """A plan for eight chips, as a user asks for it: (what is printed, the JSON)."""
+    path = tmp_path_factory.mktemp("plan") / "plan.json"
+    out = run(
+        "-m", "data2vec_jax.plan", "--config=configs/vision_v2.py:smoke", "--topology=v5e:2x4",
+        "--config.mesh.fsdp=4", "--config.data.batch_size=16", "--config.dtype=bfloat16",
+        "--config.model.width=256", "--config.model.encoder.mlp=1024",
+        "--config.model.decoder.width=256", f"--json={path}",
+    )  # fmt: skip
+    return out, json.loads(path.read_text())
+
+
+# One process at a time may hold libtpu on a machine with chips; here it only takes many cores.
+libtpu = pytest.mark.xdist_group("libtpu")
+
+
+@needs_libtpu
+@libtpu
+def test_a_plan(v5e8):
+    out, result = v5e8
+    assert result["fits"] is True and result["hbm_bytes"] == int(15.75 * GIB)
+    assert result["chips"] == result["devices"] == 8
+    assert result["mesh"] == {"slice": 1, "data": 2, "fsdp": 4}
+    memory = result["bytes_per_device"]
+    assert 0 < memory["arguments"] <= memory["total"] < result["hbm_bytes"]
+    assert memory["temporaries"] > 0 and memory["output"] > 0
+    assert result["compile_seconds"] > 0
+    assert result["step_seconds_estimate"] == max(result["roofline_seconds"].values())
+    assert 0 < result["mfu_estimate"] < 1
+    # The analytic count against the products of the compiled program; with fsdp, the backward pass
+    # computes attention again.
+    assert result["compiled_flops"] == pytest.approx(result["flops_per_step"], rel=0.05)
+    assert "fits: " in out and "all-gather" in out
+
+
+@needs_libtpu
+@libtpu
+def test_messages_of_a_plan(v5e8):
+    """Weights are gathered layer by layer and gradients summed by shards; all else are small sums.
+
+    Three layers of width 256 in bfloat16: qkv, out, up and down are split over fsdp = 4, and so is
+    the head; everything smaller is on every device.
+    """
+    messages = v5e8[1]["messages"]
+    assert {m["kind"] for m in messages} == {"all-gather", "reduce-scatter", "all-reduce"}
+    layers, width, passes = 3, 256, 3  # student forward, student backward, teacher
+    weights = [2 * n * width * width for n in (3, 1, 4, 4)]  # bytes
+    head = 2 * width * width
+
+    gathers = [m for m in messages if m["kind"] == "all-gather"]
+    inside, outside = (
+        [m for m in gathers if ("/while/" in m["where"]) is w] for w in (True, False)
+    )
+    assert all(m["group"] == 4 for m in gathers)
+    assert sum(m["times"] for m in inside) <= passes * layers * len(weights)
+    assert sum(m["times"] * m["bytes"] for m in inside) == passes * layers * sum(weights)
+    assert [m["bytes"] for m in outside] == [head]
+
+    scatters = [m for m in messages if m["kind"] == "reduce-scatter"]
+    assert all(m["group"] == 4 for m in scatters)
+    total = sum(m["times"] * m["bytes"] for m in scatters)
+    assert total == layers * sum(weights) + head
+    # Each shard of a gradient is then summed over the two rows of the mesh.
+    sums = [m for m in messages if m["kind"] == "all-reduce"]
+    shards = sum(m["times"] * m["bytes"] for m in sums if m["group"] == 2)
+    assert shards == total / 4
+    # The gradients' norm over shards: scalars. On all devices: gradients of what is not split, and
+    # the statistics of the monitor, the largest of which is a covariance of width x width.
+    assert sum(m["bytes"] for m in sums if m["group"] == 4) <= 4 * 64
+    rest = sum(m["times"] * m["bytes"] for m in sums if m["group"] == 8)
+    parameters = v5e8[1]["parameters"] - (layers * sum(weights) + head) // 2
+    statistics = width * width + 49 * width + 64 * width  # 49 positions
+    assert rest <= 4 * (parameters + statistics)
+    assert not [m for m in messages if "sample" in m["where"]]  # the module that draws masks
+
+
+@needs_libtpu
+@libtpu
+def test_masks_send_nothing():
+    """The masking module alone, for eight chips: no message of any kind."""
+    code = """if True:
+        import jax, jax.numpy as jnp
+        from data2vec_jax import hlo, masking, parallel, plan
+        plan.prepare_environment()
+        devices = plan.devices_of(plan.parse_topology("v5e:2x4"))
+        mesh = parallel.make_mesh(fsdp=4, devices=devices)
+        blocks = masking.make("blocks", (14, 14), count=120)
+        inverse = masking.make("inverse_blocks", (14, 14), ratio=0.8, adjust=0.07, width=3)
+        spans = masking.make("spans", 749, prob=0.65, width=10, masked=0.45)
+        sharding = lambda spec: jax.sharding.NamedSharding(mesh, spec)
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        key = jax.ShapeDtypeStruct((), key.dtype, sharding=sharding(jax.sharding.PartitionSpec()))
+        ids = jax.ShapeDtypeStruct((64,), jnp.uint32, sharding=sharding(parallel.BATCH))
+        def draw(key, ids):
+            return [masking.sample(s, key, 3, ids, 2) for s in (blocks, inverse, spans)]
+        with jax.set_mesh(mesh):
+            compiled = jax.jit(draw).lower(key, ids).compile()
+        program = hlo.read(compiled.as_text())
+        print(program.instructions > 500, program.summary())
+    """
+    assert run("-c", code).strip() == "True {}"

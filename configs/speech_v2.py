@@ -7,7 +7,7 @@ Variants: base, large, smoke (4 steps on the speech shipped inside).
 Numbers: config/v2/{base,large}_audio_only_task.yaml of the authors.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 
 def get_config(variant: str = "base") -> ConfigDict:
@@ -46,7 +46,7 @@ def get_config(variant: str = "base") -> ConfigDict:
     c.ema = dict(start=0.999, end=0.99999, anneal=75_000 / steps)
     c.schedule = dict(kind="cosine", peak=7.5e-4, warmup=8_000 / steps)
     c.optim = dict(betas=(0.9, 0.98), eps=1e-6, eps_on="raw", weight_decay=0.01)  # no clipping
-    c.mesh = dict(data=-1, fsdp=1)
+    c.mesh = dict(data=-1, fsdp=1, slices=config_dict.placeholder(int))
     c.checkpoint = dict(every=5_000, keep=2, keep_every=50_000)
     c.collapse = dict(min_target_std=0.1, min_pred_std=0.01, after=5000, abort=True)
 

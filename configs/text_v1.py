@@ -45,7 +45,7 @@ def get_config(variant: str = "base") -> ConfigDict:
     c.ema = dict(start=0.999, end=0.9999, anneal=300_000 / steps)  # paper: 100,000 updates
     c.schedule = dict(kind="cosine", peak=2e-4, warmup=10_000 / steps)
     c.optim = dict(betas=(0.9, 0.98), eps=1e-6, eps_on="raw", weight_decay=0.01, clip=5.0)
-    c.mesh = dict(data=-1, fsdp=1)
+    c.mesh = dict(data=-1, fsdp=1, slices=config_dict.placeholder(int))
     c.checkpoint = dict(every=5_000, keep=2, keep_every=100_000)
     c.collapse = dict(min_target_std=0.0, min_pred_std=0.0)  # no guard in the authors' code
 

@@ -45,7 +45,7 @@ def get_config(variant: str = "base") -> ConfigDict:
         # 1-D parameters, biases and the class token do not decay; the mask token does.
         no_decay=(r"(/|q_|v_)bias$", "scale", "class_token", "^positions$"),
     )  # fmt: skip
-    c.mesh = dict(data=-1, fsdp=1)
+    c.mesh = dict(data=-1, fsdp=1, slices=config_dict.placeholder(int))
     c.checkpoint = dict(every=5_000, keep=2, keep_every=100_000)
     c.collapse = dict(min_target_std=0.0, min_pred_std=0.0)  # no guard in the authors' code
 

@@ -291,7 +291,11 @@ def parse(
         rest = values(list(argv))
         config = values.config
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        raise UserError(one_line(error)) from None
+        text = one_line(error)
+        if text[0] in "\"'":  # ml_collections quotes the name, with a hint at times, and no more
+            text = text.replace("\\n", "; ").replace("\\'", "").strip("\"'")
+            text = f"the config has no option {text}"
+        raise UserError(text) from None
     if len(rest) > 1:
         names = ", ".join(f"--{name}" for name in ("config", *options))
         raise UserError(f"unknown argument '{rest[1]}'; options are {names}")

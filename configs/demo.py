@@ -24,7 +24,7 @@ def _smoke(name: str) -> ConfigDict:
 
 
 def speech_v1(c: ConfigDict) -> None:
-    c.total_steps = 240
+    c.total_steps = 160
     c.model.frontend = dict(convs=((64, 10, 5), *((64, 3, 2),) * 4, *((64, 2, 2),) * 2))
     c.model.dropout = 0.0
     c.model.encoder.update(dropout=0.0, attention_dropout=0.0, layerdrop=0.0)
@@ -33,7 +33,7 @@ def speech_v1(c: ConfigDict) -> None:
 
 
 def vision_v1(c: ConfigDict) -> None:
-    c.total_steps = 560
+    c.total_steps = 620
     c.model.update(mean=(0.13,), std=(0.31,), absolute=True, initializer="bert")
     c.model.encoder = dict(depth=4, heads=4, mlp=192, norm="post", eps=1e-6)
     c.mask.count = 20

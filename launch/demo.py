@@ -19,12 +19,14 @@ from typing import Any
 
 import jax
 
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # a checkout need not be installed
+
 from data2vec_jax import metrics, parallel, report, train
 from data2vec_jax.data.sources import open_source
 from data2vec_jax.errors import run_main
 from data2vec_jax.tasks import pretrain, probe
 
-ROOT = Path(__file__).resolve().parent.parent
 FINAL = ("loss", "target_std", "pred_std")
 PROBES = {"linear_probe": "linear probe", "knn": "k-NN"}
 # Labelled training examples of the probes (speech: frames). Few labels are what it is all for.

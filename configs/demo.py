@@ -4,7 +4,7 @@
     python -m data2vec_jax.train --config=configs/demo.py:speech,v2 --workdir=DIR
 
 Variants: speech, vision, text (data2vec 1.0), and with ",v2" data2vec 2.0. Sizes and schedules are
-ours: one to two minutes on two cores, 1.0 and 2.0 alike. A teacher must follow a short run fast, so
+ours: about a minute on two cores, 1.0 and 2.0 alike. A teacher must follow a short run fast, so
 its decay starts at 0.99 rather than 0.999.
 """
 
@@ -47,7 +47,7 @@ def vision_v1(c: ConfigDict) -> None:
 
 
 def text_v1(c: ConfigDict) -> None:
-    c.total_steps = 600
+    c.total_steps = 480
     c.model.update(width=192, vocab_size=2_000, dropout=0.0, scale=True)
     c.model.encoder.update(depth=2, mlp=384, dropout=0.0, attention_dropout=0.0)
     c.objective = dict(
@@ -82,7 +82,7 @@ def vision_v2(c: ConfigDict) -> None:
 
 
 def text_v2(c: ConfigDict) -> None:
-    c.total_steps = 300
+    c.total_steps = 240
     c.model.update(width=192, vocab_size=2_000, dropout=0.0, scale=True)
     c.model.encoder.update(depth=2, mlp=384, dropout=0.0, attention_dropout=0.0)
     c.model.decoder.update(layers=2, width=96, kernel=5, dropout=0.0)

@@ -123,6 +123,10 @@ def probe(
     """{'linear_probe': accuracy, 'knn': accuracy}; `limit` training rows, evenly spaced."""
     sets = []
     for data in (train, test):
+        if data.labels.ndim == 1:  # of examples: the others need not be encoded
+            rows = np.flatnonzero(data.labels >= 0)
+            rows = rows[:: max(1, -(-len(rows) // limit))]
+            data = Labelled({k: v[rows] for k, v in data.inputs.items()}, data.labels[rows])
         x, y = features(encode, params, data)
         every = max(1, -(-len(y) // limit))
         sets.append((x[::every], y[::every]))

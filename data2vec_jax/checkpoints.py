@@ -274,13 +274,13 @@ def begin_from(path: str | os.PathLike, state: Any, abstract: Any) -> tuple[Any,
     Raises:
       UserError: as `load_params`; or nothing in the checkpoint is of this model.
     """
-    have = _held_paths(path, "params")
+    have = held_paths(path, "params")
     wanted = _paths(abstract.params)
     new = sorted(wanted.keys() - have)
     if len(new) == len(wanted):
         raise UserError(f"--start={path}: no parameter of this model is in it")
     student = {p: x for p, x in wanted.items() if p in have}
-    averaged = _held_paths(path, "teacher")
+    averaged = held_paths(path, "teacher")
     teacher = _paths(abstract.teacher)
     own = {p: x for p, x in teacher.items() if p in averaged}
     shared = {p: x for p, x in teacher.items() if p in have and p not in own}
@@ -296,7 +296,7 @@ def begin_from(path: str | os.PathLike, state: Any, abstract: Any) -> tuple[Any,
     return state, ["/".join(p) for p in new]
 
 
-def _held_paths(path: str | os.PathLike, subtree: str) -> set[tuple[str, ...]]:
+def held_paths(path: str | os.PathLike, subtree: str) -> set[tuple[str, ...]]:
     """Paths of what a checkpoint holds of a subtree."""
     _hush()
     if (_absolute(path) / CONVERTED).exists():

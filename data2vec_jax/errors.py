@@ -1,16 +1,24 @@
 """Errors that are the user's to mend: one clear line, exit code 2, never a traceback."""
 
+import argparse
 import difflib
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 STOPPED = 130  # exit code of a run that was interrupted: 128 + SIGINT, as a shell reports it
 
 
 class UserError(Exception):
     """What is wrong, where, and the nearest right value, in one line."""
+
+
+class Arguments(argparse.ArgumentParser):
+    """A command's arguments, of which a wrong one is a `UserError`."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (--help lists the arguments)")
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

@@ -7,7 +7,6 @@ demo: `summary.json` and one run for each modality and seed in `*/seed*/`. The p
 written right here, so the page is one small file: no script, no font, no image to load.
 """
 
-import argparse
 import dataclasses
 import datetime
 import html
@@ -21,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from data2vec_jax.errors import UserError, nearest, run_main
+from data2vec_jax.errors import Arguments, UserError, nearest, run_main
 from data2vec_jax.metrics import FILE, CollapseMonitor, Line, read_lines
 
 # Okabe and Ito's palette, in an order whose first colours also differ in brightness.
@@ -754,7 +753,7 @@ def _natural(path: Path) -> list[Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="python -m data2vec_jax.report",
         description="Writes WORKDIR/report.html: curves and tables of a run or of a demo folder.",
     )

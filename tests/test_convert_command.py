@@ -5,17 +5,21 @@ import os
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import data2vec_jax
-from data2vec_jax import tensorfiles
+from data2vec_jax import checkpoints, tensorfiles
 from data2vec_jax.convert import __main__ as command
-from data2vec_jax.convert import files, pickles
-from data2vec_jax.convert.tables import entries_of
+from data2vec_jax.convert import files, ours, pickles
+from data2vec_jax.convert.tables import entries_of, flatten
 from data2vec_jax.errors import UserError
+from data2vec_jax.state import TrainState
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDENS = ROOT / "tests/goldens/checkpoints"
@@ -79,6 +83,23 @@ def test_the_teacher_can_take_the_students_place(tmp_path):
     assert not np.array_equal(block(teacher.params), block(both.params)) and not teacher.teacher
     with pytest.raises(UserError, match="holds no teacher"):
         run(TEXT, tmp_path / "new", "--to=jax", "--weights=teacher")
+
+
+def test_no_second_copy_is_in_memory(tmp_path):
+    """Arrays are mapped or made one by one, in both directions."""
+    shape = dict(width=128, vocab_size=9000, encoder=dict(depth=8, heads=2, mlp=512))
+    config = {"modality": "text", "model": shape}
+    made = {path: np.ones(size, np.float32) for path, size in ours.shapes_of(config).items()}
+    made = {path: x for path, x in made.items() if not path.startswith("head/")}
+    ours.save(ours.Checkpoint(tmp_path, config, entries_of(made)), tmp_path / "first")
+    size, largest = (f(x.nbytes for x in made.values()) for f in (sum, max))
+    assert size > 10e6
+    for source, target in (("first", "hf"), ("hf", "jax"), ("jax", "fairseq")):
+        tracemalloc.start()
+        run(tmp_path / source, tmp_path / target, f"--to={target}")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 2 * largest + 2e6 < size
 
 
 # Wrong inputs -------------------------------------------------------------------------------------
@@ -176,6 +197,35 @@ FILES = {
 }  # fmt: skip
 
 
+def sharded(folder):
+    """The checkpoint in two files and an index of them."""
+    source = folder / "source"
+    shutil.copytree(TEXT, source)
+    state = tensorfiles.SafeTensors(source / "model.safetensors")
+    names, places = sorted(state), {}
+    for number, part in enumerate((names[::2], names[1::2])):
+        shard = f"model-0000{number + 1}-of-00002.safetensors"
+        tensorfiles.write_safetensors(
+            source / shard, entries_of({n: np.array(state[n]) for n in part}), {"format": "pt"}
+        )
+        places |= dict.fromkeys(part, shard)
+    files.write_json(source / "model.safetensors.index.json", {"weight_map": places})
+    (source / "model.safetensors").unlink()
+    return source
+
+
+def test_shards_are_joined_and_a_missing_one_is_named(tmp_path):
+    source = sharded(tmp_path)
+    run(source, tmp_path / "jax", "--to=jax")
+    run(TEXT, tmp_path / "whole", "--to=jax")
+    weights = [(tmp_path / x / "model.safetensors").read_bytes() for x in ("jax", "whole")]
+    assert weights[0] == weights[1]
+    (source / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(UserError, match=r"-00002\.safetensors is missing"):
+        run(source, tmp_path / "out/target", "--to=hf")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("kind", FILES)
 def test_a_wrong_file_is_one_line(kind, tmp_path):
     edit, message = FILES[kind]
@@ -193,22 +243,76 @@ def test_a_failed_export_leaves_nothing(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+UNFIT = {
+    "fairseq": (GOLDENS / "Data2VecTextForTokenClassification", "has no place for 'frames'"),
+    "peft": (TEXT, "has no adapters"),
+}
+
+
+@pytest.mark.parametrize("to", UNFIT)
+def test_what_a_layout_cannot_hold_is_named(to, tmp_path):
+    source, message = UNFIT[to]
+    with pytest.raises(UserError, match=message):
+        run(source, tmp_path / "out/target", f"--to={to}")
+    assert not (tmp_path / "out").exists()
+
+
+def workdir(folder):
+    """A training run's folder with the weights of a small model as its student and teacher."""
+    run(TEXT, folder / "jax", "--to=jax")
+    made = data2vec_jax.load(folder / "jax")
+    config = {key: made.config[key] for key in ("modality", "model")}
+    params = {key: value for key, value in made.params.items() if key != "task"}
+    teacher = jax.tree.map(lambda x: x / 2, params)
+    state = TrainState(jnp.int32(3), params, teacher, (), jax.random.key(0))
+    target = folder / "workdir"
+    with checkpoints.Checkpoints(target / "checkpoints", every=1) as store:
+        store.save(3, state, {"batch": 3}, force=True)
+    files.write_json(target / "config.json", config)
+    return target
+
+
+def test_a_workdir_is_read_and_a_damaged_one_is_named(tmp_path):
+    source = workdir(tmp_path)
+    run(source, tmp_path / "again", "--to=jax")
+    student, again = data2vec_jax.load(source), data2vec_jax.load(tmp_path / "again")
+    for part in ("params", "teacher"):
+        a, b = (flatten(getattr(x, part)) for x in (student, again))
+        assert a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
+    assert not np.array_equal(
+        *(flatten(x)["embeddings/tokens"] for x in (student.params, student.teacher))
+    )
+    # All that a write of 5 kB or more has left behind: the arrays, of student and teacher alike.
+    large = [p for p in source.rglob("*") if p.is_file() and p.stat().st_size > 5000]
+    for path in large:
+        path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"checkpoint .* cannot be read") as error:
+        run(source, tmp_path / "out/target", "--to=hf")
+    assert large and "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
 class Harm:
     def __reduce__(self):
         return os.mkdir, ("harm",)
 
 
-@pytest.mark.parametrize("kind", ["code", "truncated"])
+@pytest.mark.parametrize("kind", ["code", "truncated", "no such --to", "no folder"])
 def test_the_command_exits_with_2(kind, tmp_path):
     torch = pytest.importorskip("torch")
-    if kind == "code":
+    source, target, to = TEXT, "target", "jax"
+    if kind == "no such --to":
+        to, message = "jaxx", "--to: invalid choice: 'jaxx'"
+    elif kind == "no folder":  # it cannot be made, below a file
+        (tmp_path / "file").write_text("")
+        target, message = "file/target", "cannot write file/target: "
+    elif kind == "code":
         source, message = tmp_path / "a.pt", "asks to run"
         torch.save({"model": {"a": torch.ones(2)}, "cfg": Harm()}, source)
     else:
         source, message = damaged(tmp_path, kind), "cut short"
     before = {*os.listdir(tmp_path)}
     out = subprocess.run(
-        [sys.executable, "-m", "data2vec_jax.convert", source, "target", "--to=jax"],
+        [sys.executable, "-m", "data2vec_jax.convert", source, target, f"--to={to}"],
         capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert out.returncode == 2 and out.stdout == ""
@@ -216,6 +320,17 @@ def test_the_command_exits_with_2(kind, tmp_path):
         out.stderr.startswith("error: ") and out.stderr.count("\n") == 1 and message in out.stderr
     )
     assert {*os.listdir(tmp_path)} == before
+
+
+@pytest.mark.parametrize(
+    "option, message",
+    [("--to=jaxx", "invalid choice: 'jaxx'"), ("--missing=(", "not a regular expression"),
+     ("--weights=both", "invalid choice: 'both'"), ("--base=x", "not an adapter"), ("-x", "-x")],
+)  # fmt: skip
+def test_wrong_options_are_named(option, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        run(TEXT, tmp_path / "target", "--to=jax", option)
+    assert not (tmp_path / "target").exists()
 
 
 def test_an_existing_target_is_kept(tmp_path):

@@ -43,15 +43,21 @@ CASES = {
     "positions, tiny kernels": ("AudioModel", dict(
         num_conv_pos_embeddings=3, conv_pos_kernel_size=2, num_conv_pos_embedding_groups=24)),
     "positions, kernel 1": ("AudioModel", dict(conv_pos_kernel_size=1, hidden_act="quick_gelu")),
-    "no mask embedding": ("AudioModel", dict(mask_time_prob=0.0, num_hidden_layers=1)),
+    "no mask embedding": ("AudioModel", dict(
+        mask_time_prob=0.0, num_hidden_layers=1, apply_spec_augment=False)),
     "mask embedding of channels": ("AudioModel", dict(mask_time_prob=0.0, mask_feature_prob=0.1)),
     "adapter": ("AudioModel", dict(add_adapter=True, output_hidden_size=10)),
     "adapter, other kernels": ("AudioModel", dict(
         add_adapter=True, num_adapter_layers=2, adapter_kernel_size=4, adapter_stride=3)),
+    "adapter, long steps": ("AudioModel", dict(
+        add_adapter=True, adapter_kernel_size=5, adapter_stride=3, num_adapter_layers=2)),
     "ctc, another blank": ("AudioForCTC", dict(
         pad_token_id=3, vocab_size=7, ctc_loss_reduction="mean", ctc_zero_infinity=True)),
     "ctc, adapter": ("AudioForCTC", dict(
         add_adapter=True, num_adapter_layers=1, output_hidden_size=12, adapter_kernel_size=2)),
+    "ctc, adapter with a frame more than counted": ("AudioForCTC", dict(
+        conv_kernel=[10, 4], add_adapter=True, num_adapter_layers=1, adapter_kernel_size=2,
+        ctc_loss_reduction="mean")),
     "utterances, all layers": ("AudioForSequenceClassification", dict(
         use_weighted_layer_sum=True, classifier_proj_size=7, num_labels=5)),
     "frames, all layers": ("AudioForAudioFrameClassification", dict(
@@ -202,6 +208,21 @@ def there_and_back(model, checkpoint, tmp_path):
         json.loads(Path(tmp_path / x / "config.json").read_text()) for x in ("hf", "theirs")
     )
     assert {k for k in old if new.get(k) != old[k]} == set()
+
+
+def test_fairseq_has_one_segment(tmp_path):
+    """The only segment's vector goes to the positions; several have no place."""
+    for name in ("sentences", "sentences, numbers"):
+        make(name).save_pretrained(tmp_path / name)
+    checkpoint = ours.open_checkpoint(tmp_path / "sentences")
+    written = export.export(checkpoint, tmp_path / "a.pt", "fairseq")
+    assert [*written.dropped] == ["embeddings/types"]
+    tokens = np.random.default_rng(0).integers(6, 31, (2, 9)).astype(np.int32)
+    before, after = (loaded.load(tmp_path / x)(tokens).logits for x in ("sentences", "a.pt"))
+    np.testing.assert_allclose(before, after, atol=1e-5)
+    several = ours.open_checkpoint(tmp_path / "sentences, numbers")
+    with pytest.raises(UserError, match="fairseq has one segment, not 2"):
+        export.export(several, tmp_path / "b.pt", "fairseq")
 
 
 @pytest.mark.parametrize(

@@ -43,11 +43,12 @@ CASES = {
         [(24, 24)], None,
     ),
     "a rest of the image": (
-        "Model", dict(image_size=29, use_relative_position_bias=True), [(29, 29), (24, 31)], None,
+        "Model", dict(image_size=[29, 29], use_relative_position_bias=True),
+        [(29, 29), (24, 31)], None,
     ),
     "numbers": (
         "ForImageClassification", dict(
-            layer_scale_init_value=0.0, hidden_act="relu", num_labels=1, num_channels=4,
+            layer_scale_init_value=-1.0, hidden_act="relu", num_labels=1, num_channels=4,
         ), [(24, 24), (32, 16)], "float",
     ),
     "classes by the class token": (
@@ -153,6 +154,8 @@ def test_there_and_back(name, tmp_path):
     )
     assert {*before} == {*after}
     assert [k for k in before if before[k].tobytes() != after[k].tobytes()] == []
+    old, new = (files.read_json(tmp_path / x / "config.json") for x in ("hf", "again"))
+    assert {key for key in old if new.get(key) != old[key]} == set()
     again = type(model).from_pretrained(tmp_path / "again").state_dict()
     assert all(torch.equal(x, again[key]) for key, x in model.state_dict().items())
 

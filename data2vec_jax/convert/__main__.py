@@ -7,21 +7,28 @@ SOURCE: our workdir or a folder that this command wrote, a Hugging Face folder, 
 folder, or a new file for --to=fairseq. Prints what became of every tensor.
 """
 
-import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from data2vec_jax.convert import export, ours, report, verify
-from data2vec_jax.errors import UserError, run_main
+from data2vec_jax.errors import Arguments, UserError, run_main
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Arguments:
     """The command's arguments."""
-    found = argparse.ArgumentParser(
-        prog="python -m data2vec_jax.convert", description="Converts a checkpoint."
+    found = Arguments(
+        prog="python -m data2vec_jax.convert",
+        description="Converts a checkpoint. Prints what became of every tensor.",
     )
-    found.add_argument("source", metavar="SOURCE", type=Path)
-    found.add_argument("target", metavar="TARGET", type=Path)
+    found.add_argument(
+        "source", metavar="SOURCE", type=Path,
+        help="our workdir or a folder that this command wrote, a Hugging Face folder, fairseq's "
+        ".pt, the 1.0 vision code base's .pth, or a PEFT adapter; seen from its content",
+    )  # fmt: skip
+    found.add_argument(
+        "target", metavar="TARGET", type=Path, help="a new folder; a new file for --to=fairseq"
+    )
     found.add_argument(
         "--to", required=True, choices=export.TARGETS,
         help="jax: our own folder; hf: a Hugging Face folder; fairseq: its .pt, or the .pth of the "
@@ -44,10 +51,19 @@ def parser() -> argparse.ArgumentParser:
         help="teacher: put the moving average in the student's place",
     )  # fmt: skip
     found.add_argument(
-        "--missing", metavar="PATTERN", action="append", default=[],
+        "--missing", metavar="PATTERN", action="append", default=[], type=pattern,
         help="a regular expression of our paths that the source may lack",
     )  # fmt: skip
     return found
+
+
+def pattern(text: str) -> str:
+    """`text`, if it is a regular expression."""
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise UserError(f"--missing={text}: not a regular expression ({error})") from None
+    return text
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -67,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(line)
     for line in lines:
         print(f"difference   {line}")
-    print(options.target)
+    print(f"wrote {options.target}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from data2vec_jax import metrics
 from data2vec_jax.convert import fields, files
 from data2vec_jax.convert.layouts import Config, Layout
 from data2vec_jax.convert.ours import Checkpoint
@@ -17,6 +18,8 @@ AUTO = {
     "choice": "AutoModelForMultipleChoice", "image": "AutoModelForImageClassification",
     "segmentation": "AutoModelForSemanticSegmentation",
 }  # fmt: skip
+
+LOGGED = ("step", "loss", "target_std", "pred_std")
 
 
 def auto_class(config: Config) -> str:
@@ -42,9 +45,9 @@ def card(checkpoint: Checkpoint, layout: Layout, described: Config) -> str:
         f'model = {name}.from_pretrained("THIS_FOLDER"{remote(described)})', "```", "",
         "| | |", "| --- | --- |", *rows(checkpoint),
     ]  # fmt: skip
-    metrics = numbers(checkpoint)
+    found = numbers(checkpoint)
     lines += ["", "## Metrics", ""]
-    lines += ["| metric | value |", "| --- | --- |", *metrics] if metrics else ["None recorded."]
+    lines += ["| metric | value |", "| --- | --- |", *found] if found else ["None recorded."]
     return "\n".join(lines) + "\n"
 
 
@@ -78,8 +81,16 @@ def _size(shape: tuple[int, ...]) -> int:
 
 
 def numbers(checkpoint: Checkpoint) -> list[str]:
-    """Rows of metrics.json, if the checkpoint has one: {name: number}, nested or not."""
+    """Rows of metrics.json, if the checkpoint has one: {name: number}, nested or not; of a workdir,
+    what it logged last."""
     found = [path for path in checkpoint.processors if path.name == "metrics.json"]
+    log = checkpoint.path / metrics.FILE
+    if not found and log.is_file():
+        last = {line["split"]: line for line in metrics.read_lines(log)}
+        return [
+            f"| {split} {name} | {line[name]} |"
+            for split, line in last.items() for name in LOGGED if name in line
+        ]  # fmt: skip
     if not found:
         return []
 

@@ -95,7 +95,7 @@ def export_adapter(checkpoint: Checkpoint, target: Path) -> Written:
 def tensors(checkpoint: Checkpoint, layout: Layout) -> Written:
     """The checkpoint's tensors under the layout's names."""
     kept, dropped, config = [], {}, checkpoint.config
-    for entry in checkpoint.entries:
+    for entry in layout.fit(checkpoint.entries):
         reasons = [r for pattern, r in layout.drops.items() if re.search(pattern, entry.name)]
         if reasons:
             dropped[entry.name] = reasons[0]

@@ -17,6 +17,7 @@ from data2vec_jax.convert.tables import (
     CONV1D,
     FUSED_BIAS,
     FUSED_LINEAR,
+    Entry,
     Row,
     Table,
     below,
@@ -373,6 +374,21 @@ def text_constants(config: Config) -> dict[str, np.ndarray]:
     return {name: np.full(1, 3, np.float32) for name in names}
 
 
+def one_segment(entries: list[Entry]) -> list[Entry]:
+    """Positions with the vector of the only segment added, if it is not zero."""
+    types = {x.name: x for x in entries if x.name.endswith("embeddings/types")}
+    for found in types.values():
+        if found.shape[0] > 1:
+            raise UserError(f"config.model.types: fairseq has one segment, not {found.shape[0]}")
+
+    def fitted(entry):
+        segment = types.get(entry.name.removesuffix("positions") + "types")
+        vector = segment.make()[0] if segment else np.zeros(1)
+        return entry._replace(make=lambda: entry.make() + vector) if vector.any() else entry
+
+    return [fitted(x) if x.name.endswith("embeddings/positions") else x for x in entries]
+
+
 LAYOUTS = [
     Layout(
         "fairseq data2vec audio 1.0", "pickle", "fairseq", "speech",
@@ -385,7 +401,10 @@ LAYOUTS = [
         lambda source: has(source, "sentence_encoder.embed_tokens"),
         configure_text, text_table, describe_text,
         holds=lambda config: fields.generation(config) == "1.0", rename=text_names,
-        drops={r"^task/pooler/": "fairseq's encoder has no pooler"},
-        constants=text_constants, store=stored,
+        drops={
+            r"^task/pooler/": "fairseq's encoder has no pooler",
+            r"embeddings/types$": "fairseq's has no segments; the vector is in the positions",
+        },
+        constants=text_constants, store=stored, fit=one_segment,
     ),
 ]  # fmt: skip

@@ -1,7 +1,8 @@
 """Hugging Face's data2vec for speech and text (conversion spec 4.1 to 4.4)."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,6 @@ FOREIGN = {
     "is_decoder": (None, False),
     "add_cross_attention": (None, False),
     "position_embedding_type": (None, "absolute"),
-    "apply_spec_augment": (None, True),
 }
 
 
@@ -56,10 +56,19 @@ def agreeing(encoder: Config, head: Config) -> Config:
     return encoder | head
 
 
-def described(config: Config, kind: str, named: Config) -> Config:
-    """A Hugging Face config: what it was, if it came from this layout, and `named` on top."""
+def described(
+    config: Config, kind: str, named: Config,
+    meaning: Mapping[str, Callable[[Any], Any]] = MappingProxyType({}),
+) -> Config:  # fmt: skip
+    """A Hugging Face config: what it was, if it came from this layout, and `named` on top.
+
+    meaning: of fields that can say one thing in several ways; they stay as they were if they say
+    what `named` does.
+    """
     origin = config.get("origin") or {}
     kept = dict(origin.get("config") or {}) if origin.get("layout") == kind else {}
+    said = [k for k in meaning if k in kept and k in named and kept[k] is not None]
+    named = named | {k: kept[k] for k in said if meaning[k](kept[k]) == meaning[k](named[k])}
     count = fields.get(config, "task.classes")
     if count is not None and labels(kept) != count:
         kept.pop("num_labels", None)

@@ -168,9 +168,15 @@ def describe(config: Config) -> Config:
         head = {"use_mean_pooling": True, "layer_norm_eps": config["task"]["eps"]}
     if task == "image":
         head |= fields.give((PROBLEM,), config)
-    return described(config, "data2vec-vision", agreeing(theirs, head))
+    return described(config, "data2vec-vision", agreeing(theirs, head), MEANING)
 
 
+MEANING = {
+    "image_size": lambda size: pair(size, "image_size", "config"),
+    "patch_size": lambda size: pair(size, "patch_size", "config"),
+    "layer_scale_init_value": lambda value: value > 0 and value,
+    "out_indices": sorted,
+}
 DEFAULT_SIZES = {"image": 224, "patch": 16}
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from data2vec_jax import tensorfiles
 from data2vec_jax.convert import files, pickles
-from data2vec_jax.convert.tables import State, Table
+from data2vec_jax.convert.tables import Entry, State, Table
 from data2vec_jax.errors import UserError
 
 Config = dict[str, Any]
@@ -45,7 +45,8 @@ class Layout:
     other names, for what no table can say (theirs -> the table's, and back; of entries too).
     constants: config -> arrays that it holds beside parameters. store: of a pickle, (tensors by
     name, config) -> the nested dict that is written. holds: whether a config of ours is of this
-    kind. beside: (checkpoint, folder) writes further files of an export.
+    kind. beside: (checkpoint, folder) writes further files of an export. fit: our entries -> those
+    of the same model without what `drops` says.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Layout:
     store: Callable[[Mapping[str, Any], Config], dict[str, Any]] | None = None
     holds: Callable[[Config], bool] = lambda config: True
     beside: Callable[[Any, Path], None] | None = None
+    fit: Callable[[list[Entry]], list[Entry]] = lambda entries: entries
 
 
 # Modules with a list `LAYOUTS` each; a source is of the first layout that claims it.

@@ -122,11 +122,9 @@ def _open_ours(path: Path, home: Path) -> Checkpoint:
     if weights.is_file():
         found: Mapping[str, Any] = tensorfiles.SafeTensors(weights)
     else:
-        found = flatten(checkpoints.load_params(path))
-        try:
+        found, teacher = flatten(checkpoints.load_params(path)), {}
+        if checkpoints.held_paths(path, "teacher"):  # fine-tuned models have none
             teacher = flatten(checkpoints.load_params(path, subtree="teacher"), TEACHER)
-        except UserError:  # fine-tuned models have none
-            teacher = {}
         found = found | teacher
         if teacher:
             fronts = ("frontend", "patches", "embeddings")
@@ -164,7 +162,8 @@ def shapes_of(config: Config) -> dict[str, tuple[int, ...]]:
     parts = {"": found}
     if config.get("adapter"):
         adapter = make_adapter(config)
-        parts["adapter/"] = jax.eval_shape(adapter.init, jax.random.key(0), x)["params"]
+        long = jax.ShapeDtypeStruct((2, 100_000, width), jnp.float32)  # enough for any stride
+        parts["adapter/"] = jax.eval_shape(adapter.init, jax.random.key(0), long)["params"]
         x = jax.ShapeDtypeStruct((2, 8, adapter.width), jnp.float32)
     if config.get("task") and config["task"]["name"] in heads.HEADS:
         table = jax.ShapeDtypeStruct((config["model"].get("vocab_size", 8), width), jnp.float32)

@@ -92,6 +92,8 @@ class Subject:
 
     def __init__(self, config: Mapping[str, Any], devices: Sequence[Any]):
         train.check_config(config)
+        if config.get("task", "pretrain") != "pretrain":
+            raise UserError(f"config.task: bench runs pretraining, not '{config['task']}'")
         section = config["mesh"] if len(devices) > 1 else {}
         self.config, self.mesh = config, parallel.make_mesh(**section, devices=devices)
         self.modality, self.model = pretrain.make_model(config)

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import errno
 import gc
+import json
 import logging
 import os
 import sys
@@ -234,6 +235,27 @@ def load_params(
         )
     state = _read(folder, ocp.load, {subtree: wanted}, checkpointable_name="state")
     return state[subtree]
+
+
+def load_config(path: str | os.PathLike) -> dict[str, Any]:
+    """The config.json of a checkpoint: of its folder, or of the workdir that it is in.
+
+    Raises UserError: there is none, or a damaged one.
+    """
+    path = _absolute(path)
+    for folder in (path, *list(path.parents)[:2]):
+        if (folder / "config.json").exists():
+            try:
+                config = json.loads((folder / "config.json").read_text())
+            except ValueError as error:
+                raise UserError(f"{folder}/config.json is damaged ({error})") from None
+            if not isinstance(config, dict) or not {"modality", "model"} <= config.keys():
+                raise UserError(
+                    f"{folder}/config.json is not ours; python -m data2vec_jax.convert {folder} "
+                    "TARGET --to=jax makes a folder to start from"
+                )
+            return config | {"folder": str(folder)}
+    raise UserError(f"no checkpoint at {path}")
 
 
 def _load_converted(folder: Path, abstract: Any, subtree: str) -> dict[str, Any]:

@@ -56,6 +56,18 @@ def tri_stage(
     return schedule
 
 
+def linear(total_steps: int, *, peak: float, warmup: float) -> Schedule:
+    """Linear from 0 to `peak` over a share of `total_steps`, then linear to 0 (spec 3.2)."""
+    steps = round(warmup * total_steps)
+
+    def schedule(n):
+        n = jnp.asarray(n, jnp.float32)
+        falling = (total_steps - n) / max(total_steps - steps, 1)
+        return peak * jnp.where(n < steps, n / max(steps, 1), jnp.clip(falling, 0.0, 1.0))
+
+    return schedule
+
+
 def constant(total_steps: int, *, peak: float, warmup: float = 0.0) -> Schedule:
     """Linear warm-up over a share of `total_steps`, then constant."""
     steps = round(warmup * total_steps)
@@ -66,7 +78,9 @@ def constant(total_steps: int, *, peak: float, warmup: float = 0.0) -> Schedule:
     return schedule
 
 
-SCHEDULES = {"cosine": cosine, "tri_stage": tri_stage, "constant": constant}
+SCHEDULES = {
+    "cosine": cosine, "tri_stage": tri_stage, "linear": linear, "constant": constant,
+}  # fmt: skip
 
 
 def make_schedule(total_steps: int, *, kind: str, **options: Any) -> Schedule:
@@ -176,6 +190,11 @@ def make_optimizer(
     steps.append(optax.scale_by_learning_rate(schedule))
     if rates:
         steps.append(scale_by_path(rates))
-    if frozen:
-        steps.append(optax.masked(optax.set_to_zero(), lambda params: by_path(params, frozen)))
-    return optax.chain(*steps)
+    if not frozen:
+        return optax.chain(*steps)
+    kept = lambda params: by_path(params, frozen)  # noqa: E731
+    learning = lambda params: jax.tree.map(lambda m: not m, kept(params))  # noqa: E731
+    # Frozen parameters have no moments, and their gradients no part in the norm that is clipped.
+    return optax.chain(
+        optax.masked(optax.chain(*steps), learning), optax.masked(optax.set_to_zero(), kept)
+    )

@@ -26,7 +26,7 @@ import numpy as np
 
 from data2vec_jax import hlo, metrics, parallel, train
 from data2vec_jax.errors import UserError, run_main
-from data2vec_jax.tasks import pretrain
+from data2vec_jax.tasks.task import module_of
 
 GIB = 2.0**30
 
@@ -228,7 +228,7 @@ class Step:
 
     def __init__(self, config: Mapping[str, Any], mesh: jax.sharding.Mesh):
         with jax.set_mesh(mesh):
-            task = pretrain.outline(config)
+            task = module_of(config).outline(config)
             self.run = train.Run(config, task, mesh)
         self.batch = task.shapes[-1]
         self.rows = self.batch["example_id"].shape[0]

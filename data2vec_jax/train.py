@@ -4,7 +4,8 @@
 
 The same command again resumes. `--config.section.key=value` overrides an option.
 `--start=CHECKPOINT`: a new run begins with parameters and teacher of another workdir, or of a
-folder that `python -m data2vec_jax.convert ... --to=jax` wrote.
+folder that `python -m data2vec_jax.convert ... --to=jax` wrote. `config.task` names what is
+trained: a module of `data2vec_jax.tasks` (pretraining if it names none).
 """
 
 import json
@@ -12,7 +13,6 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -25,33 +25,13 @@ from data2vec_jax import metrics, optim, parallel, processes
 from data2vec_jax.checkpoints import Checkpoints, begin_from
 from data2vec_jax.errors import STOPPED, UserError, check_section, differences, nearest, run_main
 from data2vec_jax.state import TrainState, ema_decay
-from data2vec_jax.tasks import pretrain
-from data2vec_jax.tasks.task import Task, init_state, make_train_step
+from data2vec_jax.tasks.task import Task, init_state, make_train_step, module_of
 
 # Sections that may change between a run and its continuation: where and how fast, not what.
 FREE = (
     "mesh", "sharding", "checkpoint", "log_every", "eval_every", "workers", "prefetch", "collapse",
 )  # fmt: skip
 OPTIONS = {"workdir": "DIR", "start": "CHECKPOINT"}  # of the command line, beside --config
-
-
-def settings(
-    *, modality: str, model: Mapping, mask: Mapping, objective: Mapping, averaged: Sequence[str],
-    examples: Mapping, data: Mapping, ema: Mapping, schedule: Mapping, optim: Mapping, seed: int,
-    total_steps: int, log_every: int, eval_every: int, accumulate: int, dtype: str, mesh: Mapping,
-    checkpoint: Mapping, collapse: Mapping, sharding: Mapping = MappingProxyType({}),
-) -> None:  # fmt: skip
-    """A pretraining config. Each section is the keyword arguments of one function.
-
-    modality: 'speech', 'vision' or 'text'. model, examples: `make_model` and `layout` of the
-    modality. mask: `masking.make`. objective: `make_loss` of the objective `name`. averaged: path
-    patterns of the teacher's own parameters. data: `pretrain.data_options`. ema:
-    `state.ema_decay`. schedule: `optim.make_schedule`. optim: `optim.make_optimizer`. mesh:
-    `parallel.make_mesh`. sharding: `parallel.shardings`, if its rule is not what you want.
-    checkpoint: `Checkpoints`. collapse: `metrics.CollapseMonitor`.
-    log_every, eval_every: in steps, 0 for never. accumulate: micro-batches per update. dtype: of
-    the computation, 'float32' or 'bfloat16'.
-    """
 
 
 def check_config(config: Mapping[str, Any]) -> None:
@@ -61,22 +41,24 @@ def check_config(config: Mapping[str, Any]) -> None:
             continue
         if key in ("total_steps", "accumulate") and (not isinstance(value, int) or value < 1):
             raise UserError(f"config.{key}: {value} is not a positive integer")
+    module = module_of(config)
     try:
-        check_section("", config, settings)
+        check_section("", config, module.settings)
     except UserError as error:
         raise UserError(
             str(error).replace("config..", "config.").replace("config.:", "config:")
         ) from None
     check_section("mesh", config["mesh"], parallel.make_mesh, given=("devices",))
     check_section("sharding", config.get("sharding", {}), parallel.shardings, ("tree", "mesh"))
-    check_section("ema", config["ema"], ema_decay, given=("total_steps",))
     check_section("optim", config["optim"], optim.make_optimizer, given=("schedule",))
     schedule = dict(config["schedule"])
     kind = optim.SCHEDULES.get(schedule.pop("kind", None), optim.make_schedule)
     if kind is not optim.make_schedule:
         check_section("schedule", schedule, kind, given=("total_steps",))
     check_section("checkpoint", config["checkpoint"], Checkpoints, given=("directory",))
-    check_section("collapse", config["collapse"], metrics.CollapseMonitor)
+    if "ema" in config:
+        check_section("ema", config["ema"], ema_decay, given=("total_steps",))
+    check_section("collapse", config.get("collapse", {}), metrics.CollapseMonitor)
 
 
 class Run:
@@ -95,7 +77,7 @@ class Run:
         steps = config["total_steps"]
         schedule = optim.make_schedule(steps, **config["schedule"])
         self.tx = optim.make_optimizer(schedule, **config["optim"])
-        decay = ema_decay(steps, **config["ema"])
+        decay = ema_decay(steps, **config["ema"]) if task.averaged else None
         self.train_step = make_train_step(
             task, self.tx, decay, schedule, config["accumulate"], mesh.size
         )
@@ -164,13 +146,14 @@ def train(
     updates, and its position k is the number of the next unseen batch.
     """
     check_config(config)
-    workdir = Path(workdir)
+    module, workdir = module_of(config), Path(workdir)
+    config = module.complete(config, begin)
     total, log_every, eval_every = (
         config[key] for key in ("total_steps", "log_every", "eval_every")
     )
     mesh = parallel.make_mesh(**config["mesh"])
     with jax.set_mesh(mesh):
-        task = pretrain.make(config)
+        task = module.make(config)
         run = Run(config, task, mesh, programs)
     processes.check_agreement({"order of the examples": task.order})
     first = processes.first()
@@ -182,7 +165,7 @@ def train(
     processes.on_first(claim)
 
     watch = metrics.Stopwatch()
-    monitor = metrics.CollapseMonitor(**config["collapse"])
+    monitor = metrics.CollapseMonitor(**config.get("collapse", {}))
     with (
         jax.set_mesh(mesh),
         Checkpoints(workdir.resolve() / "checkpoints", **config["checkpoint"]) as checkpoints,
@@ -196,6 +179,7 @@ def train(
             state = run.init(config["seed"])
             if begin:
                 state, new = begin_from(begin, state, run.abstract)
+                state = state.replace(params=task.adopt(state.params, new))
                 if first and verbose:
                     say(f"begins from {begin}; {len(new)} new parameters {new[:3] or ''}")
         if first and verbose:
@@ -228,7 +212,8 @@ def train(
                     writer.note(f"compiled program {len(run.programs)} of {len(task.shapes)}")
                 stop = interrupt.stops(done)
                 save = checkpoints.should_save(done) or done == total or stop
-                evaluate = eval_every and done % eval_every == 0
+                evaluate = done == total or (eval_every and done % eval_every == 0)
+                evaluate = evaluate and bool(task.evals)
                 with watch.measure("train"):
                     with jax.transfer_guard("disallow"):
                         state, scalars = program(state, batch)

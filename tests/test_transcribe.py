@@ -9,13 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from data2vec_jax import checkpoints, metrics, optim, train
 from data2vec_jax.convert import loaded, ours
+from data2vec_jax.errors import UserError
 from data2vec_jax.modalities.contract import Tokens
 from data2vec_jax.models import heads
 from data2vec_jax.models.losses import ctc_losses
 from data2vec_jax.objectives.targets import Draw
 from data2vec_jax.state import path_name
-from data2vec_jax.tasks import transcribe
+from data2vec_jax.tasks import decoding, ngrams, transcribe
+from data2vec_jax.tasks.characters import SPECIALS, Characters
 from data2vec_jax.tasks.pretrain import make_model
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -143,6 +146,144 @@ def test_frozen_front_end(tiny):
     kept = ("norm/scale", "norm/bias", "projection/kernel", "projection/bias")
     assert learning == {f"frontend/{name}" for name in kept}
     assert not re.search(transcribe.FRONTEND, "positions/conv0/kernel")
+
+
+# Transcriptions -----------------------------------------------------------------------------------
+
+
+def test_padding_and_batch_mates_do_not_change_a_transcription(tiny):
+    """The same utterances together, in another order, alone, and with more padding."""
+    model, head, params, batch = tiny
+    predict = jax.jit(transcribe.make_predict(model, head))
+
+    def run(rows, size):
+        audio = jnp.pad(batch["audio"], ((0, 0), (0, max(size - 4000, 0))))[rows, :size]
+        return predict(params, {"audio": audio, "length": batch["length"][rows]})
+
+    def check(found, rows):
+        for place, row in enumerate(rows):
+            frames = int(whole["frames"][row])
+            one, two = (x[:frames] for x in (found["logits"][place], whole["logits"][row]))
+            np.testing.assert_allclose(one, two, atol=1e-5)
+            labels = [decoding.greedy(np.asarray(x)[None]) for x in (one, two)]
+            assert labels[0] == labels[1] and found["frames"][place] == frames
+
+    whole = run(np.arange(3), 4000)
+    assert len({tuple(decoding.greedy(np.asarray(x)[None])[0]) for x in whole["logits"]}) == 3
+    for rows, size in (
+        (np.array([2, 0]), 4000),
+        (np.array([1]), 1000),
+        (np.array([2, 1, 1]), 6000),
+    ):
+        check(run(rows, size), rows)
+
+
+def config_of(variant):
+    return importlib.import_module("configs.finetune_librispeech").get_config(variant)
+
+
+def test_labels_of_a_transcript():
+    config = config_of("smoke").to_dict()
+    head = heads.make(config["head"])
+    targets = transcribe.targets(config, head)
+    names = transcribe.characters_of(config)
+    samples = 16_000
+    labels = targets.read({"transcript": "Да, «по-русски»!"}, samples)["labels"]
+    assert labels.shape == targets.shapes(samples)["labels"].shape == (49 // 2 + 1,)
+    assert names.decode(labels[labels >= 0]) == "ДА ПОРУССКИ"
+    long = targets.read({"transcript": "щ" * 26}, samples)["labels"]
+    logits = jnp.zeros((1, 49, len(names)))
+    assert jnp.isinf(ctc_losses(logits, jnp.array([49]), jnp.asarray(long)[None], 0))[0]
+    with pytest.raises(UserError, match="no transcript"):
+        targets.read({"path": "a.wav"}, samples)
+    with pytest.raises(UserError, match=f"vocab_size: 9, but .* {len(names)} characters"):
+        transcribe.targets(config, heads.Ctc(9))
+
+
+class Said(list):
+    uri = "said"
+
+    def field(self, index, name):
+        return {"transcript": self[index]}[name]
+
+
+def test_error_rates_of_the_best_path_and_of_a_beam_search(tmp_path):
+    characters = Characters((*SPECIALS, "|", *"ABC"))
+    texts = ["ab c", "cab", "b"]
+
+    def frames_of(text, doubt=()):
+        """Logits whose best path is `text`, or nearly so where B is as likely as A."""
+        labels = [x for label in characters.encode(text) for x in (label, 0)]
+        logits = 8.0 * np.eye(len(characters))[labels]
+        for frame in doubt:
+            logits[frame, characters.encode("B")[0]] = 8.1
+        return {"logits": np.pad(logits, ((0, 3), (0, 0))), "frames": len(labels)}
+
+    said = [frames_of("AB C"), frames_of("CAB", doubt=(2,)), None]
+    found = transcribe.score(said, Said(texts), characters=characters)
+    assert found == {"wer": 2 / 4, "cer": 2 / 8, "left_out": 1 / 3}  # CBB for CAB, and nothing
+    model = ngrams.train([["AB", "C"], ["CAB"], ["CAB", "C"]] * 3, 2)
+    ngrams.write_arpa(model, tmp_path / "lm.arpa")
+    found = transcribe.score(
+        said[:2], Said(texts[:2]), characters=characters, lm=str(tmp_path / "lm.arpa")
+    )
+    assert found["wer"] == 1 / 3 and found["wer_lm"] == found["cer_lm"] == 0.0
+
+
+def test_smoke_run_from_a_pretrained_encoder(tmp_path):
+    pretraining = importlib.import_module("configs.speech_v2").get_config("smoke")
+    pretraining.total_steps = 1
+    pretraining.data.eval_split = None
+    train.train(pretraining.to_dict(), tmp_path / "a", verbose=False)
+    config = config_of("smoke")
+    config.update(total_steps=3, seed=5)
+    config.examples.seconds = (7.0, 10.0)
+    config.optim.frozen = (transcribe.FRONTEND,)
+    state = train.train(config.to_dict(), tmp_path / "b", begin=str(tmp_path / "a"), verbose=False)
+    lines = metrics.read_lines(tmp_path / "b" / metrics.FILE)
+    assert [line["split"] for line in lines] == ["train"] * 3 + ["test"]
+    assert lines[-1]["wer"] >= 0 and lines[-1]["cer"] > 0 and "left_out" not in lines[-1]
+    stored = checkpoints.load_params(tmp_path / "a")
+    for name in ("conv0", "norm3"):
+        for leaf, value in state.params["frontend"][name].items():
+            np.testing.assert_array_equal(value, stored["frontend"][name][leaf])
+    moved = np.asarray(state.params["encoder"]["blocks"]["up"]["kernel"])
+    assert np.any(moved != stored["encoder"]["blocks"]["up"]["kernel"])  # after two of the head
+    assert "alibi" in state.params and "mask_embedding" not in state.params  # it is a 2.0 encoder
+    vocabulary = Characters.load(tmp_path / "b" / "vocab.json")
+    assert vocabulary.names == transcribe.characters_of(config.to_dict()).names
+
+
+# Updates, peak, time, channels, layerdrop, head alone; spec 1.4, typed from its tables.
+RECIPES = {
+    "10m": (13e3, 5e-5, 0.65, 0.25, 0.1, 10e3), "1h": (13e3, 5e-5, 0.65, 0.25, 0.1, 10e3),
+    "10h": (20e3, 5e-5, 0.65, 0.5, 0.05, 10e3), "100h": (80e3, 3e-5, 0.65, 0.5, 0.1, 0),
+    "960h": (320e3, 1e-4, 0.5, 0.1, 0.1, 0),
+    "10m,large": (13e3, 1e-4, 0.65, 0.25, 0.1, 10e3),
+    "1h,large": (13e3, 3e-4, 0.75, 0.25, 0.1, 10e3),
+    "10h,large": (20e3, 1e-4, 0.75, 0.25, 0.1, 10e3),
+    "100h,large": (80e3, 3e-5, 0.5, 0.5, 0.1, 10e3),
+    "960h,large": (320e3, 3e-5, 0.5, 0.25, 0.1, 10e3),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", RECIPES)
+def test_recipes(variant):
+    config = config_of(variant)
+    train.check_config(config.to_dict())
+    loss = config.loss
+    found = (
+        config.total_steps, config.schedule.peak, loss.time_prob, loss.channel_prob,
+        config.model_changes.encoder.layerdrop, loss.freeze_updates,
+    )  # fmt: skip
+    assert found == RECIPES[variant]
+    rate = optim.make_schedule(20_000, **{**config.schedule.to_dict(), "peak": 5e-5})
+    for step, value in (
+        (0, 5.0e-7), (1000, 2.525e-5), (2000, 5e-5), (10_000, 5e-5), (12_500, 2.364354e-5),
+        (15_000, 1.118034e-5), (20_000, 2.5e-6),
+    ):  # fmt: skip
+        assert float(rate(step)) == pytest.approx(value, rel=1e-5)
+    assert config.optim.frozen == (transcribe.FRONTEND,)
 
 
 # Masks ------------------------------------------------------------------------------------------

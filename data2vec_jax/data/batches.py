@@ -19,8 +19,15 @@ from absl import flags
 from data2vec_jax.errors import UserError
 
 
-def rows_of(buckets: Sequence[int], batch_size: int, multiple: int | None = None) -> list[int]:
-    """Rows of a batch of each bucket, of about as many units as `batch_size` of the longest."""
+def rows_of(
+    buckets: Sequence[int], batch_size: int, multiple: int | None = None, level: bool = False
+) -> list[int]:
+    """Rows of a batch of each bucket, of about as many units as `batch_size` of the longest.
+
+    level: `batch_size` rows of each.
+    """
+    if level:
+        return [batch_size] * len(buckets)
     multiple = multiple or math.gcd(batch_size, 8)
     if batch_size % multiple:
         raise UserError(f"config.data.batch_size: {batch_size} is no multiple of {multiple}")
@@ -33,23 +40,29 @@ class Plan:
 
     bucket_of: int [N], bucket of each example, -1 for none. buckets: static lengths. batch_size:
     rows of a batch of the longest bucket; a shorter bucket has as many more rows as fit into the
-    same number of units (samples, tokens), a multiple of `multiple`.
+    same number of units (samples, tokens), a multiple of `multiple`. level: `batch_size` of each.
 
     Every epoch is a new permutation; its incomplete last batch of each bucket is left out (they
     differ from epoch to epoch). An example of a bucket that cannot fill one batch moves to the next
-    shorter one, and is left out only if none is left.
+    shorter one, and is left out only if none is left. `padded` examples cannot: a bucket that
+    is not full takes in the next shorter ones.
     """
 
     def __init__(
         self, bucket_of: np.ndarray, buckets: Sequence[int], batch_size: int, seed: int,
-        multiple: int | None = None,
+        multiple: int | None = None, padded: bool = False, level: bool = False,
     ):  # fmt: skip
-        self.rows = rows_of(buckets, batch_size, multiple)
+        self.rows = rows_of(buckets, batch_size, multiple, level)
         self.seed = seed
         self.bucket_of = np.array(bucket_of, np.int32)
         for b in range(len(buckets))[::-1]:
             members = self.bucket_of == b
-            if members.sum() < self.rows[b]:
+            if padded and members.any():
+                lower = b
+                while lower and (self.bucket_of == b).sum() < self.rows[b]:
+                    lower -= 1
+                    self.bucket_of[self.bucket_of == lower] = b
+            elif members.sum() < self.rows[b]:
                 self.bucket_of[members] = b - 1
         sizes = np.bincount(self.bucket_of[self.bucket_of >= 0], minlength=len(buckets))
         self.batches = [int(n) // rows for n, rows in zip(sizes, self.rows, strict=True)]
@@ -92,6 +105,35 @@ class Plan:
         order, batches = self._epoch(epoch)
         bucket, start = batches[i]
         return bucket, order[start : start + self.rows[bucket]]
+
+
+class Once:
+    """Every example once, as full batches: a `Plan` for evaluation.
+
+    The last batch of a bucket is filled up with its last example. Examples of bucket -1 are left
+    out.
+    """
+
+    seed = 0
+
+    def __init__(
+        self, bucket_of: np.ndarray, buckets: Sequence[int], batch_size: int,
+        multiple: int | None = None, level: bool = False,
+    ):  # fmt: skip
+        self.rows = rows_of(buckets, batch_size, multiple, level)
+        self.batches = []
+        for b, rows in enumerate(self.rows):
+            ids = np.flatnonzero(np.asarray(bucket_of) == b).astype(np.uint32)
+            for start in range(0, len(ids), rows):
+                part = ids[start : start + rows]
+                self.batches.append((b, np.pad(part, (0, rows - len(part)), "edge")))
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __call__(self, n: int) -> tuple[int, np.ndarray]:
+        """Bucket and example ids of batch `n`."""
+        return self.batches[n]
 
 
 class RowBlocks:

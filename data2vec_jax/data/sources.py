@@ -99,12 +99,37 @@ class Source(abc.ABC):
         """Samples of each example, int64 [N], without decoding; None if not audio or not known."""
         return None
 
+    def field(self, index: int, name: str) -> Any:
+        """`self[index].get(name)`, without decoding the example where that can be."""
+        return self[index].get(name)
+
     def __repr__(self) -> str:
         names = "" if self.label_names is None else f", {len(self.label_names)} label names"
         return (
             f"{type(self).__name__}({self.uri!r}, split={self.split!r}, "
             f"modality={self.modality!r}, {len(self):,} examples{names})"
         )
+
+
+class Part(Source):
+    """The examples of `source` with the numbers `indices`."""
+
+    def __init__(self, source: Source, indices: Sequence[int]):
+        super().__init__(source.uri, source.split, source.modality, source.label_names)
+        self._source, self._indices = source, np.asarray(indices)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def _load(self, i: int) -> Item:
+        return self._source[int(self._indices[i])]
+
+    def field(self, index: int, name: str) -> Any:
+        return self._source.field(int(self._indices[index]), name)
+
+    def lengths(self) -> np.ndarray | None:
+        lengths = self._source.lengths()
+        return None if lengths is None else lengths[self._indices]
 
 
 def open_source(
@@ -271,6 +296,9 @@ class TableSource(Source):
 
     def __len__(self) -> int:
         return len(next(iter(self._columns.values())))
+
+    def field(self, index: int, name: str) -> Any:
+        return self._columns[name][index] if name in self._columns else None
 
     def _load(self, i: int) -> Item:
         item = {name: column[i] for name, column in self._columns.items()}

@@ -35,11 +35,12 @@ class Layout:
     """Static shapes of the examples: known from the config alone, without any data.
 
     buckets: lengths in units (samples, tokens; 1 for images), ascending. shapes: the arrays of one
-    example of each bucket.
+    example of each bucket. padded: shorter examples are padded to a bucket, longer ones do not fit.
     """
 
     buckets: Sequence[int]
     shapes: Sequence[Mapping[str, jax.ShapeDtypeStruct]]
+    padded: bool = False
 
 
 class Examples(Protocol):
@@ -63,6 +64,15 @@ class Examples(Protocol):
         """Writes what later runs need to read like these examples (a tokenizer)."""
 
 
+class Inputs(Examples, Protocol):
+    """Whole inputs of a source (in `source`), one row each, for fine-tuning."""
+
+    def prepare(
+        self, index: int, item: Mapping[str, Any], bucket: int, rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        """Arrays of the decoded example `item`, number `index` of the source."""
+
+
 class Labelled(NamedTuple):
     """Examples with labels, for probes: arrays [N, ...], labels int [N] or [N, T], -1 for none."""
 
@@ -82,6 +92,7 @@ class Modality:
     examples: (source, like=None, **section `examples`) -> Examples. With `like`, the training
       examples, nothing is random and what they learned from the data (a tokenizer) is kept.
     labelled: (source, like, **section `examples`) -> Labelled, of a source that has labels.
+    input_layout, inputs: as `layout` and `examples`, of whole inputs (`Inputs`) for fine-tuning.
     flops: (model, shapes of one example, masked positions, tokens that the student sees) -> forward
       FLOPs: 'frontend', 'encoder' (of the whole input), 'student' (of one masked input, from the
       front end's output to the predictions).
@@ -96,6 +107,8 @@ class Modality:
     layout: Callable[..., Layout]
     examples: Callable[..., Examples]
     labelled: Callable[..., Labelled]
+    input_layout: Callable[..., Layout]
+    inputs: Callable[..., Inputs]
     flops: Callable[..., Mapping[str, float]]
     corrupt: Callable[..., Any] | None = None
     shares_features: bool = False

@@ -381,10 +381,12 @@ class Image(ImagePooler):
 
     classes: int = 1000
     problem: str | None = None
+    start: float = 1.0  # factor on the first weights: BEiT's 0.001
 
     def setup(self):
         super().setup()
-        self.output = linear(self.classes, "output")
+        scaled = nn.initializers.normal(0.02 * self.start)
+        self.output = nn.Dense(self.classes, kernel_init=scaled)
 
     def __call__(self, features: Features, key: Key = None) -> Outputs:
         """logits [B, C] and pooler_output [B, D]."""
@@ -412,16 +414,16 @@ HEADS: dict[str, Any] = {
 }
 
 
-def make(options: Mapping[str, Any]) -> nn.Module:
-    """The head of a config section `task`: its `name` and its options."""
+def make(options: Mapping[str, Any], section: str = "task") -> nn.Module:
+    """The head of a config section: its `name` and its options."""
     options = dict(options)
     name = options.pop("name", None)
     if name not in HEADS:
-        raise UserError(f"config.task.name: no head '{name}'{nearest(str(name), HEADS)}")
-    check_section("task", options, HEADS[name])
+        raise UserError(f"config.{section}.name: no head '{name}'{nearest(str(name), HEADS)}")
+    check_section(section, options, HEADS[name])
     if options.get("problem") not in PROBLEMS:
         hint = nearest(options["problem"], [p for p in PROBLEMS if p])
-        raise UserError(f"config.task.problem: no '{options['problem']}'{hint}")
+        raise UserError(f"config.{section}.problem: no '{options['problem']}'{hint}")
     return HEADS[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
 
 

@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -20,6 +21,31 @@ from data2vec_jax.tasks.task import Task
 
 OBJECTIVES = ("data2vec1", "data2vec2")
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def settings(
+    *, modality: str, model: Mapping, mask: Mapping, objective: Mapping, averaged: Sequence[str],
+    examples: Mapping, data: Mapping, ema: Mapping, schedule: Mapping, optim: Mapping, seed: int,
+    total_steps: int, log_every: int, eval_every: int, accumulate: int, dtype: str, mesh: Mapping,
+    checkpoint: Mapping, collapse: Mapping, sharding: Mapping = MappingProxyType({}),
+    task: str = "pretrain",
+) -> None:  # fmt: skip
+    """A pretraining config. Each section is the keyword arguments of one function.
+
+    modality: 'speech', 'vision' or 'text'. model, examples: `make_model` and `layout` of the
+    modality. mask: `masking.make`. objective: `make_loss` of the objective `name`. averaged: path
+    patterns of the teacher's own parameters. data: `pretrain.data_options`. ema:
+    `state.ema_decay`. schedule: `optim.make_schedule`. optim: `optim.make_optimizer`. mesh:
+    `parallel.make_mesh`. sharding: `parallel.shardings`, if its rule is not what you want.
+    checkpoint: `Checkpoints`. collapse: `metrics.CollapseMonitor`.
+    log_every, eval_every: in steps, 0 for never. accumulate: micro-batches per update. dtype: of
+    the computation, 'float32' or 'bfloat16'.
+    """
+
+
+def complete(config: Mapping[str, Any], start: str | None = None) -> dict[str, Any]:
+    """A pretraining config is complete; a checkpoint that it starts from must fit it."""
+    return dict(config)
 
 
 def make_model(config: Mapping[str, Any]) -> tuple[contract.Modality, Any]:
@@ -96,7 +122,7 @@ def make(config: Mapping[str, Any]) -> Task:
     examples.check(model)
     plan = batches.Plan(
         examples.bucket_of, examples.layout.buckets, options["batch_size"], config["seed"],
-        options["multiple"],
+        options["multiple"], examples.layout.padded,
     )  # fmt: skip
     shapes = batches.global_shapes(plan, examples)
     check_rows(shapes, config)
@@ -221,7 +247,7 @@ def validation(loss: Any, examples: Any, options: Mapping[str, Any], seed: int):
     """An eval: the pretraining loss of held-out batches, with the same masks at every step."""
     plan = batches.Plan(
         examples.bucket_of, examples.layout.buckets, options["batch_size"], seed,
-        options["multiple"],
+        options["multiple"], examples.layout.padded,
     )  # fmt: skip
     key = jax.random.key(seed)
     jitted = jax.jit(lambda params, teacher, batch, draw: loss(params, teacher, batch, draw)[:2])

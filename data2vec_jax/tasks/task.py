@@ -1,14 +1,17 @@
 """What the loop runs: a record of pure functions, and the one train step made from it."""
 
+import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from data2vec_jax.errors import UserError, nearest
 from data2vec_jax.objectives.targets import Draw
 from data2vec_jax.state import TrainState, ema_update, select
 
@@ -32,6 +35,8 @@ class Task:
     order: fingerprint of the order of the examples, on which all processes must agree.
     notes: lines for the user at the start.
     save_assets: writes what the workdir needs beside the parameters (a tokenizer) into a folder.
+    adopt: (parameters, paths of those that the checkpoint of the start did not have) -> the
+      parameters, of which some new ones depend on others (DoRA's lengths).
     """
 
     shapes: Sequence[Shapes]
@@ -45,6 +50,21 @@ class Task:
     order: str = ""
     notes: Sequence[str] = ()
     save_assets: Callable[[Path], None] = lambda folder: None
+    adopt: Callable[[dict[str, Any], Sequence[str]], dict[str, Any]] = lambda params, new: params
+
+
+# A task's module has: settings, whose arguments are the config; complete, (config, start) -> the
+# config with what the checkpoint of the start decides; make, config -> Task; outline, the same
+# without data.
+MODULES = ("pretrain", "classify", "transcribe")
+
+
+def module_of(config: Mapping[str, Any]) -> ModuleType:
+    """The module of `config.task`."""
+    name = config.get("task", "pretrain")
+    if name not in MODULES:
+        raise UserError(f"config.task: no task '{name}'{nearest(str(name), MODULES)}")
+    return importlib.import_module(f"data2vec_jax.tasks.{name}")
 
 
 def init_state(task: Task, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
@@ -65,7 +85,7 @@ def draw_of(state: TrainState) -> Draw:
 def make_train_step(
     task: Task,
     tx: optax.GradientTransformation,
-    decay: Callable[[jax.Array], jax.Array],
+    decay: Callable[[jax.Array], jax.Array] | None,
     schedule: Callable[[jax.Array], jax.Array],
     accumulate: int = 1,
     shards: int = 1,
@@ -74,6 +94,7 @@ def make_train_step(
 
     accumulate: micro-batches per update; gradients of sums are added, then divided by the count of
     the whole batch, so that they equal the large batch's. shards: devices that rows are split over.
+    decay: of the teacher's average, unused without one.
     """
 
     def gradients(state, batch, noise):
@@ -108,7 +129,9 @@ def make_train_step(
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         done = state.step + 1
-        teacher = ema_update(state.teacher, params, decay(done))
+        teacher = state.teacher
+        if task.averaged:
+            teacher = ema_update(teacher, params, decay(done))
         metrics = metrics | {
             "loss": loss / count,
             "loss_count": count,

@@ -1,4 +1,4 @@
-"""Speech recognition by CTC on a pretrained encoder: the loss of a batch, and its masks.
+"""Speech recognition by CTC on a pretrained encoder.
 
 B batch, S samples, T frames, D width, U labels of a row, V characters. A batch holds audio [B, S],
 length [B] (samples), labels int [B, U] (below 0: none) and example_id [B]; the parameters are the
@@ -7,23 +7,32 @@ encoder's and, under `task`, those of a `heads.Ctc`. Spec 1.2 to 1.4.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from data2vec_jax import masking
+from data2vec_jax.errors import UserError
 from data2vec_jax.modalities.contract import Tokens
+from data2vec_jax.modalities.speech.model import CONVS, frames
 from data2vec_jax.models.heads import Ctc, Features
+from data2vec_jax.models.layers import wide
 from data2vec_jax.models.losses import ctc_losses
 from data2vec_jax.objectives.targets import Draw
+from data2vec_jax.tasks import decoding, finetune, ngrams, scores
+from data2vec_jax.tasks.characters import SPACE, SPECIALS, Characters, normalise_transcript
+from data2vec_jax.tasks.task import Task
 
 Array = jax.Array
 
 # The front end that stays as it was pretrained: all but the last norm and the projection. For
 # `optim.frozen`; `model.frontend.gradient=0` keeps its gradients out of the norm, too.
 FRONTEND = r"^frontend/(conv\d+/|norm\d+/|time_norm/)"
+settings, complete = finetune.settings, finetune.complete
 NOISE = 0.01  # standard deviation of what stands for masked frames in 2.0 encoders
 
 
@@ -120,3 +129,121 @@ def make_loss(
         return total, jnp.float32(len(losses)), {"infeasible": jnp.mean(~feasible)}
 
     return loss
+
+
+def make_predict(model: Any, head: Ctc) -> Callable[..., dict[str, Array]]:
+    """(params, batch) -> logits [B, T, V], and how many frames of each row are valid [B]."""
+
+    def predict(params, batch):
+        features = finetune.encode(model, head, params, batch)
+        logits = wide(head.apply({"params": params["task"]}, features)["logits"])
+        return {"logits": logits, "frames": features.lengths}
+
+    return predict
+
+
+def score(
+    predictions: Sequence[Any], source: Any, *, characters: Characters, lm: str | None = None,
+    lm_weight: float = 2.0, word_score: float = -1.0, unit: str = "word",
+    lexicon: str | None = None, beam: int = 50,
+) -> dict[str, float]:  # fmt: skip
+    """Config section `scoring`: wer and cer of the best path; with `lm`, of a beam search too.
+
+    lm: an ARPA file. For the others see `decoding.Scorer`; lexicon: a file. Utterances that were
+    left out count as empty transcripts, and their share is `left_out`.
+    """
+    references = [
+        transcript_of(source.field(i, "transcript"), characters, source.uri)
+        for i in range(len(source))
+    ]
+    best = [
+        "" if p is None else decoding.greedy(p["logits"][None], [p["frames"]])[0]
+        for p in predictions
+    ]
+    found = rates(references, [characters.decode(labels) for labels in best])
+    if missing := sum(p is None for p in predictions):
+        found["left_out"] = missing / len(predictions)
+    if lm:
+        words = decoding.read_lexicon(lexicon, characters) if lexicon else None
+        scorer = decoding.Scorer(
+            characters, ngrams.read_arpa(lm), lm_weight=lm_weight, word_score=word_score,
+            lexicon=words, unit=unit,
+        )  # fmt: skip
+        texts = [
+            "" if p is None else decoding.transcript(
+                decoding.beam_search(p["logits"][: p["frames"]], scorer, beam=beam), characters
+            )
+            for p in predictions
+        ]  # fmt: skip
+        found |= {f"{name}_lm": value for name, value in rates(references, texts).items()}
+    return found
+
+
+def rates(references: Sequence[str], texts: Sequence[str]) -> dict[str, float]:
+    """Word and character error rates of transcripts."""
+    return {"wer": scores.wer(references, texts), "cer": scores.cer(references, texts)}
+
+
+def characters_of(config: Mapping[str, Any]) -> Characters:
+    """Of the config's `characters`; they start with what Hugging Face's and fairseq's have."""
+    return Characters((*SPECIALS, SPACE, *config["characters"]))
+
+
+def transcript_of(text: Any, characters: Characters, uri: str) -> str:
+    """A transcript in upper case, of the characters alone. Raises UserError: there is none."""
+    if not isinstance(text, str):
+        raise UserError(f"{uri}: its examples have no transcript (a column `transcript`)")
+    letters = re.escape("".join(name for name in characters.names if len(name) == 1))
+    return normalise_transcript(text, letters)
+
+
+def targets(config: Mapping[str, Any], head: Ctc) -> finetune.Targets:
+    """labels int [U] of the transcript, -1 for none; U is half of the frames, and one more.
+
+    Longer transcripts, more than 25 characters a second, are `infeasible`: they cost nothing.
+    """
+    characters = characters_of(config)
+    if head.vocab_size != len(characters):
+        raise UserError(
+            f"config.head.vocab_size: {head.vocab_size}, but with the {len(SPECIALS) + 1} special "
+            f"ones there are {len(characters)} characters"
+        )
+    convs = config["model"].get("frontend", {}).get("convs", CONVS)
+
+    def size(length):
+        return frames(length, convs) // 2 + 1
+
+    def shapes(length):
+        return {"labels": jax.ShapeDtypeStruct((size(length),), np.int32)}
+
+    def read(item, length):
+        text = transcript_of(item.get("transcript"), characters, str(item.get("path", "example")))
+        labels, found = characters.encode(text), np.full(size(length), -1, np.int32)
+        if len(labels) > len(found):
+            found[:] = characters.space  # equal ones need a blank between each two
+        else:
+            found[: len(labels)] = labels
+        return {"labels": found}
+
+    def check(source):
+        transcript_of(source.field(0, "transcript"), characters, source.uri)
+
+    return finetune.Targets(
+        shapes, read, check, lambda folder: characters.save(folder / "vocab.json")
+    )
+
+
+def make(config: Mapping[str, Any]) -> Task:
+    """The task of a config; see `finetune.make`."""
+    return finetune.make(config, job(config))
+
+
+def outline(config: Mapping[str, Any]) -> Task:
+    """The same task without its data."""
+    return finetune.outline(config, job(config))
+
+
+def job(config: Mapping[str, Any]) -> finetune.Job:
+    """What CTC adds to fine-tuning."""
+    scored = functools.partial(score, characters=characters_of(config))
+    return finetune.Job(make_loss, make_predict, scored, targets)

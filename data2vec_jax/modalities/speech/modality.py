@@ -1,7 +1,7 @@
 """Speech: raw 16 kHz waveforms."""
 
 from data2vec_jax.modalities.contract import Modality
-from data2vec_jax.modalities.speech import data, model
+from data2vec_jax.modalities.speech import data, inputs, model
 
 MODALITY = Modality(
     name="speech",
@@ -9,6 +9,8 @@ MODALITY = Modality(
     layout=data.layout,
     examples=data.SpeechExamples,
     labelled=data.labelled,
+    input_layout=inputs.layout,
+    inputs=inputs.Utterances,
     flops=model.flops,
     shares_features=True,
 )

@@ -27,7 +27,17 @@ def layout(
     if not lengths or list(lengths) != sorted(set(lengths)) or lengths[0] < 8:
         raise UserError(f"config.examples.lengths: {tuple(lengths)} is not ascending from 8")
     shapes = [{"tokens": jax.ShapeDtypeStruct((n,), np.int32)} for n in lengths]
-    return Layout(list(lengths), shapes)
+    return Layout(list(lengths), shapes, padded=True)
+
+
+def tokenizer_of(
+    source: Any, tokenizer: str | None = None, vocab_size: int = 8_000, **_: Any
+) -> tokenizers.Tokenizer:
+    """That of the options of `layout`: read from a folder, or trained on the source."""
+    if tokenizer:
+        return tokenizers.load(tokenizer)
+    texts = (source[i]["text"] for i in range(len(source)))
+    return tokenizers.train_sentencepiece(texts, vocab_size)
 
 
 class TextExamples:
@@ -35,7 +45,7 @@ class TextExamples:
 
     def __init__(self, source: Any, like: "TextExamples | None" = None, **options: Any):
         self.layout = layout(**options)
-        self.tokenizer = like.tokenizer if like else self._tokenizer(source, **options)
+        self.tokenizer = like.tokenizer if like else tokenizer_of(source, **options)
         ids = self.tokenizer
         documents = documents_of((source[i] for i in range(len(source))), ids)
         self.blocks = token_blocks(
@@ -44,13 +54,6 @@ class TextExamples:
         )  # fmt: skip
         self.lengths = self.blocks.lengths()
         self.bucket_of = np.searchsorted(self.layout.buckets, self.lengths)
-
-    @staticmethod
-    def _tokenizer(source, tokenizer=None, vocab_size=8_000, **_):
-        if tokenizer:
-            return tokenizers.load(tokenizer)
-        texts = (source[i]["text"] for i in range(len(source)))
-        return tokenizers.train_sentencepiece(texts, vocab_size)
 
     def load(self, index: int, bucket: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """{'tokens': int32 [T]} of the bucket's length, right-padded."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from data2vec_jax import masking
 from data2vec_jax.modalities.contract import Modality
-from data2vec_jax.modalities.text import data, model
+from data2vec_jax.modalities.text import data, inputs, model
 
 SPECIAL = 4  # <s>, <pad>, </s>, <unk> come first (spec 1.3), `<mask>` last
 
@@ -53,6 +53,8 @@ MODALITY = Modality(
     layout=data.layout,
     examples=data.TextExamples,
     labelled=data.labelled,
+    input_layout=inputs.layout,
+    inputs=inputs.Rows,
     flops=model.flops,
     corrupt=corrupt,
     shares_features=True,

@@ -64,6 +64,12 @@ def colour_jitter(picture: Image.Image, strength: float, rng: np.random.Generato
     return picture
 
 
+def check_size(model: Any, image: int) -> None:
+    """Raises UserError unless the model reads images of this side."""
+    if model.image != (image, image):
+        raise UserError(f"config.model.image is {model.image}, config.examples.image {image}")
+
+
 class VisionExamples:
     """One augmented image, seen by student and teacher alike (spec 1.2).
 
@@ -103,10 +109,7 @@ class VisionExamples:
 
     def check(self, model: Any) -> None:
         """The sizes of images must agree."""
-        if model.image != (self.image, self.image):
-            raise UserError(
-                f"config.model.image is {model.image}, config.examples.image {self.image}"
-            )
+        check_size(model, self.image)
 
     def save_assets(self, folder: Path) -> None:
         """Nothing beside the config."""

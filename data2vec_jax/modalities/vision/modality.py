@@ -1,7 +1,7 @@
 """Vision: images cut into patches."""
 
 from data2vec_jax.modalities.contract import Modality
-from data2vec_jax.modalities.vision import data, model
+from data2vec_jax.modalities.vision import data, inputs, model
 
 MODALITY = Modality(
     name="vision",
@@ -9,5 +9,7 @@ MODALITY = Modality(
     layout=data.layout,
     examples=data.VisionExamples,
     labelled=data.labelled,
+    input_layout=inputs.layout,
+    inputs=inputs.Images,
     flops=model.flops,
 )

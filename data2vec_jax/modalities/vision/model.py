@@ -145,11 +145,14 @@ class VisionModel(nn.Module):
 
     def features(self, batch: Batch, key: Key = None) -> Tokens:
         """image [B, height, width, C], uint8 or already normalised floats -> x [B, N, D]."""
-        image = batch["image"]
-        if image.dtype == jnp.uint8:
-            mean, std = jnp.asarray(self.mean), jnp.asarray(self.std)
-            image = (image.astype(jnp.float32) / 255.0 - mean) / std
-        return Tokens(self.patches(image))
+        return Tokens(self.patches(self.pixels(batch["image"])))
+
+    def pixels(self, image: Array) -> Array:
+        """uint8 [B, height, width, C] -> normalised floats, which stay as they are."""
+        if image.dtype != jnp.uint8:
+            return image
+        mean, std = jnp.asarray(self.mean), jnp.asarray(self.std)
+        return (image.astype(jnp.float32) / 255.0 - mean) / std
 
     def encode(
         self, tokens: Tokens, mask: Array | None = None, key: Key = None,

@@ -1,0 +1,78 @@
+"""Fine-tuning for a class of a text, or of a pair: any table with columns text and label.
+
+    python -m data2vec_jax.train --config=configs/finetune_text.py:dora --workdir=DIR \
+        --start=PRETRAINED --config.data.source=ag_news:/data/ag_news
+
+Variants: base (all parameters), lora, dora (adapters and head alone), the recipe of AG News; demo,
+demo_lora, demo_dora (a minute on a CPU, on the glosses shipped inside; start from a run of
+configs/demo.py:text or :text,v2), smoke. PRETRAINED: a workdir, or what
+`python -m data2vec_jax.convert ... --to=jax` wrote. Data of your own:
+--config.data.source='manifest:/data/{split}.csv' --config.head.classes=N, where the first line of
+the table names its columns: text, label, and pair if there is one.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+VARIANTS = ("base", "lora", "dora", "demo", "demo_lora", "demo_dora", "smoke")
+
+
+def get_config(variant: str = "base") -> ConfigDict:
+    if variant not in VARIANTS:
+        raise ValueError(f"no variant '{variant}' in {__name__}; choose from {', '.join(VARIANTS)}")
+    steps = 3 * 120_000 // 32  # epochs, texts, rows of a batch
+    c = ConfigDict(
+        dict(
+            task="classify", modality="text", seed=0, total_steps=steps, log_every=100,
+            eval_every=steps // 3, accumulate=1, dtype="bfloat16",
+        )
+    )  # fmt: skip
+    c.model = dict(  # from scratch; --start brings its own
+        width=768, vocab_size=50_265, max_length=512, dropout=0.1,
+        encoder=dict(
+            depth=12, heads=12, mlp=3072, norm="post", dropout=0.1, attention_dropout=0.1,
+            remat="none",
+        ),
+    )  # fmt: skip
+    c.model_changes = dict(encoder=dict(dropout=0.1, attention_dropout=0.1))
+    c.head = dict(name="sequence", classes=4, dropout=0.0)
+    c.examples = dict(
+        lengths=(64, 128, 256), tokenizer=config_dict.placeholder(str), vocab_size=50_265
+    )  # fmt: skip
+    c.data = dict(
+        source="ag_news:/data/ag_news", split="train", eval_split="test", batch_size=32,
+        multiple=8, share=1.0, workers=4, key=config_dict.placeholder(str),
+    )  # fmt: skip
+    c.loss = dict(smoothing=0.0)
+    c.scoring = dict(metrics=("accuracy", "macro_f1"))
+    c.adapter = config_dict.placeholder(dict)
+    c.schedule = dict(kind="linear", peak=2e-5, warmup=0.06)
+    c.optim = dict(betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01)
+    c.mesh = dict(data=-1, fsdp=1, slices=config_dict.placeholder(int))
+    c.checkpoint = dict(every=1_000, keep=1)
+
+    size, _, adapter = variant.rpartition("_")
+    adapter = adapter if adapter in ("lora", "dora") else None
+    if variant == "smoke" or "demo" in (size, variant):
+        _small(c)
+    if adapter:
+        c.adapter = dict(targets=("blocks/",), rank=8, alpha=16, dora=adapter == "dora")
+        c.schedule.peak *= 10  # small matrices that start at nothing
+        c.optim.weight_decay = 0.0
+    if variant == "smoke":
+        c.update(total_steps=4, log_every=1, eval_every=0)
+        c.model.width = 32
+        c.model.encoder.update(depth=2, mlp=64)
+        c.data.update(batch_size=8, share=0.05)
+    return c
+
+
+def _small(c: ConfigDict) -> None:
+    """The network of configs/demo.py:text, on the glosses."""
+    c.update(total_steps=300, log_every=10, eval_every=100, dtype="float32")
+    c.model.update(width=192, vocab_size=2_000, max_length=64, dropout=0.1, scale=True)
+    c.model.encoder = dict(depth=2, heads=4, mlp=384, norm="post")
+    c.head.classes = 45
+    c.examples.update(lengths=(16, 32, 64), vocab_size=2_000)
+    c.data.update(source="samples:glosses", batch_size=32, workers=0)
+    c.schedule.update(peak=1e-3, warmup=0.1)
+    c.checkpoint.every = 100

@@ -1,0 +1,82 @@
+"""Texts and pairs of texts as rows for fine-tuning: `<s> A </s>` or `<s> A </s></s> B </s>`."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data2vec_jax.errors import UserError
+from data2vec_jax.modalities.contract import Layout
+from data2vec_jax.modalities.text import data
+from data2vec_jax.modalities.text.blocks import pad_row
+
+
+def layout(
+    *, lengths: Sequence[int] = (128, 512), tokenizer: str | None = None, vocab_size: int = 8_000
+) -> Layout:
+    """Config section `examples` of text.
+
+    lengths: of rows in tokens, ascending; a text is padded to the shortest that holds it, and cut
+    to the longest. tokenizer: folder of a tokenizer; None for that of the checkpoint that the run
+    starts from, and without one, a new one of `vocab_size` pieces.
+    """
+    return data.layout(lengths=lengths, tokenizer=tokenizer, vocab_size=vocab_size)
+
+
+def row_of(first: Sequence[int], second: Sequence[int] | None, ids: Any, size: int) -> list[int]:
+    """A row of at most `size` tokens; the longer of the two texts is cut first."""
+    second_ = list(second or ())
+    first, extra = list(first), 2 if second is None else 4
+    while len(first) + len(second_) + extra > size:
+        (first if len(first) > len(second_) else second_).pop()
+    row = [ids.bos, *first, ids.eos]
+    return row if second is None else [*row, ids.eos, *second_, ids.eos]
+
+
+class Rows:
+    """tokens int32 [T] of the items' `text`, and `pair` where there is one."""
+
+    def __init__(self, source: Any, like: "Rows | None" = None, **options: Any):
+        self.source, self.layout = source, layout(**options)
+        self.tokenizer = like.tokenizer if like else data.tokenizer_of(source, **options)
+        items = [source[i] for i in range(len(source))]
+        texts = self.tokenizer.encode_batch((item["text"] for item in items), literal=True)
+        pairs: list[Any] = [None] * len(items)
+        if items and "pair" in items[0]:
+            pairs = self.tokenizer.encode_batch((item["pair"] for item in items), literal=True)
+        longest = self.layout.buckets[-1]
+        self.rows = [
+            np.array(row_of(*both, self.tokenizer, longest), np.int32)
+            for both in zip(texts, pairs, strict=True)
+        ]
+        self.lengths = np.array([len(row) for row in self.rows], np.int64)
+        self.bucket_of = np.searchsorted(self.layout.buckets, self.lengths)
+
+    def load(self, index: int, bucket: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """See `prepare`."""
+        return self.prepare(index, {}, bucket, rng)
+
+    def prepare(
+        self, index: int, item: Mapping[str, Any], bucket: int, rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        """{'tokens': int32 [T] of the bucket's length, right-padded}."""
+        size = self.layout.buckets[bucket]
+        return {"tokens": pad_row(self.rows[index], size, self.tokenizer.pad)}
+
+    def check(self, model: Any) -> None:
+        """The model's table must have a row for each token, and positions for the longest row."""
+        if self.tokenizer.vocab_size > model.embeddings.vocab_size:
+            raise UserError(
+                f"config.examples.tokenizer: {self.tokenizer.vocab_size} tokens for a model of "
+                f"{model.embeddings.vocab_size}"
+            )
+        if self.layout.buckets[-1] > model.embeddings.max_length:
+            raise UserError(
+                f"config.examples.lengths: {self.layout.buckets[-1]} is more than "
+                f"config.model.max_length {model.embeddings.max_length}"
+            )
+
+    def save_assets(self, folder: Path) -> None:
+        """The tokenizer."""
+        self.tokenizer.save(folder / "tokenizer")

@@ -1,0 +1,201 @@
+"""Classes, or numbers, of images, texts, pairs of texts and utterances, on a pretrained encoder.
+
+B batch, T tokens, C classes. A batch holds the modality's inputs and label: int [B], float [B] for
+regression, float [B, C] for several classes at once, or int [B, T] for one of each token (below 0:
+none). The parameters are the encoder's and, under `task`, those of a head of `heads`.
+"""
+
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from data2vec_jax.errors import UserError, nearest
+from data2vec_jax.models.layers import wide
+from data2vec_jax.tasks import finetune, mixing, scores
+from data2vec_jax.tasks.task import Task
+
+Array = jax.Array
+REGRESSION, SINGLE, SEVERAL = (
+    "regression", "single_label_classification", "multi_label_classification",
+)  # fmt: skip
+
+settings, complete = finetune.settings, finetune.complete
+
+
+def problem_of(head: Any) -> str:
+    """One of the three, by the head's own word."""
+    problem = getattr(head, "problem", None)
+    return problem or (REGRESSION if head.classes == 1 else SINGLE)
+
+
+def make_loss(
+    model: Any, head: Any, *, smoothing: float = 0.0, mixup: float = 0.0, cutmix: float = 0.0,
+    mix_probability: float = 1.0, switch: float = 0.5, erasing: float = 0.0, scale: float = 1.0,
+) -> Callable[..., tuple[Array, Array, dict[str, Array]]]:  # fmt: skip
+    """A task's loss: (params, teacher, batch, draw) -> (sum, count, metrics).
+
+    smoothing: share of a target that all classes have alike. mixup, cutmix, mix_probability,
+    switch: of images, see `mixing.mix`. erasing: probability of `mixing.erase`. scale: of the
+    labels of a regression. Without `draw` (None) nothing is dropped, mixed or erased. The count is
+    of rows (tokens) with a label.
+    """
+    problem = problem_of(head)
+    mixes = mixup > 0 or cutmix > 0
+    if mixes and (problem != SINGLE or not hasattr(model, "pixels")):
+        raise UserError("config.loss: mixup and cutmix are for images with one class each")
+
+    def loss(params, teacher, batch, draw):
+        del teacher
+        keys, label = (None,) * 3, batch["label"]
+        targets = used = None
+        if problem == SINGLE:
+            used = (label >= 0) & (label < head.classes)
+            targets = jax.nn.one_hot(label, head.classes) * (1 - smoothing)
+            targets = targets + smoothing / head.classes
+        if draw is not None:
+            keys = jax.random.split(draw.noise, 3)
+            batch, targets = augmented(batch, targets, draw, keys[2])
+        features = finetune.encode(model, head, params, batch, keys[0])
+        logits = wide(head.apply({"params": params["task"]}, features, keys[1])["logits"])
+        if problem == REGRESSION:
+            errors = jnp.square(logits.reshape(label.shape) - scale * label).reshape(len(label), -1)
+            return jnp.sum(jnp.mean(errors, -1)), jnp.float32(len(label)), {}
+        if problem == SEVERAL:
+            losses = optax.sigmoid_binary_cross_entropy(logits, label.astype(jnp.float32))
+            return jnp.sum(jnp.mean(losses, -1)), jnp.float32(len(label)), {}
+        losses = -jnp.sum(targets * jax.nn.log_softmax(logits), -1)
+        right = jnp.argmax(logits, -1) == label
+        count = jnp.sum(used, dtype=jnp.float32)
+        metrics = {} if mixes else {"accuracy": jnp.sum(right & used) / count}
+        return jnp.sum(jnp.where(used, losses, 0.0)), count, metrics
+
+    def augmented(batch, targets, draw, key):
+        if not (mixes or erasing):
+            return batch, targets
+        image = model.pixels(batch["image"])
+        if erasing:
+            step = jax.random.fold_in(draw.masks, draw.step)
+            rows = jax.vmap(lambda i: jax.random.fold_in(step, i))(batch["example_id"])
+            image = mixing.erase(image, rows, erasing)
+        if mixes:
+            image, targets = mixing.mix(
+                image, targets, key, mixup=mixup, cutmix=cutmix, probability=mix_probability,
+                switch=switch,
+            )  # fmt: skip
+        return {**batch, "image": image}, targets
+
+    return loss
+
+
+def make_predict(model: Any, head: Any) -> Callable[..., dict[str, Array]]:
+    """(params, batch) -> logits [B, C], or [B, T, C] of tokens, and the batch's label."""
+
+    def predict(params, batch):
+        features = finetune.encode(model, head, params, batch)
+        logits = head.apply({"params": params["task"]}, features)["logits"]
+        return {"logits": wide(logits), "label": batch["label"]}
+
+    return predict
+
+
+# Scores of numbers [N], and of a number for each class [N, C]; the others are of classes [N].
+OF_NUMBERS = ("pearson", "spearman")
+OF_LOGITS = {
+    "mean_average_precision": scores.mean_average_precision, "top5_accuracy": scores.top_accuracy,
+}  # fmt: skip
+
+
+def score(
+    predictions: Sequence[Any], source: Any, *, metrics: Sequence[str] = ("accuracy",)
+) -> dict[str, float]:
+    """Scores by name (`scores.BY_NAME`, top5_accuracy), and `loss` where there are classes."""
+    del source
+    known = {**scores.BY_NAME, **OF_LOGITS}
+    for name in metrics:
+        if name not in known:
+            raise UserError(f"config.scoring.metrics: no '{name}'{nearest(name, known)}")
+    kept = [p for p in predictions if p is not None]
+    if not kept:
+        raise UserError("no examples to score")
+    join = np.concatenate if kept[0]["logits"].ndim == 2 else np.stack  # of tokens, or of rows
+    logits, labels = (join([p[name] for p in kept]) for name in ("logits", "label"))
+    found = {}
+    if labels.ndim == 1 and labels.dtype.kind == "i":
+        used = labels >= 0
+        logits, labels = logits[used], labels[used]
+        logs = logits - logits.max(-1, keepdims=True)
+        logs = logs - np.log(np.exp(logs).sum(-1, keepdims=True))
+        found["loss"] = float(-np.mean(logs[np.arange(len(labels)), labels]))
+    for name in metrics:
+        guesses = logits if name in OF_LOGITS else np.argmax(logits, -1)
+        guesses = logits[:, 0] if name in OF_NUMBERS else guesses
+        found[name] = known[name](labels, guesses)
+    return found
+
+
+def targets(config: Mapping[str, Any], head: Any) -> finetune.Targets:
+    """What an example holds: `label`, an int or a float, or `labels`, numbers of its classes."""
+    problem, classes = problem_of(head), head.classes
+    number = problem == REGRESSION
+
+    def shapes(length):
+        shape = (classes,) if problem == SEVERAL else ()
+        dtype = np.int32 if problem == SINGLE else np.float32
+        return {"label": jax.ShapeDtypeStruct(shape, dtype)}
+
+    def read(item, length):
+        if problem == SEVERAL:
+            return {"label": several(item["labels"], classes)}
+        label = item["label"]
+        return {"label": np.asarray(label, np.float32 if number else np.int32)}
+
+    def check(source):
+        item = source[0]
+        column = "labels" if problem == SEVERAL else "label"
+        if column not in item:
+            raise UserError(f"{source.uri}: its examples have no {column} (a column `{column}`)")
+        names = source.label_names
+        if problem == SINGLE and not isinstance(item["label"], int):
+            raise UserError(f"{source.uri}: labels are {item['label']!r}, and not of classes")
+        if problem == SINGLE and names is not None and len(names) != classes:
+            raise UserError(f"config.head.classes: {classes}, but {source.uri} has {len(names)}")
+        seen.setdefault("names", names)
+
+    def save(folder):
+        if seen.get("names"):
+            text = json.dumps(list(seen["names"]), ensure_ascii=False, indent=1)
+            (folder / "labels.json").write_text(text + "\n", encoding="utf-8")
+
+    seen: dict[str, Any] = {}
+    return finetune.Targets(shapes, read, check, save)
+
+
+def several(label: Any, classes: int) -> np.ndarray:
+    """float32 [C], 1 for each class: numbers, or text such as '0 3 17' or '0,3,17'."""
+    numbers = label.replace(",", " ").split() if isinstance(label, str) else np.atleast_1d(label)
+    marks = np.zeros(classes, np.float32)
+    try:
+        for number in map(int, numbers):
+            if not 0 <= number < classes:
+                raise UserError(f"config.head.classes: {classes}, but a label is {number}")
+            marks[number] = 1.0
+    except ValueError:
+        raise UserError(f"label '{label}' is not a list of numbers of classes") from None
+    return marks
+
+
+JOB = finetune.Job(make_loss, make_predict, score, targets)
+
+
+def make(config: Mapping[str, Any]) -> Task:
+    """The task of a config; see `finetune.make`."""
+    return finetune.make(config, JOB)
+
+
+outline: Callable[[Mapping[str, Any]], Task] = functools.partial(finetune.outline, job=JOB)

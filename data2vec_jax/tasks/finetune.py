@@ -1,0 +1,433 @@
+"""What all fine-tuning tasks share: an encoder and a head, adapters, labelled examples, evaluation.
+
+B batch, T frames or tokens, D width. Parameters are the encoder's at the top, the head's below
+`task/`, and those of adapters below `adapters/`.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from data2vec_jax import checkpoints, parallel
+from data2vec_jax.data import batches, sources
+from data2vec_jax.errors import UserError, check_section
+from data2vec_jax.modalities import contract
+from data2vec_jax.models import adapters, heads
+from data2vec_jax.models.heads import Features
+from data2vec_jax.state import matches, path_name
+from data2vec_jax.tasks import layerwise
+from data2vec_jax.tasks.pretrain import check_rows, data_notes, make_model
+from data2vec_jax.tasks.task import Task
+
+Array = jax.Array
+ALONE = r"^(?!adapters/|task/)"  # what adapters leave as it is
+NONE: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one fine-tuning task adds to the others.
+
+    loss: (model, head, **section `loss`) -> a task's loss. predict: (model, head) -> a function
+    (parameters, batch) -> {name: [B, ...]}. score: (predictions, source, **section `scoring`) ->
+    {name: number}, where predictions are {name: array} of each example, by its index, None for one
+    that was left out. targets: what is learned of an example, see `Targets`. examples: its inputs,
+    None for the modality's.
+    """
+
+    loss: Callable[..., Any]
+    predict: Callable[..., Any]
+    score: Callable[..., Mapping[str, float]]
+    targets: Callable[[Mapping[str, Any], Any], "Targets"]
+    inputs: Callable[..., Any] | None = None
+
+
+@dataclass(frozen=True)
+class Targets:
+    """shapes: bucket's length -> {name: shape}. read: (item, bucket's length) -> {name: array}.
+
+    check: of a source, raises UserError. save: writes what gives the numbers names.
+    """
+
+    shapes: Callable[[int], Mapping[str, jax.ShapeDtypeStruct]]
+    read: Callable[[Mapping[str, Any], int], Mapping[str, np.ndarray]]
+    check: Callable[[Any], None] = lambda source: None
+    save: Callable[[Path], None] = lambda folder: None
+
+
+def settings(
+    *, task: str, modality: str, model: Mapping, head: Mapping, examples: Mapping, data: Mapping,
+    schedule: Mapping, optim: Mapping, seed: int, total_steps: int, log_every: int,
+    eval_every: int, accumulate: int, dtype: str, mesh: Mapping, checkpoint: Mapping,
+    model_changes: Mapping = NONE, loss: Mapping = NONE, scoring: Mapping = NONE,
+    layers: Mapping | None = None, adapter: Mapping | None = None, characters: str = "",
+    sharding: Mapping = NONE,
+) -> None:  # fmt: skip
+    """A fine-tuning config. Each section is the keyword arguments of one function.
+
+    task: a module of `data2vec_jax.tasks`. modality, dtype, schedule, optim, mesh, sharding,
+    checkpoint: as in pretraining. model: of a run from scratch; with `--start` it is that of the
+    checkpoint. model_changes: options of the model that differ from either, such as dropouts.
+    head: `heads.make`. examples: `layout` of the modality's inputs. data: `data_options`. loss:
+    `make_loss` of the task. scoring: `scores` of the task. layers: `layerwise.layer_rates`, None
+    for one rate. adapter: `adapter_options`, None to train all. characters: of
+    transcripts, most frequent first.
+    log_every, eval_every: in steps, 0 for never; the last step is always evaluated.
+    """
+
+
+def data_options(
+    *, source: str, batch_size: int, split: str = "train", eval_split: str = "test",
+    eval_source: str | None = None, share: float = 1.0, key: str | None = None, workers: int = 0,
+    prefetch: int = 4, multiple: int | None = None, level: bool = False, repeat: int = 1,
+) -> dict[str, Any]:  # fmt: skip
+    """Config section `data`.
+
+    source, key: see `data.sources.open_source`. batch_size, multiple, workers, prefetch: as in
+    pretraining. level: as many rows of short examples as of long ones. eval_split: of held-out
+    examples, several as 'a,b', '' for none. eval_source: None for `source`. share: of the training
+    examples that are used, always the same ones. repeat: how often each is in an epoch, for sets
+    that are smaller than a batch.
+    """
+    return locals()
+
+
+def adapter_options(
+    *, targets: Sequence[str], rank: int, alpha: float | None = None, dora: bool = False,
+    rank_stabilised: bool = False, dropout: float = 0.0,
+) -> dict[str, Any]:  # fmt: skip
+    """Config section `adapter`: `adapters.find`, and dropout of what adapters read."""
+    return locals()
+
+
+# The config ---------------------------------------------------------------------------------------
+
+
+def complete(config: Mapping[str, Any], start: str | None = None) -> dict[str, Any]:
+    """The config with what it says in other words spelled out: model, rates, what is frozen.
+
+    start: a checkpoint; its config gives `model`, and the tokenizer unless one is named.
+    Raises UserError: it is of another modality.
+    """
+    config = dict(config)
+    if start:
+        stored = checkpoints.load_config(start)
+        if stored["modality"] != config["modality"]:
+            raise UserError(
+                f"--start={start}: this is {stored['modality']}, the config {config['modality']}"
+            )
+        config["model"] = stored["model"]
+        if "tokenizer" in config["examples"] and not config["examples"]["tokenizer"]:
+            own = Path(stored["folder"]) / "tokenizer"
+            own = str(own if own.is_dir() else own.parent)
+            config["examples"] = {**config["examples"], "tokenizer": own}
+    model = changed(config["model"], config.get("model_changes", {}))
+    if model.get("decoder") is not None:  # 2.0: whose encoder knows no learned mask
+        model["decoder"] = None
+        if config["modality"] != "text":
+            model["mask_embedding"] = False
+    config["model"], optim = model, dict(config["optim"])
+    if config.get("layers"):
+        check_section("layers", config["layers"], layerwise.layer_rates, given=("depth",))
+        optim["rates"] = layerwise.layer_rates(model["encoder"]["depth"], **config["layers"])
+    if config.get("adapter"):
+        check_section("adapter", config["adapter"], adapter_options)
+        optim["frozen"] = (*optim.get("frozen", ()), ALONE)
+    config["optim"] = optim
+    return config
+
+
+def changed(options: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested options with those of `changes` in place of their own."""
+    merged = dict(options)
+    for key, value in changes.items():
+        nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = changed(merged[key], value) if nested else value
+    return merged
+
+
+# Encoder and head ---------------------------------------------------------------------------------
+
+
+def encode(
+    model: Any, head: Any, params: Any, batch: Mapping[str, Array], key: Any = None,
+    change: Callable[[contract.Tokens], contract.Tokens] = lambda tokens: tokens,
+) -> Features:  # fmt: skip
+    """What the encoder makes of a batch, for the head. key: dropout, None for none.
+
+    change: of the front end's output.
+    """
+    keys = (None, None) if key is None else jax.random.split(key)
+    apply = functools.partial(model.apply, {"params": params})
+    tokens = change(apply(batch, keys[0], method="features"))
+    weighted = getattr(head, "weighted", False)
+    out = apply(tokens, None, keys[1], method="encode", collect=weighted)
+    x, states = out.x, None
+    if out.extra is not None:
+        x = jnp.concatenate([out.extra, out.x], axis=1)
+    if weighted:
+        states = jnp.concatenate([out.first[None], out.layers])
+    return Features(x, states, model.valid_lengths(batch))
+
+
+def initialiser(model: Any, head: Any, sites: Any, shapes: Mapping[str, Any]):
+    """key -> parameters of encoder, head and adapters; nothing that only pretraining needs."""
+
+    def touch(module, batch):
+        return module.encode(module.features(batch)).x
+
+    def init(key):
+        keys = jax.random.split(key, 3)
+        row = {k: jnp.zeros((1, *s.shape[1:]), s.dtype) for k, s in shapes.items()}
+        params = dict(model.init(keys[0], row, method=touch)["params"])
+        features = jax.eval_shape(functools.partial(encode, model, head), params, row)
+        features = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), features)
+        params["task"] = head.init(keys[1], features).get("params", {})
+        if sites is not None:
+            params["adapters"] = adapters.init(keys[2], sites(params), params)
+        return params
+
+    return init
+
+
+def adapted(function: Callable, sites: Sequence[adapters.Site]) -> Callable:
+    """`function(params, ...)` that reads adapters as part of the kernels, and trains them alone."""
+
+    def run(params, *rest, key=None, dropout=0.0):
+        base = {k: v for k, v in params.items() if k not in ("adapters", "task")}
+        base = adapters.merged(jax.lax.stop_gradient(base), sites, params["adapters"], key, dropout)
+        return function({**base, "task": params["task"]}, *rest)
+
+    return run
+
+
+# The task -----------------------------------------------------------------------------------------
+
+
+class Examples:
+    """Inputs and what is to be learned of them, of the same item."""
+
+    def __init__(self, inputs: Any, targets: Targets):
+        self.inputs, self.targets = inputs, targets
+        self.bucket_of, self.lengths = inputs.bucket_of, inputs.lengths
+        self.layout = with_targets(inputs.layout, targets)
+
+    def load(self, index: int, bucket: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Arrays of one example."""
+        item, length = self.inputs.source[index], self.layout.buckets[bucket]
+        arrays = self.inputs.prepare(index, item, bucket, rng)
+        return {**arrays, **self.targets.read(item, length)}
+
+
+def with_targets(layout: contract.Layout, targets: Targets) -> contract.Layout:
+    """A layout of inputs with the targets' arrays."""
+    pairs = zip(layout.buckets, layout.shapes, strict=True)
+    return replace(layout, shapes=[{**s, **targets.shapes(length)} for length, s in pairs])
+
+
+def outline(config: Mapping[str, Any], job: Job) -> Task:
+    """The task of a config without its data; its shapes are those of all buckets."""
+    task = _outline(config, job)[0]
+    check_rows(task.shapes, config)
+    return task
+
+
+def _outline(config, job):
+    modality, model = make_model(config)
+    head = heads.make(config["head"], "head")
+    layout = job.inputs.layout if job.inputs else modality.input_layout
+    options = config.get("loss", {})
+    check_section("data", config["data"], data_options)
+    check_section("examples", config["examples"], layout)
+    check_section("loss", options, job.loss, given=("model", "head"))
+    given = ("predictions", "source")
+    check_section("scoring", config.get("scoring", {}), job.score, given=given)
+    data = data_options(**config["data"])
+    targets = job.targets(config, head)
+    layout = with_targets(layout(**config["examples"]), targets)
+    rows = batches.rows_of(layout.buckets, data["batch_size"], data["multiple"], data["level"])
+    shapes = [batches.batch_shapes(s, n) for s, n in zip(layout.shapes, rows, strict=True)]
+    loss, predict = job.loss(model, head, **options), job.predict(model, head)
+    adopt = sites = None
+    if config.get("adapter"):
+        options = adapter_options(**config["adapter"])
+        dropout = options.pop("dropout")
+        sites = functools.partial(adapters.find, **options)
+        base = jax.eval_shape(initialiser(model, head, None, shapes[0]), jax.random.key(0))
+        found = sites({k: v for k, v in base.items() if k != "task"})
+        sites = lambda params: found  # noqa: E731
+        loss, predict = _with_adapters(loss, found, dropout), adapted(predict, found)
+        adopt = functools.partial(_adopt, found)
+    init = initialiser(model, head, sites, shapes[0])
+    task = Task(
+        shapes=shapes, shares=[1 / len(shapes)] * len(shapes), init=init, loss=loss,
+        flops=functools.partial(step_flops, modality, model),
+        notes=layer_notes(config, init, model.encoder.depth),
+    )  # fmt: skip
+    return (replace(task, adopt=adopt) if adopt else task), data, modality, model, predict, targets
+
+
+def _with_adapters(loss, sites, dropout):
+    def run(params, teacher, batch, draw):
+        key = None if draw is None else jax.random.fold_in(draw.noise, 1 << 16)
+        whole = adapted(lambda p: loss(p, teacher, batch, draw), sites)
+        return whole(params, key=key, dropout=dropout)
+
+    return run
+
+
+def _adopt(sites, params, new):
+    """DoRA's lengths are those of the kernels that have come in since they were made."""
+    if not any(path.startswith("adapters/") and path.endswith("/magnitude") for path in new):
+        return params
+    lengths = jax.jit(lambda p: adapters.init(jax.random.key(0), sites, p))(params)
+
+    def choose(key_path, old, made):
+        return made if path_name(key_path).endswith("magnitude") else old
+
+    found = jax.tree_util.tree_map_with_path(choose, params["adapters"], lengths)
+    places = jax.tree.map(lambda x: x.sharding, params["adapters"])
+    return {**params, "adapters": jax.device_put(found, places)}
+
+
+def step_flops(modality: Any, model: Any, batch: Any) -> float:
+    """FLOPs of a train step: three times a forward pass through front end and encoder."""
+    example = {k: jax.ShapeDtypeStruct(s.shape[1:], s.dtype) for k, s in batch.items()}
+    parts = modality.flops(model, example, 0, 0)
+    return batch["example_id"].shape[0] * 3.0 * (parts["frontend"] + parts["encoder"])
+
+
+def layer_notes(config: Mapping[str, Any], init: Callable, depth: int) -> list[str]:
+    """Layer, rate and decay of every parameter that learns; nothing if all learn alike."""
+    layers, optim = config.get("layers"), config["optim"]
+    if not layers and not optim.get("frozen"):
+        return []
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    rows = layerwise.table(
+        {k: v for k, v in shapes.items() if k != "adapters"}, depth, **(layers or {"decay": 1.0}),
+        no_decay=optim.get("no_decay", ()) if optim.get("weight_decay") else ("",),
+    )  # fmt: skip
+    frozen = [row for row in rows if matches(optim.get("frozen", ()), row.path)]
+    lines = layerwise.notes(row for row in rows if row not in frozen)
+    if frozen:
+        count = len({row.path for row in frozen})
+        lines.append(f"{count} arrays never change ({frozen[0].path}, ...)")
+    if "adapters" in shapes:
+        count = sum(x.size for x in jax.tree.leaves(shapes["adapters"]))
+        lines.append(f"{count:,} parameters of adapters learn")
+    return lines
+
+
+def make(config: Mapping[str, Any], job: Job) -> Task:
+    """The fine-tuning task of a config. Reads the source's index, not its data (text: all)."""
+    task, options, modality, model, predict, targets = _outline(config, job)
+    inputs_of = job.inputs or modality.inputs
+    source = open_part(options, modality.name)
+    targets.check(source)
+    inputs = inputs_of(source, **config["examples"])
+    inputs.check(model)
+    examples = Examples(inputs, targets)
+    plan = batches.Plan(
+        examples.bucket_of, examples.layout.buckets, options["batch_size"], config["seed"],
+        options["multiple"], examples.layout.padded, options["level"],
+    )  # fmt: skip
+    shapes = batches.global_shapes(plan, examples)
+    check_rows(shapes, config)
+
+    def data(start):
+        mesh = jax.sharding.get_mesh()
+        read = batches.RowBlocks(plan, examples, parallel.own_blocks(mesh), mesh.size)
+        return batches.stream(
+            read, start, config["total_steps"], workers=options["workers"],
+            prefetch=options["prefetch"], place=lambda b: parallel.to_global(b, mesh),
+        )  # fmt: skip
+
+    evals = {}
+    for split in filter(None, options["eval_split"].split(",")):
+        held_out = open_split(options, split, modality.name, source.label_names)
+        targets.check(held_out)
+        held_out = Examples(inputs_of(held_out, like=inputs, **config["examples"]), targets)
+        scoring = functools.partial(
+            job.score, source=held_out.inputs.source, **config.get("scoring", {})
+        )
+        evals[split] = evaluation(predict, held_out, options, scoring)
+
+    def save_assets(folder):
+        inputs.save_assets(folder)
+        targets.save(folder)
+
+    return replace(
+        task,
+        shapes=shapes,
+        shares=[count / plan.per_epoch for count in plan.batches if count],
+        data=data,
+        evals=evals,
+        order=plan.digest(),
+        notes=[*task.notes, *data_notes(plan, examples)],
+        save_assets=save_assets,
+    )
+
+
+def open_part(options: Mapping[str, Any], modality: str) -> sources.Source:
+    """The training examples of the section `data`, or a share of them."""
+    source = sources.open_source(
+        options["source"], options["split"], modality=modality, key=options["key"]
+    )
+    share, repeat = options["share"], options["repeat"]
+    if not 0 < share <= 1 or repeat < 1:
+        raise UserError(
+            f"config.data: share={share}, repeat={repeat}; a share is above 0 and at most 1, and "
+            "an example is repeated at least once"
+        )
+    if share == 1 and repeat == 1:
+        return source
+    chosen = np.random.default_rng(0).permutation(len(source))
+    chosen = np.sort(chosen[: max(1, round(share * len(source)))])
+    return sources.Part(source, np.tile(chosen, repeat))
+
+
+def open_split(
+    options: Mapping[str, Any], split: str, modality: str, names: Sequence[str] | None
+) -> sources.Source:
+    """Held-out examples of the section `data`, with the classes of the training examples."""
+    uri = options["eval_source"] or options["source"]
+    own = uri.partition(":")[0] not in ("manifest", "folder")
+    return sources.open_source(
+        uri, split, modality=modality, key=options["key"], label_names=None if own else names
+    )
+
+
+def evaluation(predict: Callable, examples: Any, options: Mapping[str, Any], score: Callable):
+    """An eval: the scores of a state's predictions for every example, each once."""
+    plan = batches.Once(
+        examples.bucket_of, examples.layout.buckets, options["batch_size"], options["multiple"],
+        options["level"],
+    )  # fmt: skip
+    compiled: dict[Any, Callable] = {}
+
+    def run(state):
+        mesh = jax.sharding.get_mesh()
+        if mesh not in compiled:
+            everywhere = NamedSharding(mesh, PartitionSpec())
+            compiled[mesh] = jax.jit(predict, out_shardings=everywhere)
+        read = batches.RowBlocks(plan, examples, parallel.own_blocks(mesh), mesh.size)
+        stream = batches.stream(
+            read, 0, len(plan), workers=options["workers"], prefetch=options["prefetch"],
+            place=lambda b: parallel.to_global(b, mesh),
+        )  # fmt: skip
+        found: list[Any] = [None] * len(examples.bucket_of)
+        for n, batch in enumerate(stream):
+            out = {k: np.asarray(v) for k, v in compiled[mesh](state.params, batch).items()}
+            for row, index in enumerate(plan(n)[1]):
+                found[index] = {name: array[row] for name, array in out.items()}
+        return score(found)
+
+    return run

@@ -1,0 +1,325 @@
+"""Fine-tuning for classes: recorded losses, the way from a checkpoint to scores, adapters alone."""
+
+import importlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from data2vec_jax import checkpoints, metrics, optim, train
+from data2vec_jax.convert import loaded, ours
+from data2vec_jax.errors import UserError
+from data2vec_jax.modalities.contract import Layout
+from data2vec_jax.modalities.speech.inputs import Utterances
+from data2vec_jax.modalities.text.inputs import Rows, row_of
+from data2vec_jax.models import heads
+from data2vec_jax.tasks import classify, finetune
+
+GOLDENS = Path(__file__).parent / "goldens/checkpoints"
+LOSSES = [
+    ("Data2VecTextForSequenceClassification", "nomask"),
+    ("Data2VecTextForSequenceClassification", "mask"),
+    ("Data2VecTextForSequenceClassification__regression", "nomask"),
+    ("Data2VecTextForTokenClassification", "nomask"),
+    ("Data2VecVisionForImageClassification", "base"),
+    ("Data2VecAudioForSequenceClassification", "nomask"),
+]
+INPUTS = {"input_values": "audio", "input_ids": "tokens", "pixel_values": "image"}
+
+
+def config_of(name, variant, **changes):
+    config = importlib.import_module(f"configs.{name}").get_config(variant)
+    config.update(changes)
+    return config
+
+
+@pytest.mark.parametrize(("name", "run"), LOSSES)
+def test_recorded_losses_through_the_task(name, run):
+    with np.load(GOLDENS / name / "golden.npz") as file:
+        golden = {key.removeprefix(f"in_{run}/"): file[key] for key in file.files
+                  if key.startswith((f"in_{run}/", f"{run}/"))}  # fmt: skip
+    checkpoint = loaded.load(GOLDENS / name)
+    model, head = ours.model_of(checkpoint.config), heads.make(checkpoint.config["task"])
+    batch = {INPUTS[k]: jnp.asarray(v) for k, v in golden.items() if k in INPUTS}
+    if "image" in batch:
+        batch["image"] = jnp.moveaxis(batch["image"], 1, -1)
+    if "attention_mask" in golden:
+        tokens, seen = batch["tokens"], golden["attention_mask"] == 1
+        batch["tokens"] = jnp.where(seen, tokens, model.embeddings.pad)
+    batch["label"] = jnp.asarray(golden["labels"])
+    batch["example_id"] = jnp.arange(len(golden["labels"]), dtype=jnp.uint32)
+    loss = jax.jit(lambda p: classify.make_loss(model, head)(p, {}, batch, None)[:2])
+    total, count = loss(checkpoint.params)
+    np.testing.assert_allclose(total / count, golden[f"{run}/loss"], rtol=1e-4)
+
+
+# From a checkpoint to scores ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """A workdir of one step of pretraining."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    config = config_of("text_v1", "smoke", total_steps=1, eval_every=0)
+    config.examples.lengths = (32,)
+    train.train(config.to_dict(), folder, verbose=False)
+    return folder
+
+
+def leaves(tree):
+    return {"/".join(k): np.asarray(v) for k, v in checkpoints._paths(jax.device_get(tree)).items()}
+
+
+@pytest.mark.parametrize("dora", [True, False])
+def test_adapters_learn_alone_from_a_checkpoint(pretrained, tmp_path, capsys, dora):
+    config = config_of("finetune_text", "smoke", total_steps=2)
+    config.examples.update(lengths=(32,), vocab_size=2_000)
+    config.data.update(share=0.02, eval_split="test" if dora else "")
+    config.adapter = dict(targets=("qkv/(query|value)$", "up$"), rank=2, alpha=4, dora=dora)
+    state = train.train(config.to_dict(), tmp_path, begin=str(pretrained))
+    said = capsys.readouterr().err
+    assert "arrays never change" in said and "parameters of adapters learn" in said
+    before, after = leaves(checkpoints.load_params(pretrained)), leaves(state.params)
+    kept = [path for path in after if not path.startswith(("adapters/", "task/"))]
+    assert kept and not any(path.startswith("head/") for path in after)
+    for path in kept:
+        np.testing.assert_array_equal(after[path], before[path], err_msg=path)
+    learned = [path for path in after if path.startswith("adapters/")]
+    assert {path.rpartition("/")[2] for path in learned} == (
+        {"a", "b", "magnitude"} if dora else {"a", "b"}
+    )
+    assert all(np.any(after[p]) for p in learned if p.endswith("/b"))
+    moments = {"/".join(map(str, p)) for p, x in jax.tree.leaves_with_path(state.opt_state)}
+    assert not any("embeddings" in name for name in moments)  # frozen arrays have none
+    if dora:  # lengths of the checkpoint's columns, but for two small steps
+        kernel = before["encoder/blocks/up/kernel"]
+        found = after["adapters/encoder/blocks/up/magnitude"]
+        np.testing.assert_allclose(found, np.linalg.norm(kernel, axis=1), atol=2e-3)
+        (line,) = [x for x in metrics.read_lines(tmp_path / metrics.FILE) if x["split"] == "test"]
+        assert line["step"] == 2 and 0 <= line["accuracy"] <= 1 and line["loss"] > 3
+        assert (tmp_path / "tokenizer").is_dir() and (tmp_path / "labels.json").is_file()
+        again = train.train(config.to_dict(), tmp_path, begin=str(pretrained))  # nothing is left
+        np.testing.assert_array_equal(leaves(again.params)[learned[0]], after[learned[0]])
+
+
+def test_another_modality_is_refused(pretrained):
+    config = config_of("finetune_imagenet", "smoke").to_dict()
+    with pytest.raises(UserError, match="this is text, the config vision"):
+        finetune.complete(config, str(pretrained))
+
+
+def test_encoders_of_2_0_lose_their_decoder():
+    config = config_of("finetune_imagenet", "smoke").to_dict()
+    config["model"] = config_of("vision_v2", "smoke").model.to_dict()
+    model = finetune.complete(config)["model"]
+    assert model["decoder"] is None and model["mask_embedding"] is False
+    assert model["encoder"]["drop_path"] == 0.1 and model["encoder"]["depth"] == 3
+
+
+@pytest.mark.parametrize(("variant", "blocks"), [("base", 12), ("large", 24)])
+def test_the_layer_table_is_printed_at_the_start(variant, blocks):
+    config = finetune.complete(config_of("finetune_imagenet", variant).to_dict())
+    notes = classify.outline(config).notes
+    rows = {line.split()[0]: line.split()[1:] for line in notes}
+    lowest, first, last = (0.65 ** (blocks + 1 - i) for i in (0, 1, blocks))
+    assert rows["class_token"] == ["0", f"{lowest:.4g}", "no"]
+    assert rows["patches/kernel"][:2] == ["0", f"{lowest:.4g}"]
+    kernel = rows["encoder/blocks/qkv/kernel"]
+    assert kernel[:4] == [f"1-{blocks}", f"{first:.4g}", "...", f"{last:.4g}"]
+    assert kernel[4] == ("no" if variant == "base" else "yes")  # base has no decay at all
+    assert rows["task/output/kernel"][:2] == [str(blocks + 1), "1"]
+    rates = dict(config["optim"]["rates"])
+    assert np.allclose(rates[r"(^|/)blocks/"], [0.65 ** (blocks - i) for i in range(blocks)])
+
+
+def test_the_linear_schedule():
+    rate = optim.make_schedule(5_336, kind="linear", peak=1e-5, warmup=320 / 5_336)
+    for step, value in ((0, 0), (160, 5e-6), (320, 1e-5), (2_828, 5e-6), (5_336, 0)):
+        assert float(rate(step)) == pytest.approx(value, abs=1e-12)
+
+
+# Examples and scores ------------------------------------------------------------------------------
+
+
+class Tokens:
+    """A tokenizer whose tokens are letters."""
+
+    bos, pad, eos, vocab_size = 0, 1, 2, 40
+
+    def encode_batch(self, texts, literal=False):
+        return [[ord(c) - 93 for c in text] for text in texts]
+
+
+def test_rows_of_texts_and_pairs():
+    ids = Tokens()
+    assert row_of([5, 6], None, ids, 8) == [0, 5, 6, 2]
+    assert row_of([5, 6], [7], ids, 8) == [0, 5, 6, 2, 2, 7, 2]
+    assert row_of([5, 6, 7, 8, 9], [10, 11], ids, 8) == [0, 5, 6, 2, 2, 10, 11, 2]  # longer first
+    assert row_of(list(range(5, 20)), None, ids, 8) == [0, 5, 6, 7, 8, 9, 10, 2]
+
+    class Source(list):
+        pass
+
+    source = Source([{"text": "abc", "pair": "de"}, {"text": "abcdefghijk", "pair": "z"}])
+    rows = Rows.__new__(Rows)
+    rows.tokenizer = ids
+    rows = Rows(source, like=rows, lengths=(9, 12))
+    np.testing.assert_array_equal(rows.bucket_of, [0, 1])
+    found = rows.load(0, 0, None)["tokens"]
+    np.testing.assert_array_equal(found, [0, 4, 5, 6, 2, 2, 7, 8, 2])
+    assert len(rows.rows[1]) == 12
+
+
+class Sounds:
+    uri = "sounds"
+
+    def __init__(self, *lengths):
+        self.sizes = lengths
+
+    def __len__(self):
+        return len(self.sizes)
+
+    def lengths(self):
+        return np.array(self.sizes)
+
+    def __getitem__(self, i):
+        return {"audio": np.arange(self.sizes[i], dtype=np.float32)}
+
+
+def test_utterances_are_padded_cut_or_left_out():
+    source, options = Sounds(8_000, 20_000, 60_000), dict(seconds=(1.0, 2.0))
+    kept = Utterances(source, **options)
+    np.testing.assert_array_equal(kept.bucket_of, [0, 1, -1])
+    found = kept.load(0, 0, np.random.default_rng(0))
+    assert found["length"] == 8_000 and not found["audio"][8_000:].any()
+    assert abs(found["audio"][:8_000].mean()) < 1e-6  # of the utterance, not of the padding
+    assert abs(found["audio"][:8_000].std() - 1) < 1e-4
+    cut = Utterances(source, like=kept, cut=True, **options)
+    np.testing.assert_array_equal(cut.bucket_of, [0, 1, 1])
+    middle = cut.load(2, 1, None)["audio"]
+    assert abs(middle.mean()) < 1e-3 and len(middle) == 32_000
+
+
+@pytest.mark.parametrize("rows", [8, 16])
+def test_every_example_is_evaluated_once(rows):
+    """Of two buckets, neither of which fills its last batch."""
+    rng = np.random.default_rng(0)
+
+    class Numbers:
+        layout = Layout(
+            [2, 4], [{"x": jax.ShapeDtypeStruct((n,), np.float32)} for n in (2, 4)], padded=True
+        )
+        bucket_of, lengths = rng.integers(-1, 2, 37), np.ones(37)
+
+        def load(self, index, bucket, rng):
+            return {"x": np.full(self.layout.buckets[bucket], index, np.float32)}
+
+    examples = Numbers()
+    options = finetune.data_options(source="", batch_size=rows)
+    predict = lambda params, batch: {"sum": batch["x"].sum(-1) + params}  # noqa: E731
+    run = finetune.evaluation(predict, examples, options, lambda found: found)
+    mesh = jax.make_mesh((8, 1, 1), ("slice", "data", "fsdp"))
+
+    class State:
+        params = 0.5
+
+    with jax.set_mesh(mesh):
+        found = run(State)
+    for index, bucket in enumerate(examples.bucket_of):
+        if bucket < 0:
+            assert found[index] is None
+        else:
+            assert found[index]["sum"] == index * [2, 4][bucket] + 0.5
+
+
+def test_scores_of_classes_numbers_and_several_classes():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(30, 4)).astype(np.float32), rng.integers(0, 4, 30)
+    rows = [{"logits": a, "label": b} for a, b in zip(logits, labels.astype(np.int32), strict=True)]
+    found = classify.score([*rows, None], None, metrics=("accuracy", "macro_f1", "top5_accuracy"))
+    assert found["accuracy"] == np.mean(logits.argmax(1) == labels)
+    assert found["top5_accuracy"] == 1.0
+    wanted = np.mean(np.log(np.exp(logits).sum(1)) - logits[np.arange(30), labels])
+    assert found["loss"] == pytest.approx(wanted, rel=1e-5)
+    numbers = [{"logits": a[:1], "label": np.float32(a[0] * 3 + 1)} for a in logits]
+    assert classify.score(numbers, None, metrics=("pearson",))["pearson"] == pytest.approx(1.0)
+    marks = [{"logits": a, "label": (a > 0.5).astype(np.float32)} for a in logits]
+    assert classify.score(marks, None, metrics=("mean_average_precision",)) == {
+        "mean_average_precision": 1.0
+    }
+    with pytest.raises(UserError, match="did you mean 'accuracy'"):
+        classify.score(rows, None, metrics=("acuracy",))
+    np.testing.assert_array_equal(classify.several("0, 2", 4), [1, 0, 1, 0])
+    with pytest.raises(UserError, match="classes: 4, but a label is 7"):
+        classify.several("7", 4)
+
+
+def test_a_wrong_number_of_classes_is_refused():
+    config = finetune.complete(config_of("finetune_text", "smoke").to_dict())
+    config["head"]["classes"] = 44
+    with pytest.raises(UserError, match=r"head.classes: 44, but samples:glosses has 45"):
+        classify.make(config)
+
+
+# Recipes, typed from spec 2.1, 2.2 and 3.2 --------------------------------------------------------
+
+IMAGENET = {  # steps, peak, floor, warm-up, rows, layer decay, decay, drop path, mixup, probability
+    "base": (125_100, 4e-3, 1e-6, 12_510, 1024, 0.65, 0.0, 0.2, 0.8, 1.0),
+    "large": (62_550, 5e-3, 1e-6, 6_255, 1024, 0.65, 0.05, 0.25, 0.8, 1.0),
+    "base_v2": (250_200, 1e-3, 1e-6, 16_000, 512, 0.65, 0.05, 0.1, 0.7, 0.9),
+    "large_v2": (125_200, 5e-4, 1e-7, 16_000, 512, 0.75, 0.05, 0.2, 0.7, 0.9),
+    "huge_v2": (125_200, 5e-4, 1e-20, 16_000, 512, 0.75, 0.05, 0.2, 0.7, 0.9),
+}
+RATES = {  # of the authors' schedules
+    "base": ((0, 0), (1, 3.197698e-7), (6255, 2.000160e-3), (12509, 4e-3), (68805, 2.0005e-3),
+             (125099, 1.00000078e-6)),
+    "base_v2": ((8_000, 5.005e-4), (133_100, 5.005e-4), (250_199, 1.00000004e-6)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", IMAGENET)
+def test_recipes_of_images(variant):
+    config = config_of("finetune_imagenet", variant)
+    train.check_config(config.to_dict())
+    found = (
+        config.total_steps, config.schedule.peak, config.schedule.floor,
+        round(config.schedule.warmup * config.total_steps), config.data.batch_size,
+        config.layers.decay, config.optim.weight_decay, config.model_changes.encoder.drop_path,
+        config.loss.mixup, config.loss.mix_probability,
+    )  # fmt: skip
+    assert found == IMAGENET[variant]
+    assert (config.loss.cutmix, config.loss.smoothing, config.loss.erasing) == (1.0, 0.1, 0.25)
+    assert config.layers.slow_embeddings == ("v2" not in variant)
+    assert ("mean" in config.model_changes) == ("v2" not in variant)  # 1.0: 0.5, 2.0: ImageNet's
+    rate = optim.make_schedule(config.total_steps, **config.schedule.to_dict())
+    for step, value in RATES.get(variant, ()):
+        assert float(rate(step)) == pytest.approx(value, rel=2e-5)
+
+
+GLUE = {  # rows, warm-up, steps, peak of 1.0 and 2.0, metrics
+    "cola": (16, 320, 5336, 1e-5, 2e-5, "matthews"),
+    "sst2": (32, 1256, 20935, 1e-5, 2e-5, "accuracy"),
+    "mrpc": (16, 137, 2296, 1e-5, 2e-5, "accuracy f1"),
+    "qqp": (32, 28318, 113272, 1e-5, 2e-5, "accuracy f1"),
+    "stsb": (16, 214, 3598, 2e-5, 4e-5, "pearson spearman"),
+    "mnli": (32, 7432, 123873, 1e-5, 2e-5, "accuracy"),
+    "qnli": (32, 1986, 33112, 1e-5, 2e-5, "accuracy"),
+    "rte": (16, 122, 2036, 2e-5, 2e-5, "accuracy"),
+}
+
+
+@pytest.mark.parametrize("task", GLUE)
+def test_recipes_of_glue(task):
+    rows, warmup, steps, peak, peak2, names = GLUE[task]
+    config = config_of("finetune_glue", task)
+    train.check_config(config.to_dict())
+    assert config.schedule.peak == peak
+    assert config_of("finetune_glue", f"{task},v2").schedule.peak == peak2
+    assert (config.total_steps, config.data.batch_size) == (steps, rows)
+    assert round(config.schedule.warmup * steps) == warmup
+    assert " ".join(config.scoring.metrics) == names
+    assert config.optim.weight_decay == 0.1 and config.optim.eps == 1e-6
+    shapes = classify.outline(finetune.complete(config.to_dict())).shapes
+    assert {s["tokens"].shape[0] for s in shapes} == {rows}  # whatever the length

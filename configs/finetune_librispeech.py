@@ -59,7 +59,7 @@ def get_config(variant: str = "10h") -> ConfigDict:
         dropout=0.0, attention_dropout=0.0, activation_dropout=0.1, layerdrop=layerdrop
     )
     c.head = dict(name="ctc", vocab_size=32, blank=0)
-    c.examples = dict(seconds=(5.0, 10.0, 14.0, 17.0, 36.0), cut=False)
+    c.examples = dict(seconds=(5.0, 10.0, 14.0, 17.0, 36.0), cut=False, overlap=4.0)
     # 1,600 s of audio a batch (3.2 M samples x 2 GPUs x 4); 48 rows of 36 s are 1,728 s, a part of
     # which is padding.
     c.data = dict(
@@ -96,7 +96,7 @@ def _small(c: ConfigDict, variant: str) -> None:
     c.model_changes.frontend.gradient = 1.0  # the demo's pretraining is short: all of it learns
     c.model_changes.encoder.update(activation_dropout=0.0, layerdrop=0.0)
     c.head.vocab_size = 5 + len(RUSSIAN)
-    c.examples.seconds = (10.0,)
+    c.examples.update(seconds=(10.0,), overlap=2.0)
     c.data.update(
         source="samples:speech", split="train", eval_split="test", batch_size=8, workers=0
     )

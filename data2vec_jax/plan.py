@@ -228,6 +228,7 @@ class Step:
 
     def __init__(self, config: Mapping[str, Any], mesh: jax.sharding.Mesh):
         with jax.set_mesh(mesh):
+            config = module_of(config).complete(config)
             task = module_of(config).outline(config)
             self.run = train.Run(config, task, mesh)
         self.batch = task.shapes[-1]

@@ -173,7 +173,7 @@ def test_rows_of_texts_and_pairs():
 
 
 class Sounds:
-    uri = "sounds"
+    uri, split, modality, label_names = "sounds", "train", "speech", None
 
     def __init__(self, *lengths):
         self.sizes = lengths

@@ -1,5 +1,6 @@
 """Adapters of the PEFT library, made at random here, against ours; and ours in that library."""
 
+import importlib
 import json
 import shutil
 
@@ -7,12 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-from data2vec_jax import tensorfiles
+from data2vec_jax import tensorfiles, train
 from data2vec_jax.convert import __main__ as command
 from data2vec_jax.convert import export, files, loaded, ours, peft
 from data2vec_jax.convert.ours import Checkpoint
 from data2vec_jax.convert.tables import entries_of, flatten
 from data2vec_jax.errors import UserError
+from data2vec_jax.modalities.text import tokenizer
 from data2vec_jax.models import adapters
 
 torch = pytest.importorskip("torch")
@@ -247,3 +249,37 @@ def test_wrong_folders_are_named(bases, tmp_path):
         ours.open_checkpoint(bases / "text", bases / "text")
     with pytest.raises(UserError, match="has no adapters"):
         export.export(ours.open_checkpoint(bases / "text"), tmp_path / "out", "peft")
+
+
+def test_adapters_trained_here_run_in_peft(tmp_path):
+    """A checkpoint of theirs, converted, fine-tuned with DoRA in our loop, and back to PEFT."""
+    texts = [{"text": text} for text in ("one two three", "four five six") * 200]
+    tokenizer.train_sentencepiece((x["text"] for x in texts), 300).save(tmp_path / "tokenizer")
+    cls = transformers.Data2VecTextForSequenceClassification
+    options = TEXT | {"vocab_size": 320, "max_position_embeddings": 40, "num_labels": 2}
+    lively(cls(cls.config_class(**options))).save_pretrained(tmp_path / "base")
+    command.main([str(tmp_path / "base"), str(tmp_path / "start"), "--to=jax"])
+    table = tmp_path / "table.jsonl"
+    rows = [{"text": x["text"], "label": i % 2, "split": "train"} for i, x in enumerate(texts)]
+    table.write_text("\n".join(json.dumps(row) for row in rows))
+    config = importlib.import_module("configs.finetune_text").get_config("smoke")
+    config.update(total_steps=3)
+    config.head.classes = 2
+    config.examples.update(lengths=(16,), tokenizer=str(tmp_path / "tokenizer"))
+    config.data.update(source=f"manifest:{table}", eval_split="", share=1.0)
+    config.adapter = dict(targets=("blocks/",), rank=2, alpha=4, dora=True)
+    config.schedule.peak = 0.02
+    config.model_changes.encoder.update(dropout=0.0, attention_dropout=0.0)
+    start, workdir = str(tmp_path / "start"), tmp_path / "workdir"
+    train.train(config.to_dict(), workdir, begin=start, verbose=False)
+    command.main([str(workdir), str(tmp_path / "adapter"), "--to=peft"])
+
+    tokens = np.random.default_rng(0).integers(4, 320, (2, 9))
+    base = cls.from_pretrained(tmp_path / "base").eval()
+    adapted = theirs.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    with torch.no_grad():
+        wanted = adapted(input_ids=torch.tensor(tokens)).logits.numpy()
+        plain = cls.from_pretrained(tmp_path / "base").eval()(input_ids=torch.tensor(tokens))
+    found = loaded.load(workdir)(tokens, padding_mask=np.zeros(tokens.shape, bool)).logits
+    np.testing.assert_allclose(found, wanted, atol=2e-5)
+    assert np.abs(plain.logits.numpy() - wanted).max() > 1e-2  # it has learned something

@@ -73,3 +73,23 @@ def test_features_are_means_of_tokens_in_any_batching():
     assert some.shape == (20, 16) and (which == np.tile([0, 1], 10)).all()
     layered = probe.make_encode(model, (-1,))(params, {"image": images})[0]
     assert layered.shape == (10, 4, 16)
+
+
+def test_attention_finds_the_position_that_tells_and_no_padding():
+    """One of six positions, marked, says the class; the mean over positions says little of it."""
+
+    def rows(n, seed):
+        rng = np.random.default_rng(seed)
+        x, y = rng.normal(size=(n, 6, 16)).astype(np.float32), rng.integers(0, 4, n)
+        valid = np.arange(6) < rng.integers(2, 7, (n, 1))
+        place = (rng.random(n) * valid.sum(1)).astype(int)
+        x[np.arange(n), place, :4] = 2 * np.eye(4)[y]
+        x[np.arange(n), place, 4] = 6.0
+        x[~valid] = 50.0
+        return probe.Tokens(x, valid, y)
+
+    train, test = rows(800, 0), rows(300, 1)
+    assert probe.attentive(train, test) > 0.9
+    means = [(np.stack([r[v].mean(0) for r, v in zip(t.x, t.valid, strict=True)]), t.y)
+             for t in (train, test)]  # fmt: skip
+    assert probe.linear(*means) < 0.85

@@ -13,6 +13,9 @@ from data2vec_jax import checkpoints, metrics, optim, train
 from data2vec_jax.convert import loaded, ours
 from data2vec_jax.errors import UserError
 from data2vec_jax.modalities.contract import Tokens
+from data2vec_jax.modalities.speech.data import normalise
+from data2vec_jax.modalities.speech.inputs import Utterances
+from data2vec_jax.modalities.speech.model import frames
 from data2vec_jax.models import heads
 from data2vec_jax.models.losses import ctc_losses
 from data2vec_jax.objectives.targets import Draw
@@ -189,9 +192,9 @@ def test_labels_of_a_transcript():
     names = transcribe.characters_of(config)
     samples = 16_000
     labels = targets.read({"transcript": "Да, «по-русски»!"}, samples)["labels"]
-    assert labels.shape == targets.shapes(samples)["labels"].shape == (49 // 2 + 1,)
+    assert labels.shape == targets.shapes(samples)["labels"].shape == (26,)
     assert names.decode(labels[labels >= 0]) == "ДА ПОРУССКИ"
-    long = targets.read({"transcript": "щ" * 26}, samples)["labels"]
+    long = targets.read({"transcript": "щ" * 27}, samples)["labels"]
     logits = jnp.zeros((1, 49, len(names)))
     assert jnp.isinf(ctc_losses(logits, jnp.array([49]), jnp.asarray(long)[None], 0))[0]
     with pytest.raises(UserError, match="no transcript"):
@@ -201,7 +204,21 @@ def test_labels_of_a_transcript():
 
 
 class Said(list):
+    """Transcripts as a source, and as the inputs made of it."""
+
     uri = "said"
+
+    @property
+    def utterances(self):
+        return self
+
+    @property
+    def owner(self):
+        return np.arange(len(self))
+
+    @property
+    def starts(self):
+        return np.zeros(len(self), int)
 
     def field(self, index, name):
         return {"transcript": self[index]}[name]
@@ -230,6 +247,36 @@ def test_error_rates_of_the_best_path_and_of_a_beam_search(tmp_path):
     assert found["wer"] == 1 / 3 and found["wer_lm"] == found["cer_lm"] == 0.0
 
 
+def test_long_utterances_are_windows_whose_frames_fit_together():
+    """Frames that say where they begin: stitched windows are those of the whole utterance."""
+
+    class Sounds(list):
+        uri = "sounds"
+        label_names, split, modality = None, "test", "speech"
+
+        def lengths(self):
+            return np.array([len(item["audio"]) for item in self])
+
+    rng = np.random.default_rng(0)
+    source = Sounds({"audio": rng.normal(size=n).astype(np.float32)} for n in (9_000, 50_123, 400))
+    options = dict(seconds=(0.5, 1.0), overlap=0.4)
+    train = Utterances(source, **options)
+    np.testing.assert_array_equal(train.bucket_of, [1, -1, 0])
+    held_out = Utterances(source, like=train, **options)
+    rows = np.flatnonzero(held_out.owner == 1)
+    assert (held_out.bucket_of >= 0).all() and len(rows) == 5
+    assert (held_out.starts % 320 == 0).all() and held_out.lengths[rows].max() == 16_000
+    parts, whole = [], normalise(source[1]["audio"])
+    for row in rows:
+        found = held_out.load(row, held_out.bucket_of[row], None)
+        audio, start = found["audio"][: found["length"]], held_out.starts[row]
+        np.testing.assert_array_equal(audio, whole[start : start + len(audio)])
+        count = frames(len(audio))
+        parts.append((start // 320, audio[: 320 * count : 320, None]))  # first sample of each
+    found = transcribe.stitch(parts)
+    np.testing.assert_array_equal(found[:, 0], whole[: 320 * frames(50_123) : 320])
+
+
 def test_smoke_run_from_a_pretrained_encoder(tmp_path):
     pretraining = importlib.import_module("configs.speech_v2").get_config("smoke")
     pretraining.total_steps = 1
@@ -237,7 +284,6 @@ def test_smoke_run_from_a_pretrained_encoder(tmp_path):
     train.train(pretraining.to_dict(), tmp_path / "a", verbose=False)
     config = config_of("smoke")
     config.update(total_steps=3, seed=5)
-    config.examples.seconds = (7.0, 10.0)
     config.optim.frozen = (transcribe.FRONTEND,)
     state = train.train(config.to_dict(), tmp_path / "b", begin=str(tmp_path / "a"), verbose=False)
     lines = metrics.read_lines(tmp_path / "b" / metrics.FILE)

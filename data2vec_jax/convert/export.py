@@ -80,9 +80,15 @@ def export_adapter(checkpoint: Checkpoint, target: Path) -> Written:
     kept = [x for x in checkpoint.entries if not x.name.startswith(peft.OURS)]
     layout = layout_for(checkpoint.config, "hf")
     base = tensors(replace(checkpoint, entries=kept), layout)
-    table = layout.table(checkpoint.config)
-    entries = peft.tensors(checkpoint.config, checkpoint.entries, base.entries, table)
-    described = peft.describe(checkpoint.config, table)
+    config, table = checkpoint.config, layout.table(checkpoint.config)
+    if "saved" not in config["adapters"]:  # ours: the head was trained beside them
+        head = [x.name for x in base.entries if any(s.startswith("task/") for s in x.sources)]
+        config = {
+            **config,
+            "adapters": {**config["adapters"], "saved": dict(zip(head, head, strict=True))},
+        }
+    entries = peft.tensors(config, checkpoint.entries, base.entries, table)
+    described = peft.describe(config, table)
     with files.new_target(target) as draft:
         draft.mkdir()
         files.write_json(draft / peft.CONFIG, described)

@@ -20,7 +20,7 @@ import numpy as np
 from data2vec_jax import checkpoints, tensorfiles
 from data2vec_jax.convert import files, layouts, peft
 from data2vec_jax.convert.layouts import Config
-from data2vec_jax.convert.tables import Entry, entries_of, flatten, plan_read
+from data2vec_jax.convert.tables import Entry, entries_of, flatten, nest, plan_read
 from data2vec_jax.errors import UserError
 from data2vec_jax.modalities import contract
 from data2vec_jax.models import adapters, heads
@@ -117,7 +117,12 @@ def _open_ours(path: Path, home: Path) -> Checkpoint:
         "modality", "model", "adapter", "task", "teacher", "prenet", "adapters", "hf_major",
         "origin",
     )  # fmt: skip
+    training = config if "total_steps" in config else {}
     config = {key: config[key] for key in keep if config.get(key) is not None}
+    if training:  # where `task` is a module of ours, and `adapter` the options of adapters
+        config = {key: config[key] for key in ("modality", "model")}
+        if training.get("head"):
+            config["task"] = {k: v for k, v in training["head"].items() if v is not None}
     weights = home / "model.safetensors"
     if weights.is_file():
         found: Mapping[str, Any] = tensorfiles.SafeTensors(weights)
@@ -130,6 +135,11 @@ def _open_ours(path: Path, home: Path) -> Checkpoint:
             fronts = ("frontend", "patches", "embeddings")
             whole = any(path.startswith(tuple(TEACHER + x for x in fronts)) for path in teacher)
             config["teacher"] = "model" if whole else "encoder"
+    if training.get("adapter"):
+        options = {k: v for k, v in training["adapter"].items() if k != "dropout"}
+        base = {k: v for k, v in found.items() if not k.startswith(("task/", peft.OURS))}
+        sites = adapters.find(nest(base), **options)
+        config["adapters"] = {"sites": [site._asdict() for site in sites]}
     shapes = {name: array.shape for name, array in found.items()}
     return fitted(Checkpoint(home, config, entries_of(found), {}, _processors(home), shapes))
 

@@ -17,7 +17,7 @@ import optax
 
 from data2vec_jax.errors import UserError, nearest
 from data2vec_jax.models.layers import wide
-from data2vec_jax.tasks import finetune, mixing, scores
+from data2vec_jax.tasks import finetune, mixing, scores, transcribe
 from data2vec_jax.tasks.task import Task
 
 Array = jax.Array
@@ -37,13 +37,15 @@ def problem_of(head: Any) -> str:
 def make_loss(
     model: Any, head: Any, *, smoothing: float = 0.0, mixup: float = 0.0, cutmix: float = 0.0,
     mix_probability: float = 1.0, switch: float = 0.5, erasing: float = 0.0, scale: float = 1.0,
+    time_prob: float = 0.0, time_width: int = 5,
 ) -> Callable[..., tuple[Array, Array, dict[str, Array]]]:  # fmt: skip
     """A task's loss: (params, teacher, batch, draw) -> (sum, count, metrics).
 
     smoothing: share of a target that all classes have alike. mixup, cutmix, mix_probability,
-    switch: of images, see `mixing.mix`. erasing: probability of `mixing.erase`. scale: of the
-    labels of a regression. Without `draw` (None) nothing is dropped, mixed or erased. The count is
-    of rows (tokens) with a label.
+    switch: of images, see `mixing.mix`. erasing: probability of `mixing.erase`. time_prob,
+    time_width: of masked frames of speech, see `transcribe.augment`. scale: of the labels of a
+    regression. Without `draw` (None) nothing is dropped, mixed, masked or erased. The count is of
+    rows (tokens) with a label.
     """
     problem = problem_of(head)
     mixes = mixup > 0 or cutmix > 0
@@ -61,7 +63,14 @@ def make_loss(
         if draw is not None:
             keys = jax.random.split(draw.noise, 3)
             batch, targets = augmented(batch, targets, draw, keys[2])
-        features = finetune.encode(model, head, params, batch, keys[0])
+        change = lambda tokens: tokens  # noqa: E731
+        if draw is not None and time_prob:
+            change = functools.partial(
+                transcribe.augment, embedding=params.get("mask_embedding"), key=keys[2], draw=draw,
+                example_id=batch["example_id"], time_prob=time_prob, time_width=time_width,
+                channel_prob=0.0, channel_width=1,
+            )  # fmt: skip
+        features = finetune.encode(model, head, params, batch, keys[0], change)
         logits = wide(head.apply({"params": params["task"]}, features, keys[1])["logits"])
         if problem == REGRESSION:
             errors = jnp.square(logits.reshape(label.shape) - scale * label).reshape(len(label), -1)
@@ -112,10 +121,10 @@ OF_LOGITS = {
 
 
 def score(
-    predictions: Sequence[Any], source: Any, *, metrics: Sequence[str] = ("accuracy",)
+    predictions: Sequence[Any], inputs: Any, *, metrics: Sequence[str] = ("accuracy",)
 ) -> dict[str, float]:
     """Scores by name (`scores.BY_NAME`, top5_accuracy), and `loss` where there are classes."""
-    del source
+    del inputs
     known = {**scores.BY_NAME, **OF_LOGITS}
     for name in metrics:
         if name not in known:

@@ -37,17 +37,17 @@ class Job:
     """What one fine-tuning task adds to the others.
 
     loss: (model, head, **section `loss`) -> a task's loss. predict: (model, head) -> a function
-    (parameters, batch) -> {name: [B, ...]}. score: (predictions, source, **section `scoring`) ->
+    (parameters, batch) -> {name: [B, ...]}. score: (predictions, inputs, **section `scoring`) ->
     {name: number}, where predictions are {name: array} of each example, by its index, None for one
-    that was left out. targets: what is learned of an example, see `Targets`. examples: its inputs,
-    None for the modality's.
+    that was left out. targets: what is learned of an example, see `Targets`. inputs: a module with
+    `layout` and `Windows`, None for the modality's.
     """
 
     loss: Callable[..., Any]
     predict: Callable[..., Any]
     score: Callable[..., Mapping[str, float]]
     targets: Callable[[Mapping[str, Any], Any], "Targets"]
-    inputs: Callable[..., Any] | None = None
+    inputs: Any = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def settings(
     eval_every: int, accumulate: int, dtype: str, mesh: Mapping, checkpoint: Mapping,
     model_changes: Mapping = NONE, loss: Mapping = NONE, scoring: Mapping = NONE,
     layers: Mapping | None = None, adapter: Mapping | None = None, characters: str = "",
-    sharding: Mapping = NONE,
+    sharding: Mapping = NONE, start: str = "",
 ) -> None:  # fmt: skip
     """A fine-tuning config. Each section is the keyword arguments of one function.
 
@@ -80,7 +80,8 @@ def settings(
     `make_loss` of the task. scoring: `scores` of the task. layers: `layerwise.layer_rates`, None
     for one rate. adapter: `adapter_options`, None to train all. characters: of
     transcripts, most frequent first.
-    log_every, eval_every: in steps, 0 for never; the last step is always evaluated.
+    log_every, eval_every: in steps, 0 for never; the last step is always evaluated. start: for the
+    record, the checkpoint that `--start` named.
     """
 
 
@@ -124,7 +125,7 @@ def complete(config: Mapping[str, Any], start: str | None = None) -> dict[str, A
             raise UserError(
                 f"--start={start}: this is {stored['modality']}, the config {config['modality']}"
             )
-        config["model"] = stored["model"]
+        config["model"], config["start"] = stored["model"], str(start)
         if "tokenizer" in config["examples"] and not config["examples"]["tokenizer"]:
             own = Path(stored["folder"]) / "tokenizer"
             own = str(own if own.is_dir() else own.parent)
@@ -178,7 +179,7 @@ def encode(
     return Features(x, states, model.valid_lengths(batch))
 
 
-def initialiser(model: Any, head: Any, sites: Any, shapes: Mapping[str, Any]):
+def initialiser(model: Any, head: Any, sites: Sequence[adapters.Site], shapes: Mapping[str, Any]):
     """key -> parameters of encoder, head and adapters; nothing that only pretraining needs."""
 
     def touch(module, batch):
@@ -191,8 +192,8 @@ def initialiser(model: Any, head: Any, sites: Any, shapes: Mapping[str, Any]):
         features = jax.eval_shape(functools.partial(encode, model, head), params, row)
         features = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), features)
         params["task"] = head.init(keys[1], features).get("params", {})
-        if sites is not None:
-            params["adapters"] = adapters.init(keys[2], sites(params), params)
+        if sites:
+            params["adapters"] = adapters.init(keys[2], sites, params)
         return params
 
     return init
@@ -248,7 +249,7 @@ def _outline(config, job):
     check_section("data", config["data"], data_options)
     check_section("examples", config["examples"], layout)
     check_section("loss", options, job.loss, given=("model", "head"))
-    given = ("predictions", "source")
+    given = ("predictions", "inputs")
     check_section("scoring", config.get("scoring", {}), job.score, given=given)
     data = data_options(**config["data"])
     targets = job.targets(config, head)
@@ -256,23 +257,21 @@ def _outline(config, job):
     rows = batches.rows_of(layout.buckets, data["batch_size"], data["multiple"], data["level"])
     shapes = [batches.batch_shapes(s, n) for s, n in zip(layout.shapes, rows, strict=True)]
     loss, predict = job.loss(model, head, **options), job.predict(model, head)
-    adopt = sites = None
+    sites, given = [], {}
     if config.get("adapter"):
         options = adapter_options(**config["adapter"])
         dropout = options.pop("dropout")
-        sites = functools.partial(adapters.find, **options)
-        base = jax.eval_shape(initialiser(model, head, None, shapes[0]), jax.random.key(0))
-        found = sites({k: v for k, v in base.items() if k != "task"})
-        sites = lambda params: found  # noqa: E731
-        loss, predict = _with_adapters(loss, found, dropout), adapted(predict, found)
-        adopt = functools.partial(_adopt, found)
+        base = jax.eval_shape(initialiser(model, head, (), shapes[0]), jax.random.key(0))
+        sites = adapters.find({k: v for k, v in base.items() if k != "task"}, **options)
+        loss, predict = _with_adapters(loss, sites, dropout), adapted(predict, sites)
+        given["adopt"] = functools.partial(_adopt, sites)
     init = initialiser(model, head, sites, shapes[0])
     task = Task(
         shapes=shapes, shares=[1 / len(shapes)] * len(shapes), init=init, loss=loss,
         flops=functools.partial(step_flops, modality, model),
-        notes=layer_notes(config, init, model.encoder.depth),
+        notes=layer_notes(config, init, model.encoder.depth), **given,
     )  # fmt: skip
-    return (replace(task, adopt=adopt) if adopt else task), data, modality, model, predict, targets
+    return task, data, modality, predict, targets
 
 
 def _with_adapters(loss, sites, dropout):
@@ -328,12 +327,12 @@ def layer_notes(config: Mapping[str, Any], init: Callable, depth: int) -> list[s
 
 def make(config: Mapping[str, Any], job: Job) -> Task:
     """The fine-tuning task of a config. Reads the source's index, not its data (text: all)."""
-    task, options, modality, model, predict, targets = _outline(config, job)
-    inputs_of = job.inputs or modality.inputs
+    task, options, modality, predict, targets = _outline(config, job)
+    inputs_of = job.inputs.Windows if job.inputs else modality.inputs
     source = open_part(options, modality.name)
     targets.check(source)
     inputs = inputs_of(source, **config["examples"])
-    inputs.check(model)
+    inputs.check(make_model(config)[1])
     examples = Examples(inputs, targets)
     plan = batches.Plan(
         examples.bucket_of, examples.layout.buckets, options["batch_size"], config["seed"],
@@ -355,9 +354,7 @@ def make(config: Mapping[str, Any], job: Job) -> Task:
         held_out = open_split(options, split, modality.name, source.label_names)
         targets.check(held_out)
         held_out = Examples(inputs_of(held_out, like=inputs, **config["examples"]), targets)
-        scoring = functools.partial(
-            job.score, source=held_out.inputs.source, **config.get("scoring", {})
-        )
+        scoring = functools.partial(job.score, inputs=held_out.inputs, **config.get("scoring", {}))
         evals[split] = evaluation(predict, held_out, options, scoring)
 
     def save_assets(folder):

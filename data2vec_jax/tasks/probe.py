@@ -5,7 +5,7 @@ The same code, budget and split for every encoder. N examples (or frames), D wid
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -115,6 +115,87 @@ def knn(
         for i in range(0, len(queries), 512)
     ]
     return float(np.mean(np.concatenate(guesses) == y_test))
+
+
+class Tokens(NamedTuple):
+    """Features before any pooling: x [N, T, D], valid bool [N, T], y int [N]."""
+
+    x: np.ndarray
+    valid: np.ndarray
+    y: np.ndarray
+
+
+def tokens(encode: Any, params: Any, data: Labelled, batch: int = 64) -> Tokens:
+    """All positions of labelled examples (one label each)."""
+    xs, valids, count = [], [], len(data.labels)
+    for start in range(0, count, batch):
+        rows = np.arange(start, start + batch) % count
+        x, valid = encode(params, {k: v[rows] for k, v in data.inputs.items()})
+        valid = np.ones(x.shape[:2], bool) if valid is None else valid
+        xs.append(np.asarray(x, np.float32)[: count - start])
+        valids.append(np.asarray(valid)[: count - start])
+    return Tokens(np.concatenate(xs), np.concatenate(valids), np.asarray(data.labels))
+
+
+def _attend(params, x, valid, heads):
+    """Logits [N, C]: one learned query over the positions, then a linear layer."""
+    N, T, D = x.shape
+    split = lambda a: a.reshape(N, T, heads, D // heads)  # noqa: E731
+    keys, values = split(x @ params["key"]), split(x @ params["value"])
+    scores = jnp.einsum("nthd,hd->nht", keys, params["query"].reshape(heads, -1))
+    scores = jnp.where(valid[:, None], scores / np.sqrt(D // heads), -jnp.inf)
+    pooled = jnp.einsum("nht,nthd->nhd", jax.nn.softmax(scores), values).reshape(N, D)
+    return pooled @ params["w"] + params["b"]
+
+
+@functools.partial(jax.jit, static_argnames=("classes", "heads", "steps", "batch"))
+def _fit_attention(x, valid, y, key, classes, heads, steps, batch, rate, decay):
+    D = x.shape[-1]
+    keys = jax.random.split(key, 4)
+    normal = lambda key, *shape: jax.random.normal(key, shape) / np.sqrt(shape[0])  # noqa: E731
+    params = {
+        "query": normal(keys[0], D), "key": normal(keys[1], D, D), "value": normal(keys[2], D, D),
+        "w": jnp.zeros((D, classes)), "b": jnp.zeros(classes),
+    }  # fmt: skip
+    tx = optax.adamw(optax.cosine_decay_schedule(rate, steps), weight_decay=decay)
+
+    def step(carry, key):
+        params, state = carry
+        rows = jax.random.randint(key, (batch,), 0, len(y))
+
+        def loss(params):
+            logits = _attend(params, x[rows], valid[rows], heads)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, y[rows]).mean()
+
+        updates, state = tx.update(jax.grad(loss)(params), state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    carry, _ = jax.lax.scan(step, (params, tx.init(params)), jax.random.split(keys[3], steps))
+    return carry[0]
+
+
+def attentive(
+    train: Tokens, test: Tokens, *, heads: int = 4, steps: int = 500, batch: int = 128,
+    rate: float = 1e-3, decay: float = 0.1, seed: int = 0,
+) -> float:  # fmt: skip
+    """Accuracy on `test` of attention pooling (one learned query) and a linear classifier.
+
+    As in the evaluation of I-JEPA and its like: for encoders whose features are not meant to be
+    averaged. heads: divides D.
+    """
+    used = train.x[train.valid]
+    mean, std = used.mean(0), used.std(0) + 1e-6
+    classes = int(max(train.y.max(), test.y.max())) + 1
+    x, x_test = ((part.x - mean) / std for part in (train, test))
+    params = _fit_attention(
+        x, train.valid, train.y, jax.random.key(seed), classes, heads, steps, batch, rate, decay
+    )
+    run = jax.jit(functools.partial(_attend, heads=heads))
+    guesses = [
+        np.argmax(run(params, x_test[i : i + 512], test.valid[i : i + 512]), -1)
+        for i in range(0, len(x_test), 512)
+    ]
+    return float(np.mean(np.concatenate(guesses) == test.y))
 
 
 def probe(

@@ -56,7 +56,7 @@ class Task:
 # A task's module has: settings, whose arguments are the config; complete, (config, start) -> the
 # config with what the checkpoint of the start decides; make, config -> Task; outline, the same
 # without data.
-MODULES = ("pretrain", "classify", "transcribe")
+MODULES = ("pretrain", "classify", "transcribe", "answer")
 
 
 def module_of(config: Mapping[str, Any]) -> ModuleType:

@@ -18,6 +18,7 @@ import numpy as np
 from data2vec_jax import masking
 from data2vec_jax.errors import UserError
 from data2vec_jax.modalities.contract import Tokens
+from data2vec_jax.modalities.speech.inputs import HOP
 from data2vec_jax.modalities.speech.model import CONVS, frames
 from data2vec_jax.models.heads import Ctc, Features
 from data2vec_jax.models.layers import wide
@@ -143,7 +144,7 @@ def make_predict(model: Any, head: Ctc) -> Callable[..., dict[str, Array]]:
 
 
 def score(
-    predictions: Sequence[Any], source: Any, *, characters: Characters, lm: str | None = None,
+    predictions: Sequence[Any], inputs: Any, *, characters: Characters, lm: str | None = None,
     lm_weight: float = 2.0, word_score: float = -1.0, unit: str = "word",
     lexicon: str | None = None, beam: int = 50,
 ) -> dict[str, float]:  # fmt: skip
@@ -152,17 +153,21 @@ def score(
     lm: an ARPA file. For the others see `decoding.Scorer`; lexicon: a file. Utterances that were
     left out count as empty transcripts, and their share is `left_out`.
     """
+    source = inputs.utterances
     references = [
         transcript_of(source.field(i, "transcript"), characters, source.uri)
         for i in range(len(source))
     ]
-    best = [
-        "" if p is None else decoding.greedy(p["logits"][None], [p["frames"]])[0]
-        for p in predictions
-    ]
+    logits = [None] * len(source)
+    for number in range(len(source)):
+        rows = np.flatnonzero(inputs.owner == number)
+        parts = [(inputs.starts[i] // HOP, predictions[i]) for i in rows]
+        if all(part is not None for _, part in parts):
+            logits[number] = stitch([(at, p["logits"][: p["frames"]]) for at, p in parts])
+    best = ["" if x is None else decoding.greedy(x[None])[0] for x in logits]
     found = rates(references, [characters.decode(labels) for labels in best])
-    if missing := sum(p is None for p in predictions):
-        found["left_out"] = missing / len(predictions)
+    if missing := sum(x is None for x in logits):
+        found["left_out"] = missing / len(logits)
     if lm:
         words = decoding.read_lexicon(lexicon, characters) if lexicon else None
         scorer = decoding.Scorer(
@@ -170,13 +175,27 @@ def score(
             lexicon=words, unit=unit,
         )  # fmt: skip
         texts = [
-            "" if p is None else decoding.transcript(
-                decoding.beam_search(p["logits"][: p["frames"]], scorer, beam=beam), characters
+            "" if x is None else decoding.transcript(
+                decoding.beam_search(x, scorer, beam=beam), characters
             )
-            for p in predictions
+            for x in logits
         ]  # fmt: skip
         found |= {f"{name}_lm": value for name, value in rates(references, texts).items()}
     return found
+
+
+def stitch(parts: Sequence[tuple[int, np.ndarray]]) -> np.ndarray:
+    """Logits [T, V] of an utterance from those of its windows, each with its first frame.
+
+    What two windows share is cut in the middle: at their ends they lack context.
+    """
+    ends = [at + len(x) for at, x in parts]
+    cuts = [(end + at) // 2 for end, (at, _) in zip(ends, parts[1:], strict=False)]
+    edges = [parts[0][0], *cuts, ends[-1]]
+    return np.concatenate([
+        x[first - at : last - at]
+        for (at, x), first, last in zip(parts, edges[:-1], edges[1:], strict=True)
+    ])  # fmt: skip
 
 
 def rates(references: Sequence[str], texts: Sequence[str]) -> dict[str, float]:
@@ -211,7 +230,7 @@ def targets(config: Mapping[str, Any], head: Ctc) -> finetune.Targets:
     convs = config["model"].get("frontend", {}).get("convs", CONVS)
 
     def size(length):
-        return frames(length, convs) // 2 + 1
+        return (frames(length, convs) + 1) // 2 + 1
 
     def shapes(length):
         return {"labels": jax.ShapeDtypeStruct((size(length),), np.int32)}

@@ -7,17 +7,26 @@ from typing import Any
 import jax
 import numpy as np
 
+from data2vec_jax.data.sources import Part
 from data2vec_jax.errors import UserError
 from data2vec_jax.modalities.contract import Layout
 from data2vec_jax.modalities.speech.data import RATE, normalise
 
+HOP = 320  # samples from one frame to the next, so that windows share their frames
 
-def layout(*, seconds: Sequence[float], cut: bool = False) -> Layout:
+
+def layout(*, seconds: Sequence[float], cut: bool = False, overlap: float = 1.0) -> Layout:
     """Config section `examples` of speech.
 
     seconds: lengths of rows, ascending; an utterance is padded to the shortest that holds it. cut:
-    longer ones are cut (training: at random, evaluation: in the middle), else they are left out.
+    longer ones are cut (training: at random, evaluation: in the middle); else they are left out of
+    training, and in evaluation are windows of the longest length that share `overlap` seconds.
     """
+    if not 0 <= overlap < max(seconds, default=0) or round(overlap * RATE) % HOP:
+        raise UserError(
+            f"config.examples.overlap: {overlap}; use a multiple of {HOP / RATE} s below the "
+            "longest length"
+        )
     if not seconds or list(seconds) != sorted(set(seconds)) or seconds[0] <= 0:
         raise UserError(
             f"config.examples.seconds: {tuple(seconds)} is not an ascending list of seconds"
@@ -28,15 +37,36 @@ def layout(*, seconds: Sequence[float], cut: bool = False) -> Layout:
     return Layout(samples, shapes, padded=True)
 
 
+def window_starts(length: int, size: int, overlap: int) -> range:
+    """First samples of windows of `size` samples, the last of which reaches the end."""
+    step = (size - overlap) // HOP * HOP
+    return range(0, max(length - overlap, 1), step) if length > size else range(1)
+
+
 class Utterances:
-    """audio float32 [S], zero after `length` samples. With `like` nothing is random."""
+    """audio float32 [S], zero after `length` samples. With `like` nothing is random.
+
+    owner: int [N], the number in the source of each row's utterance. starts: int [N], its first
+    sample there. source: the utterance of each row.
+    """
 
     def __init__(self, source: Any, like: "Utterances | None" = None, **options: Any):
-        self.source, self.fixed = source, like is not None
-        self.layout = layout(**options)
-        longest = self.layout.buckets[-1]
-        self.lengths = np.asarray(source.lengths())
-        held = np.minimum(self.lengths, longest) if options.get("cut") else self.lengths
+        self.fixed, self.layout = like is not None, layout(**options)
+        self.cut, longest = options.get("cut", False), self.layout.buckets[-1]
+        whole = np.asarray(source.lengths())
+        overlap = round((layout.__kwdefaults__ | options)["overlap"] * RATE)
+        windows = self.fixed and not self.cut
+        rows = [
+            (number, start)
+            for number, length in enumerate(whole)
+            for start in (window_starts(int(length), longest, overlap) if windows else (0,))
+        ]
+        self.owner, self.starts = np.array(rows, np.int64).reshape(-1, 2).T
+        self.utterances, self.source = source, Part(source, self.owner)
+        self.lengths = whole[self.owner] - self.starts
+        if windows:
+            self.lengths = np.minimum(self.lengths, longest)
+        held = np.minimum(self.lengths, longest) if self.cut else self.lengths
         self.bucket_of = np.searchsorted(self.layout.buckets, held)
         self.bucket_of[held > longest] = -1
 
@@ -49,8 +79,10 @@ class Utterances:
     ) -> dict[str, np.ndarray]:
         """{'audio': float32 [S] of the bucket's length, 'length': int32}."""
         audio, size = normalise(item["audio"]), self.layout.buckets[bucket]
-        spare = max(len(audio) - size, 0)
-        start = spare // 2 if self.fixed else int(rng.integers(spare + 1))
+        start = int(self.starts[index])
+        if self.cut:
+            spare = max(len(audio) - size, 0)
+            start = spare // 2 if self.fixed else int(rng.integers(spare + 1))
         audio = audio[start : start + size]
         return {
             "audio": np.pad(audio, (0, size - len(audio))), "length": np.int32(len(audio)),

@@ -1,0 +1,48 @@
+"""Fine-tuning for the class of a sound: any folder with a folder of sounds for each class.
+
+    python -m data2vec_jax.train --config=configs/finetune_audio.py:base --workdir=DIR \
+        --start=PRETRAINED --config.data.source=folder:/data/sounds --config.head.classes=N
+
+Variant: base. PRETRAINED: a workdir, or what `python -m data2vec_jax.convert ... --to=jax` wrote.
+Sounds of several classes each: a manifest with a column `labels` (numbers, '0,17'),
+head.problem=multi_label_classification and scoring.metrics=('mean_average_precision',).
+Numbers: the authors' audio classification, whose mixing of sounds and pooling are not here.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config(variant: str = "base") -> ConfigDict:
+    if variant != "base":
+        raise ValueError(f"no variant '{variant}' in {__name__}; choose from base")
+    steps = 30_000
+    c = ConfigDict(
+        dict(
+            task="classify", modality="speech", seed=0, total_steps=steps, log_every=100,
+            eval_every=steps // 10, accumulate=1, dtype="bfloat16",
+        )
+    )  # fmt: skip
+    c.model = dict(  # from scratch; --start brings its own
+        width=768, dropout=0.1, positions=dict(depth=5, width=95, groups=16),
+        encoder=dict(depth=12, heads=12, mlp=3072, norm="post", remat="none"),
+    )  # fmt: skip
+    c.model_changes = dict(dropout=0.1, frontend=dict(gradient=0.0))
+    c.model_changes.encoder = dict(
+        dropout=0.1, attention_dropout=0.2, activation_dropout=0.1, layerdrop=0.1
+    )
+    c.head = dict(name="utterance", classes=10, projection=256)
+    c.head.problem = "single_label_classification"
+    c.examples = dict(seconds=(2.5, 5.0, 10.0), cut=True)
+    c.data = dict(
+        source="folder:/data/sounds", split="train", eval_split="test", batch_size=128,
+        multiple=8, share=1.0, workers=8,
+    )  # fmt: skip
+    c.loss = dict(time_prob=0.6, time_width=5)
+    c.scoring = dict(metrics=("accuracy", "macro_f1"))
+    c.adapter = config_dict.placeholder(dict)
+    c.schedule = dict(kind="cosine", peak=6e-5, warmup=5_000 / steps)
+    c.optim = dict(betas=(0.9, 0.98), eps=1e-8, eps_on="raw", weight_decay=0.0)
+    c.optim.frozen = (r"^frontend/(conv\d+/|norm\d+/|time_norm/)",)
+    c.mesh = dict(data=-1, fsdp=1, slices=config_dict.placeholder(int))
+    c.checkpoint = dict(every=1_000, keep=1)
+    return c

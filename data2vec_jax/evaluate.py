@@ -1,0 +1,269 @@
+"""Scores of fine-tuned checkpoints: a table, JSON and Markdown.
+
+    python -m data2vec_jax.evaluate WORKDIR... [--json=FILE] [--markdown=FILE]
+    python -m data2vec_jax.evaluate --compare NAME=WORKDIR,WORKDIR... NAME=... [...]
+
+Runs that differ in their seed alone share a row: mean, and range over the seeds. With --compare
+each argument is a row: a workdir, several joined by commas, or a folder of workdirs, maybe with a
+name before `=`. `--set data.eval_split=test-clean,test-other scoring.lm=4-gram.arpa` evaluates on
+something else than the training run did.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from data2vec_jax import checkpoints, parallel
+from data2vec_jax.errors import UserError, nearest, run_main
+from data2vec_jax.state import TrainState, matches, path_name
+from data2vec_jax.tasks.task import module_of
+
+SECTIONS = ("data", "scoring", "mesh")  # of a config, what may be changed here
+# Held-out scores of the papers in per cent, as they are known to us: base and large; not checked
+# against the papers again. 2.0 is told by its sines and cosines, or its learned distances.
+GLUE = {
+    "MNLI": 83.2, "QNLI": 90.9, "RTE": 67.0, "MRPC": 90.2, "QQP": 89.1, "STS-B": 87.2,
+    "CoLA": 62.2, "SST-2": 91.8,
+}  # fmt: skip
+IMAGENET = {("1.0", 768): 84.2, ("1.0", 1024): 86.6, ("2.0", 768): 84.5, ("2.0", 1024): 86.8}
+LIBRISPEECH = {  # word error rates on test-other with the 4-gram
+    768: {"10m": 12.3, "1h": 9.1, "10h": 8.1, "100h": 6.8, "960h": 5.5},
+    1024: {"10m": 8.4, "1h": 6.3, "10h": 5.3, "100h": 4.6, "960h": 3.7},
+}
+
+
+def evaluate(workdir: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Scores of one run's newest checkpoint: {'scores': {split: {name: value}}, ...}.
+
+    changes: of its config, 'section.key' -> value.
+    """
+    config = checkpoints.load_config(workdir)
+    folder = Path(config.pop("folder"))
+    if "task" not in config or "total_steps" not in config:
+        raise UserError(f"{workdir}: no run of fine-tuning, so there is nothing to score")
+    if (folder / "tokenizer").is_dir():
+        config["examples"]["tokenizer"] = str(folder / "tokenizer")
+    for key, value in changes.items():
+        section, _, name = key.partition(".")
+        if section not in SECTIONS or not name:
+            raise UserError(f"--set {key}: no such option{nearest(section, SECTIONS)}.KEY")
+        config[section] = {**config.get(section, {}), name: value}
+    mesh = parallel.make_mesh(**config["mesh"])
+    with jax.set_mesh(mesh):
+        task = module_of(config).make(config)
+        if not task.evals:
+            raise UserError(f"{workdir}: config.data.eval_split names no held-out examples")
+        shapes = jax.eval_shape(task.init, jax.random.key(0))
+        places = parallel.shardings(shapes, mesh, **config.get("sharding", {}))
+        abstract = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, places
+        )
+        params = checkpoints.load_params(workdir, abstract)
+        state = TrainState(np.int32(0), params, {}, (), jax.random.key(0))
+        scores = {split: dict(run(state)) for split, run in task.evals.items()}
+    frozen = config["optim"].get("frozen", ())
+    sizes = {path_name(p): x.size for p, x in jax.tree_util.tree_leaves_with_path(shapes)}
+    return {
+        "workdir": str(folder), "seed": config["seed"], "config": config, "scores": scores,
+        "parameters": sum(sizes.values()),
+        "trained_parameters": sum(n for p, n in sizes.items() if not matches(frozen, p)),
+        "train_seconds": train_seconds(folder),
+    }  # fmt: skip
+
+
+def train_seconds(folder: Path) -> float | None:
+    """Time in train steps, compilation and evaluation left out; None if it was not recorded."""
+    found = sorted(folder.glob("checkpoints/*/position/data.json"), key=lambda p: int(p.parts[-3]))
+    if not found:
+        return None
+    watch = json.loads(found[-1].read_text()).get("stopwatch", {})
+    seconds = watch.get("seconds", watch)
+    return float(seconds["train"]) if "train" in seconds else None
+
+
+def paper(config: Mapping[str, Any], split: str, metric: str) -> float | None:
+    """The paper's score of the same task, in per cent, if there is one."""
+    kind, _, place = config["data"]["source"].partition(":")
+    model = config["model"]
+    width = model["width"]
+    if kind == "glue" and width == 768:
+        wanted = {"CoLA": "matthews", "STS-B": "pearson"}.get(Path(place).name, "accuracy")
+        held_out = split in ("dev", "dev_matched")
+        return GLUE.get(Path(place).name) if metric == wanted and held_out else None
+    if kind == "imagenet" and metric == "accuracy":
+        return IMAGENET.get(("2.0" if model.get("sincos") else "1.0", width))
+    if kind == "librispeech" and (split, metric) == ("test-other", "wer_lm"):
+        return LIBRISPEECH.get(width, {}).get(config["data"]["split"])
+    return None
+
+
+# Rows ---------------------------------------------------------------------------------------------
+
+
+def grouped(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Runs by all of their config but the seed, and what comes with it."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for run in runs:
+        config = json.loads(json.dumps(run["config"]))
+        for key in ("seed", "start"):
+            config.pop(key, None)
+        config["examples"].pop("tokenizer", None)
+        groups.setdefault(json.dumps(config, sort_keys=True), []).append(run)
+    return {name_of([run["workdir"] for run in group]): group for group in groups.values()}
+
+
+def name_of(workdirs: Sequence[str]) -> str:
+    """One workdir, or what several have in common and `*`."""
+    if len(workdirs) == 1:
+        return workdirs[0]
+    same = 0
+    while len({path[: same + 1] for path in workdirs}) == 1:
+        same += 1
+    return f"{workdirs[0][:same]}*"
+
+
+def workdirs_of(text: str) -> tuple[str, list[str]]:
+    """'NAME=A,B' or 'A,B' -> name, workdirs; a folder stands for the workdirs in it."""
+    name, equals, places = text.rpartition("=")
+    found = []
+    for place in places.split(","):
+        folder = Path(place)
+        inside = sorted(path.parent for path in folder.glob("*/config.json"))
+        found += [str(folder)] if (folder / "config.json").exists() else map(str, inside)
+        if not found:
+            raise UserError(f"{place}: no workdir, and none in it")
+    return name if equals else places, found
+
+
+def summary(name: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One row: scores with their mean and deviation over the runs."""
+    first = runs[0]
+    scores: dict[str, Any] = {}
+    for split, found in first["scores"].items():
+        for metric in found:
+            values = [run["scores"].get(split, {}).get(metric, float("nan")) for run in runs]
+            scores[f"{split} {metric}"] = {
+                "values": values, "mean": statistics.fmean(values),
+                "std": statistics.stdev(values) if len(values) > 1 else 0.0,
+                "paper": paper(first["config"], split, metric),
+            }  # fmt: skip
+    return {
+        "name": name, "workdirs": [run["workdir"] for run in runs],
+        "seeds": [run["seed"] for run in runs], "scores": scores,
+        **{key: first[key] for key in ("parameters", "trained_parameters")},
+        "train_seconds": [run["train_seconds"] for run in runs],
+    }  # fmt: skip
+
+
+def cell(name: str, score: Mapping[str, Any]) -> str:
+    """'82.10 (81.00 to 83.30)', in per cent but for losses; the paper's beside it."""
+    scale, digits = (1, 4) if name.endswith(" loss") else (100, 2)
+    values = [scale * value for value in score["values"]]
+    text = f"{scale * score['mean']:.{digits}f}"
+    if len(values) > 1:
+        text += f" ({min(values):.{digits}f} to {max(values):.{digits}f})"
+    return text + (f" [paper {score['paper']}]" if score["paper"] is not None else "")
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Head and cells: a line for each row, a column for each score."""
+    names = list(dict.fromkeys(name for row in rows for name in row["scores"]))
+    lines = [["", "runs", *names, "trained parameters", "seconds"]]
+    for row in rows:
+        seconds = [s for s in row["train_seconds"] if s is not None]
+        lines.append([
+            row["name"], str(len(row["seeds"])),
+            *(cell(n, row["scores"][n]) if n in row["scores"] else "" for n in names),
+            f"{row['trained_parameters']:,} of {row['parameters']:,}",
+            f"{statistics.fmean(seconds):.0f}" if seconds else "",
+        ])  # fmt: skip
+    return lines
+
+
+def plain(lines: Sequence[Sequence[str]]) -> str:
+    """A table for a terminal."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def markdown(lines: Sequence[Sequence[str]], rows: Sequence[Mapping[str, Any]], runs: Any) -> str:
+    """The table, and how each row was made, for a model card."""
+    head, *body = (f"| {' | '.join(line)} |" for line in lines)
+    text = ["## Evaluation", "", head, f"|{' --- |' * len(lines[0])}", *body, ""]
+    text.append("Scores in per cent, losses in nats; mean and range over the runs.")
+    if any(score["paper"] is not None for row in rows for score in row["scores"].values()):
+        text.append("The paper's scores are as known to us, not checked again.")
+    for row in rows:
+        config = runs[row["workdirs"][0]]["config"]
+        data, how = config["data"], config.get("start") or "scratch"
+        share = "" if data.get("share", 1.0) == 1 else f" ({100 * data['share']:g} % of it)"
+        text += [
+            "", f"`{row['name']}`: {config['task']} on `{data['source']}` {data['split']}{share}, "
+            f"from {how}, {config['total_steps']:,} updates of {data['batch_size']} rows, rate "
+            f"{config['schedule']['peak']:g}, seeds {', '.join(map(str, row['seeds']))}.",
+        ]  # fmt: skip
+    return "\n".join(text) + "\n"
+
+
+# The command --------------------------------------------------------------------------------------
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    found = argparse.ArgumentParser(
+        prog="python -m data2vec_jax.evaluate", description="Scores of fine-tuned checkpoints."
+    )
+    found.add_argument("runs", nargs="+", metavar="WORKDIR")
+    found.add_argument("--compare", action="store_true", help="each argument is a row of its own")
+    found.add_argument("--json", type=Path, metavar="FILE")
+    found.add_argument("--markdown", type=Path, metavar="FILE")
+    found.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="change options of the configs"
+    )
+    return found
+
+
+def change(text: str) -> tuple[str, Any]:
+    """'key=value' -> key, value as JSON, or else as text."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"--set {text}: not KEY=VALUE")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command: see the module's docstring."""
+    options = parser().parse_args(argv)
+    changes = dict(map(change, options.set))
+    places = [workdirs_of(text) for text in options.runs]
+    runs = {path: evaluate(path, changes) for _, paths in places for path in paths}
+    if options.compare:
+        groups = {name: [runs[path] for path in paths] for name, paths in places}
+    else:
+        groups = grouped(list(runs.values()))
+    rows = [summary(name, group) for name, group in groups.items()]
+    by_folder = {run["workdir"]: run for run in runs.values()}
+    lines = table(rows)
+    print(plain(lines))
+    for path, text in (
+        (options.json, json.dumps(rows, indent=1) + "\n"),
+        (options.markdown, markdown(lines, rows, by_folder)),
+    ):
+        if path:
+            path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,118 @@
+"""Answers as parts of a text: SQuAD 1.1, and XQuAD without training on its languages (spec 3.3).
+
+B batch, T tokens. A batch holds tokens [B, T], and the first and last token of the answer, start
+and end int [B], 0 (`<s>`) for rows without it.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data2vec_jax.errors import UserError
+from data2vec_jax.modalities.text import windows
+from data2vec_jax.models.layers import wide
+from data2vec_jax.tasks import finetune, scores
+from data2vec_jax.tasks.task import Task
+
+Array = jax.Array
+ENDS = ("start", "end")
+settings, complete = finetune.settings, finetune.complete
+
+
+def make_loss(model: Any, head: Any) -> Callable[..., tuple[Array, Array, dict[str, Array]]]:
+    """A task's loss: the mean of the cross-entropies of start and end, summed over rows."""
+
+    def loss(params, teacher, batch, draw):
+        del teacher
+        keys = (None, None) if draw is None else jax.random.split(draw.noise)
+        features = finetune.encode(model, head, params, batch, keys[0])
+        variables = {"params": params["task"]}
+        outputs = {k: wide(v) for k, v in head.apply(variables, features, keys[1]).items()}
+        labels = {f"{end}_positions": batch[end] for end in ENDS}
+        mean = head.apply(variables, outputs, labels, features, method="loss")
+        rows = jnp.float32(len(batch["start"]))
+        right = [jnp.argmax(outputs[f"{end}_logits"], -1) == batch[end] for end in ENDS]
+        return mean * rows, rows, {"exact": jnp.mean(right[0] & right[1])}
+
+    return loss
+
+
+def make_predict(model: Any, head: Any) -> Callable[..., dict[str, Array]]:
+    """(params, batch) -> start_logits, end_logits [B, T]."""
+
+    def predict(params, batch):
+        features = finetune.encode(model, head, params, batch)
+        outputs = head.apply({"params": params["task"]}, features)
+        return {k: wide(v) for k, v in outputs.items()}
+
+    return predict
+
+
+def best_span(
+    starts: np.ndarray, ends: np.ndarray, allowed: np.ndarray, *, top: int = 20, longest: int = 30
+) -> tuple[float, int, int]:
+    """(score, first, last): the best pair of the `top` starts and ends of a row.
+
+    starts, ends: logits [T]. allowed: bool [T], tokens of the text. longest: in tokens. The score
+    is -inf if no pair fits.
+    """
+    firsts, lasts = (np.argsort(-x, kind="stable")[:top] for x in (starts, ends))
+    best = (float("-inf"), 0, 0)
+    for first in firsts[allowed[firsts]]:
+        for last in lasts[allowed[lasts]]:
+            score = float(starts[first] + ends[last])
+            if first <= last < first + longest and score > best[0]:
+                best = score, int(first), int(last)
+    return best
+
+
+def answers(
+    predictions: Sequence[Any], inputs: windows.Windows, *, top: int = 20, longest: int = 30
+) -> dict[str, str]:
+    """The answer to each question, by its id: the best of all its windows, as it stands there."""
+    best: dict[int, tuple[float, str]] = {}
+    for window, found in enumerate(predictions):
+        spans, owner = inputs.spans[window], int(inputs.owner[window])
+        logits = (found[f"{end}_logits"][: len(spans)] for end in ENDS)
+        score, first, last = best_span(*logits, spans[:, 0] >= 0, top=top, longest=longest)
+        if score > best.get(owner, (float("-inf"), ""))[0]:
+            text = inputs.questions.field(owner, "text")
+            best[owner] = score, text[spans[first, 0] : spans[last, 1]]
+    return {
+        inputs.questions.field(i, "id"): best.get(i, (0.0, ""))[1]
+        for i in range(len(inputs.questions))
+    }
+
+
+def score(
+    predictions: Sequence[Any], inputs: windows.Windows, *, top: int = 20, longest: int = 30
+) -> dict[str, float]:
+    """Config section `scoring`: exact and f1, as SQuAD's own script has them."""
+    questions = inputs.questions
+    right = {questions.field(i, "id"): questions.field(i, "answers") for i in range(len(questions))}
+    return scores.squad(answers(predictions, inputs, top=top, longest=longest), right)
+
+
+def targets(config: Mapping[str, Any], head: Any) -> finetune.Targets:
+    """Nothing beside the inputs, which know where their answers are."""
+
+    def check(source):
+        if not source.field(0, "question") or source.field(0, "answers") is None:
+            raise UserError(f"{source.uri}: its examples are no questions with answers")
+
+    return finetune.Targets(lambda length: {}, lambda item, length: {}, check)
+
+
+JOB = finetune.Job(make_loss, make_predict, score, targets, windows)
+
+
+def make(config: Mapping[str, Any]) -> Task:
+    """The task of a config; see `finetune.make`."""
+    return finetune.make(config, JOB)
+
+
+outline: Callable[[Mapping[str, Any]], Task] = functools.partial(finetune.outline, job=JOB)

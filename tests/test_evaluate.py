@@ -1,0 +1,91 @@
+"""`python -m data2vec_jax.evaluate` on runs of the loop."""
+
+import importlib
+import json
+import statistics
+
+import pytest
+
+from data2vec_jax import evaluate, metrics, train
+from data2vec_jax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two seeds of a run, and one of another rate."""
+    folder = tmp_path_factory.mktemp("runs")
+    config = importlib.import_module("configs.finetune_imagenet").get_config("smoke")
+    config.total_steps = 1
+    config.loss = {}
+    config.data.share = 0.02
+    programs: dict = {}
+    for name, seed, peak in (("a/0", 0, 2e-3), ("a/1", 1, 2e-3), ("b", 0, 1e-3)):
+        config.seed, config.schedule.peak = seed, peak
+        same = programs if name != "b" else {}
+        train.train(config.to_dict(), folder / name, programs=same, verbose=False)
+    return folder
+
+
+def recorded(folder):
+    """The scores that the loop wrote."""
+    (line,) = [x for x in metrics.read_lines(folder / metrics.FILE) if x["split"] == "test"]
+    return line
+
+
+def test_scores_are_those_of_the_loop_and_seeds_share_a_row(runs, tmp_path, capsys):
+    workdirs = [str(runs / name) for name in ("a/0", "a/1", "b")]
+    out, card = tmp_path / "scores.json", tmp_path / "card.md"
+    evaluate.main([*workdirs, f"--json={out}", f"--markdown={card}"])
+    first, second = json.loads(out.read_text())
+    assert first["workdirs"] == workdirs[:2] and first["seeds"] == [0, 1]
+    lines = [recorded(runs / name) for name in ("a/0", "a/1")]
+    for metric in ("accuracy", "top5_accuracy", "loss"):
+        score, wanted = first["scores"][f"test {metric}"], [line[metric] for line in lines]
+        assert score["values"] == pytest.approx(wanted, rel=1e-4)
+        assert score["mean"] == pytest.approx(statistics.fmean(wanted), rel=1e-4)
+        assert score["std"] == pytest.approx(statistics.stdev(wanted), rel=1e-2, abs=1e-4)
+    assert second["workdirs"] == workdirs[2:] and second["scores"]["test loss"]["std"] == 0
+    assert second["trained_parameters"] == second["parameters"] > 20_000
+    said = capsys.readouterr().out.splitlines()
+    accuracy = [100 * line["accuracy"] for line in lines]
+    low, high = f"{min(accuracy):.2f}", f"{max(accuracy):.2f}"
+    assert (
+        len(said) == 3 and f"({low} to {high})" in said[1] and said[1].startswith(str(runs / "a"))
+    )
+    text = card.read_text()
+    assert "| --- |" in text and "`samples:digits`" in text and "seeds 0, 1" in text
+
+
+def test_comparison_has_a_row_for_each_argument(runs, capsys):
+    evaluate.main(["--compare", f"both={runs / 'a'}", f"{runs / 'b'}", f"one={runs / 'a/1'}"])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [row[0] for row in rows[1:]] == ["both", str(runs / "b"), "one"]
+    assert [row[1] for row in rows[1:]] == ["2", "1", "1"]
+
+
+def test_other_examples_than_in_training(runs, tmp_path):
+    out = tmp_path / "scores.json"
+    evaluate.main([str(runs / "b"), f"--json={out}", "--set", "data.eval_split=train"])
+    (row,) = json.loads(out.read_text())
+    assert set(row["scores"]) == {"train loss", "train accuracy", "train top5_accuracy"}
+    with pytest.raises(UserError, match="--set model"):
+        evaluate.evaluate(str(runs / "b"), {"model.width": 3})
+    with pytest.raises(UserError, match="no workdir"):
+        evaluate.main([str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("source", "split", "width", "metric", "wanted"),
+    [
+        ("glue:/x/CoLA", "dev", 768, "matthews", 62.2),
+        ("glue:/x/CoLA", "dev", 768, "loss", None),
+        ("glue:/x/MNLI", "dev_matched", 768, "accuracy", 83.2),
+        ("glue:/x/MNLI", "dev_matched", 96, "accuracy", None),
+        ("librispeech:/x", "test-other", 1024, "wer_lm", 6.3),
+        ("librispeech:/x", "test-other", 1024, "wer", None),
+        ("samples:digits", "test", 768, "accuracy", None),
+    ],
+)
+def test_the_paper_stands_beside_its_own_tasks_only(source, split, width, metric, wanted):
+    config = {"data": {"source": source, "split": "1h"}, "model": {"width": width}}
+    assert evaluate.paper(config, split, metric) == wanted

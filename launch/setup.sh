@@ -28,6 +28,3 @@ export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 # Compiled programs are kept, so that the same command starts faster the next time.
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$root/.jax_cache}
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-0}
-# On a CPU: large pages for large arrays, which are fetched anew in every step. It saves a tenth to a
-# fourth of a step with glibc >= 2.35, and other systems ignore it.
-export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}

@@ -6,6 +6,7 @@ Run by test_multiprocess.py in its own process and, as a script, in each process
 """
 
 import dataclasses
+import itertools
 import sys
 from pathlib import Path
 
@@ -47,6 +48,16 @@ def showing_masks(loss):
     return wrapped
 
 
+MEETINGS = itertools.count()
+
+
+def wait_for_all():
+    """Gloo gives up when a process, busy compiling on a full machine, is 30 seconds late."""
+    if jax.process_count() > 1:
+        client = jax._src.distributed.global_state.client
+        client.wait_at_barrier(f"many_steps {next(MEETINGS)}", 600_000)
+
+
 def take_steps(name, data, fsdp, devices=None):
     """Example ids and masks of each step, losses, and the last parameters, whole, as numpy."""
     options = config(name)
@@ -55,7 +66,11 @@ def take_steps(name, data, fsdp, devices=None):
         # As on TPU pods, where a process holds rows of a batch that are not adjacent.
         devices = [*devices[::2], *devices[1::2]]
     mesh = parallel.make_mesh(data, fsdp, devices=devices)
-    whole = lambda tree: multihost_utils.process_allgather(tree, tiled=True)  # noqa: E731
+
+    def whole(tree):
+        wait_for_all()
+        return multihost_utils.process_allgather(tree, tiled=True)
+
     found = {}
     with jax.set_mesh(mesh):
         task = pretrain.make(options)
@@ -63,7 +78,9 @@ def take_steps(name, data, fsdp, devices=None):
         run = train.Run(options, task, mesh)
         state = run.init(options["seed"])
         for step, batch in enumerate(task.data(0)):
-            state, metrics = run.program(batch)(state, batch)
+            program = run.program(batch)
+            wait_for_all()
+            state, metrics = program(state, batch)
             found[f"ids/{step}"] = whole(batch["example_id"])
             found[f"masks/{step}"] = whole(metrics["masks"])
             found[f"loss/{step}"] = whole(metrics["loss"])

@@ -81,7 +81,6 @@ def plans() -> dict[str, list[str]]:
 
 def make(name: str, arguments: list[str]) -> bool:
     """Runs one plan, if its file is missing; whether it is there in the end."""
-    FOLDER.mkdir(exist_ok=True)
     path = FOLDER / f"{name}.json"
     if path.exists():
         return True

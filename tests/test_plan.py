@@ -276,7 +276,10 @@ def test_every_recipe_is_planned(launch):
 
 
 def test_plans_are_made_once(launch, tmp_path, monkeypatch):
-    calls, example = [], json.loads(next(launch.FOLDER.glob("*v5e*.json")).read_text())
+    calls, example = (
+        [],
+        json.loads(next(launch.FOLDER.glob("speech_v2_base-*v5e*.json")).read_text()),
+    )
 
     def planner(command, **_):
         calls.append(command)

@@ -19,7 +19,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -536,17 +535,13 @@ def main(argv: Sequence[str] = sys.argv) -> None:
         if values["peer"]:  # both share a GPU's memory
             os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         options = {"rows": rows and int(rows), "say": train.say}
-        given = [option.removeprefix("--") for option in argv if option.startswith("--config")]
-        result = {"config": " ".join(given).removeprefix("config=")}
+        result = {"config": train.config_words(argv)}
         result |= bench(config, peer=bool(values["peer"]), **options)
         if values["sweep"]:
             result["sweep"] = sweep(config, **options)
         print(report(result))
         if values["json"]:
-            try:
-                Path(values["json"]).write_text(json.dumps(result, indent=1) + "\n")
-            except OSError as error:
-                raise UserError(f"--json={values['json']}: {error.strerror}") from None
+            train.write_json(values["json"], result)
 
     run_main(command)
 

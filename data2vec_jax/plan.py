@@ -11,14 +11,12 @@ is a package (`pip install libtpu`); without it only what arithmetic can tell is
 import copy
 import importlib.metadata
 import importlib.util
-import json
 import os
 import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -407,14 +405,10 @@ def main(argv: Sequence[str] = sys.argv) -> None:
         prepare_environment()
         config, values = train.parse(argv, OPTIONS, required=("topology",))
         topology = parse_topology(values["topology"], values["slices"])
-        given = [option.removeprefix("--") for option in argv if option.startswith("--config")]
-        result = {"config": " ".join(given).removeprefix("config=")} | plan(config, topology)
+        result = {"config": train.config_words(argv)} | plan(config, topology)
         print(report(result))
         if values["json"]:
-            try:
-                Path(values["json"]).write_text(json.dumps(result, indent=1) + "\n")
-            except OSError as error:
-                raise UserError(f"--json={values['json']}: {error.strerror}") from None
+            train.write_json(values["json"], result)
 
     run_main(command)
 

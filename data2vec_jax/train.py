@@ -299,6 +299,20 @@ def check_config_file(path: Path) -> None:
         raise UserError(f"no config file {path}{nearest(str(path), beside) if beside else ''}")
 
 
+def config_words(argv: Sequence[str]) -> str:
+    """The config of a command line, for the record: file, variant and what overrides it."""
+    given = [option.removeprefix("--") for option in argv if option.startswith("--config")]
+    return " ".join(given).removeprefix("config=")
+
+
+def write_json(path: str, result: Mapping[str, Any]) -> None:
+    """What --json=FILE asks for. Raises UserError: it cannot be written."""
+    try:
+        Path(path).write_text(json.dumps(result, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"--json={path}: {error.strerror}") from None
+
+
 def one_line(error: Exception) -> str:
     """The first line of an error's message that says something."""
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from data2vec_jax import checkpoints, parallel
+from data2vec_jax import checkpoints
 from data2vec_jax.data import batches, sources
 from data2vec_jax.errors import UserError, check_section
 from data2vec_jax.modalities import contract
@@ -24,7 +24,7 @@ from data2vec_jax.models import adapters, heads
 from data2vec_jax.models.heads import Features
 from data2vec_jax.state import matches, path_name
 from data2vec_jax.tasks import layerwise
-from data2vec_jax.tasks.pretrain import check_rows, data_notes, make_model
+from data2vec_jax.tasks.pretrain import check_rows, data_notes, make_model, placed
 from data2vec_jax.tasks.task import Task
 
 Array = jax.Array
@@ -341,14 +341,6 @@ def make(config: Mapping[str, Any], job: Job) -> Task:
     shapes = batches.global_shapes(plan, examples)
     check_rows(shapes, config)
 
-    def data(start):
-        mesh = jax.sharding.get_mesh()
-        read = batches.RowBlocks(plan, examples, parallel.own_blocks(mesh), mesh.size)
-        return batches.stream(
-            read, start, config["total_steps"], workers=options["workers"],
-            prefetch=options["prefetch"], place=lambda b: parallel.to_global(b, mesh),
-        )  # fmt: skip
-
     evals = {}
     for split in filter(None, options["eval_split"].split(",")):
         held_out = open_split(options, split, modality.name, source.label_names)
@@ -365,7 +357,7 @@ def make(config: Mapping[str, Any], job: Job) -> Task:
         task,
         shapes=shapes,
         shares=[count / plan.per_epoch for count in plan.batches if count],
-        data=data,
+        data=lambda start: placed(plan, examples, options, start, config["total_steps"]),
         evals=evals,
         order=plan.digest(),
         notes=[*task.notes, *data_notes(plan, examples)],
@@ -415,13 +407,8 @@ def evaluation(predict: Callable, examples: Any, options: Mapping[str, Any], sco
         if mesh not in compiled:
             everywhere = NamedSharding(mesh, PartitionSpec())
             compiled[mesh] = jax.jit(predict, out_shardings=everywhere)
-        read = batches.RowBlocks(plan, examples, parallel.own_blocks(mesh), mesh.size)
-        stream = batches.stream(
-            read, 0, len(plan), workers=options["workers"], prefetch=options["prefetch"],
-            place=lambda b: parallel.to_global(b, mesh),
-        )  # fmt: skip
         found: list[Any] = [None] * len(examples.bucket_of)
-        for n, batch in enumerate(stream):
+        for n, batch in enumerate(placed(plan, examples, options, 0, len(plan))):
             out = {k: np.asarray(v) for k, v in compiled[mesh](state.params, batch).items()}
             for row, index in enumerate(plan(n)[1]):
                 found[index] = {name: array[row] for name, array in out.items()}

@@ -127,14 +127,6 @@ def make(config: Mapping[str, Any]) -> Task:
     shapes = batches.global_shapes(plan, examples)
     check_rows(shapes, config)
 
-    def data(start):
-        mesh = jax.sharding.get_mesh()
-        read = batches.RowBlocks(plan, examples, parallel.own_blocks(mesh), mesh.size)
-        return batches.stream(
-            read, start, config["total_steps"], workers=options["workers"],
-            prefetch=options["prefetch"], place=lambda b: parallel.to_global(b, mesh),
-        )  # fmt: skip
-
     evals = {}
     if options["eval_split"] and config["eval_every"]:
         held_out = open_source(options["source"], options["eval_split"], modality=modality.name)
@@ -145,12 +137,22 @@ def make(config: Mapping[str, Any]) -> Task:
         task,
         shapes=shapes,
         shares=[count / plan.per_epoch for count in plan.batches if count],
-        data=data,
+        data=lambda start: placed(plan, examples, options, start, config["total_steps"]),
         evals=evals,
         order=plan.digest(),
         notes=data_notes(plan, examples),
         save_assets=examples.save_assets,
     )
+
+
+def placed(plan: Any, examples: Any, options: Mapping[str, Any], start: int, stop: int):
+    """Batches `start` to `stop` of a plan on the mesh in use. options: section `data`."""
+    mesh = jax.sharding.get_mesh()
+    read = batches.RowBlocks(plan, examples, parallel.own_blocks(mesh), mesh.size)
+    return batches.stream(
+        read, start, stop, workers=options["workers"], prefetch=options["prefetch"],
+        place=lambda batch: parallel.to_global(batch, mesh),
+    )  # fmt: skip
 
 
 def outline(config: Mapping[str, Any]) -> Task:

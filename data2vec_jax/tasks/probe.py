@@ -198,6 +198,11 @@ def attentive(
     return float(np.mean(np.concatenate(guesses) == test.y))
 
 
+def spaced(rows: np.ndarray, limit: int) -> np.ndarray:
+    """At most `limit` of the rows [N, ...], evenly spaced."""
+    return rows[:: max(1, -(-len(rows) // limit))]
+
+
 def probe(
     encode: Any, params: Any, train: Labelled, test: Labelled, *, limit: int = 20_000
 ) -> Mapping[str, float]:
@@ -206,9 +211,8 @@ def probe(
     for data in (train, test):
         if data.labels.ndim == 1:  # of examples: the others need not be encoded
             rows = np.flatnonzero(data.labels >= 0)
-            rows = rows[:: max(1, -(-len(rows) // limit))]
+            rows = spaced(rows, limit)
             data = Labelled({k: v[rows] for k, v in data.inputs.items()}, data.labels[rows])
         x, y = features(encode, params, data)
-        every = max(1, -(-len(y) // limit))
-        sets.append((x[::every], y[::every]))
+        sets.append((spaced(x, limit), spaced(y, limit)))
     return {"linear_probe": linear(*sets), "knn": knn(*sets)}

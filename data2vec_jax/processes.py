@@ -17,11 +17,13 @@ from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from data2vec_jax.errors import UserError, differences
 
 SHUTDOWN_SECONDS = 15  # for all processes to end, after they have met
+MEETING_SECONDS = 3600  # a process that died ends the run long before
 GRACE_SECONDS = 2  # for all processes to print why they end
 
 
@@ -92,9 +94,12 @@ def on_first(function: Callable[[], None]) -> None:
 
 
 def meet() -> None:
-    """Waits until all processes are here."""
+    """Waits until all processes are here, however late one is.
+
+    Through JAX's coordination service: a collective of the CPU gives up after 30 seconds.
+    """
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("meet")
+        ocp.multihost.get_barrier_sync_fn()(key="meet", timeout_ms=1000 * MEETING_SECONDS)
 
 
 class Interrupt:

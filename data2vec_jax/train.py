@@ -108,6 +108,7 @@ class Run:
             }
             with jax.set_mesh(self.mesh):
                 self.programs[shape] = self._jit_step.lower(self.abstract, abstract).compile()
+            processes.meet()  # one found it in its cache, another compiles for minutes
         return self.programs[shape]
 
 

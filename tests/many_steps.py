@@ -6,7 +6,6 @@ Run by test_multiprocess.py in its own process and, as a script, in each process
 """
 
 import dataclasses
-import itertools
 import sys
 from pathlib import Path
 
@@ -48,16 +47,6 @@ def showing_masks(loss):
     return wrapped
 
 
-MEETINGS = itertools.count()
-
-
-def wait_for_all():
-    """Gloo gives up when a process, busy compiling on a full machine, is 30 seconds late."""
-    if jax.process_count() > 1:
-        client = jax._src.distributed.global_state.client
-        client.wait_at_barrier(f"many_steps {next(MEETINGS)}", 600_000)
-
-
 def take_steps(name, data, fsdp, devices=None):
     """Example ids and masks of each step, losses, and the last parameters, whole, as numpy."""
     options = config(name)
@@ -68,7 +57,7 @@ def take_steps(name, data, fsdp, devices=None):
     mesh = parallel.make_mesh(data, fsdp, devices=devices)
 
     def whole(tree):
-        wait_for_all()
+        processes.meet()  # this compiles
         return multihost_utils.process_allgather(tree, tiled=True)
 
     found = {}
@@ -78,9 +67,7 @@ def take_steps(name, data, fsdp, devices=None):
         run = train.Run(options, task, mesh)
         state = run.init(options["seed"])
         for step, batch in enumerate(task.data(0)):
-            program = run.program(batch)
-            wait_for_all()
-            state, metrics = program(state, batch)
+            state, metrics = run.program(batch)(state, batch)
             found[f"ids/{step}"] = whole(batch["example_id"])
             found[f"masks/{step}"] = whole(metrics["masks"])
             found[f"loss/{step}"] = whole(metrics["loss"])

@@ -34,7 +34,7 @@ LENGTHS = {"speech": (700, 431), "text": (23, 9)}  # samples, tokens
 CASES = [(name, version) for name in MODELS for version in (1, 2)]
 
 
-def make(name, version, padding="exact", **objective):
+def make(name, version, padding="exact", dtype=jnp.float32, **objective):
     """(model, objective) of 1.0 or 2.0."""
     modality = contract.get(name)
     only_2 = ONLY_2 | dict(input_norm=True) if name == "text" else ONLY_2
@@ -42,6 +42,7 @@ def make(name, version, padding="exact", **objective):
         width=D,
         encoder=ENCODER,
         padding=padding,
+        dtype=dtype,
         **MODELS[name],
         **(only_2 if version == 2 else {}),
     )
@@ -120,10 +121,13 @@ class Setting(NamedTuple):
         return self.total(self.batch, self.mask, self.noise)
 
 
-def setting(name, version, padding="exact", **objective):
-    model, objective = make(name, version, padding, **objective)
+def setting(name, version, padding="exact", dtype=jnp.float32, **objective):
+    model, objective = make(name, version, padding, dtype, **objective)
     batch, _ = examples(name)
-    params, teacher = random_params(model, batch, 0), random_params(model, batch, 1)
+    params, teacher = (
+        jax.tree.map(lambda x: x.astype(dtype), random_params(model, batch, seed))
+        for seed in (0, 1)
+    )
     valid = [int(n) for n in model.valid_lengths(batch)]
     random = np.random.default_rng(1)
     mask = np.zeros((len(valid), M, max(valid)), bool)
@@ -134,9 +138,10 @@ def setting(name, version, padding="exact", **objective):
     return Setting(model, objective, params, teacher, batch, valid, mask, noise)
 
 
+@jax.enable_x64(True)  # in float32 some sums cancel to the fourth digit
 @pytest.mark.parametrize(("name", "version"), CASES)
 def test_padded_batch_is_the_sum_of_its_examples(name, version):
-    s = setting(name, version)
+    s = setting(name, version, dtype=jnp.float64)
 
     def run(total):
         (value, seen), gradient = quick_jit(jax.value_and_grad(total, has_aux=True))(s.params)
@@ -150,15 +155,15 @@ def test_padded_batch_is_the_sum_of_its_examples(name, version):
         parts.append((value, part))
         for ours, theirs in zip(seen, alone, strict=True):  # features, targets
             size = np.abs(theirs).max()
-            np.testing.assert_allclose(ours[row, :length], theirs[0], atol=1e-5 * size)
+            np.testing.assert_allclose(ours[row, :length], theirs[0], rtol=0, atol=1e-9 * size)
     value, summed = jax.tree.map(lambda *x: sum(x), *parts)
-    np.testing.assert_allclose(whole, value, rtol=1e-5)
+    np.testing.assert_allclose(whole, value, rtol=1e-9)
     norm = float(np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(summed))))
     compared = 0
     for ours, theirs in zip(jax.tree.leaves(gradient), jax.tree.leaves(summed), strict=True):
         size = np.abs(theirs).max()
-        if size > 1e-6 * norm:  # not the zero gradient of key biases
-            np.testing.assert_allclose(ours, theirs, atol=1e-5 * size)
+        if size > 1e-9 * norm:  # not the zero gradient of key biases
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-9 * size)
             compared += 1
     assert compared > 15
 

@@ -13,11 +13,12 @@ from data2vec_jax.models.layers import (
     Array,
     Conv,
     Key,
-    LayerNorm,
     Mlp,
     dropout,
     gelu,
     head_flops,
+    in_turn,
+    normalise,
 )  # fmt: skip
 
 
@@ -64,16 +65,23 @@ class Decoder(nn.Module):
                 f"config.model.decoder.groups: {self.groups} does not divide the widths "
                 f"{x.shape[-1]} and {self.width}"
             )
-        for i in range(self.layers):
-            if valid is not None and self.exact_padding:
-                x = jnp.where(valid.reshape(B, *sizes, 1), x, 0)
-            conv = Conv(
+        convs = [
+            Conv(
                 self.width, self.kernel, padding=self.kernel // 2, groups=self.groups,
                 axes=len(sizes), dtype=self.dtype, name=f"conv{i}",
-            )  # fmt: skip
+            )
+            for i in range(self.layers)
+        ]  # fmt: skip
+
+        def step(conv, x):
+            if valid is not None and self.exact_padding:
+                x = jnp.where(valid.reshape(B, *sizes, 1), x, 0)
             y = conv(x)[:, *(slice(n) for n in sizes)]
-            y = gelu(LayerNorm(1e-5, affine=False, dtype=self.dtype)(y))
-            x = x + y if self.residual and x.shape == y.shape else y
+            y = gelu(normalise(y, 1e-5).astype(self.dtype))
+            return x + y if self.residual and x.shape == y.shape else y
+
+        alike = 0 if x.shape[-1] == self.width else 1  # from there on
+        x = in_turn(convs[alike:], in_turn(convs[:alike], x, step), step)
         return x.reshape(B, T, -1)
 
 

@@ -10,7 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from data2vec_jax.errors import UserError, nearest
-from data2vec_jax.models.layers import ACTIVATIONS, Array, Conv, LayerNorm, check_activation
+from data2vec_jax.models.layers import (
+    ACTIVATIONS,
+    Array,
+    Conv,
+    LayerNorm,
+    check_activation,
+    in_turn,
+    normalise,
+)  # fmt: skip
 
 
 class ConvPositions(nn.Module):
@@ -54,19 +62,26 @@ class ConvPositions(nn.Module):
         length, channels = x.shape[1], x.shape[-1]
         if self.input_norm:
             x = LayerNorm(1e-5, dtype=self.dtype, name="norm")(x)
-        for i in range(self.depth):
-            if valid is not None and (i == 0 or self.exact_padding):
-                x = jnp.where(valid[..., None], x, 0)
-            conv = Conv(
+        if valid is not None:
+            x = jnp.where(valid[..., None], x, 0)
+        convs = [
+            Conv(
                 channels, self.taps, padding=self.taps // 2, groups=self.groups, dtype=self.dtype,
                 weight_norm=self.norm == "weight",
                 name=f"conv{i}" if self.norm == "layer" else "conv",
-            )  # fmt: skip
+            )
+            for i in range(self.depth)
+        ]  # fmt: skip
+
+        def step(conv, x):
+            if valid is not None and self.exact_padding:
+                x = jnp.where(valid[..., None], x, 0)
             x = conv(x)[:, :length]
             if self.norm == "layer":
-                x = LayerNorm(1e-5, affine=False, dtype=self.dtype)(x)
-            x = ACTIVATIONS[self.activation](x)
-        return x
+                x = normalise(x, 1e-5).astype(self.dtype)
+            return ACTIVATIONS[self.activation](x)
+
+        return in_turn(convs, x, step)
 
 
 def token_positions(valid: Array, pad: int = 1) -> Array:

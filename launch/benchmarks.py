@@ -10,6 +10,7 @@ run on the machine. Needs `pip install torch transformers matplotlib`.
 
 import datetime
 import json
+import os
 import re
 import subprocess
 import sys
@@ -57,7 +58,11 @@ def make(name: str, arguments: list[str]) -> bool:
     unfinished = path.with_suffix(".unfinished")
     command = [sys.executable, "-m", "data2vec_jax.bench", *arguments, f"--json={unfinished}"]
     print(" ".join(command[1:-1]), flush=True)
-    if subprocess.run(command, cwd=ROOT).returncode or not unfinished.exists():
+    pages = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # as launch/local.sh; only a CPU cares
+    if (
+        subprocess.run(command, cwd=ROOT, env=os.environ | pages).returncode
+        or not unfinished.exists()
+    ):
         return False
     result = json.loads(unfinished.read_text())
     result["date"] = datetime.date.today().isoformat()

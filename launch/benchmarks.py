@@ -23,7 +23,7 @@ FOLDER = ROOT / "launch/benchmarks"
 PAGE = ROOT / "launch/PERFORMANCE.md"
 PICTURE = ROOT / "launch/scaling.svg"
 RECIPES = ("speech_v1", "speech_v2", "vision_v1", "vision_v2", "text_v1", "text_v2")
-SWEEPS = ("vision_v2", "speech_v1", "text_v1")
+SWEEPS = ("vision_v2",)
 AXES = ("batch", "length", "depth", "width", "clones")
 
 

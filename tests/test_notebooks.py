@@ -1,5 +1,6 @@
-"""The notebook, executed as a student would: what it prints must be what it promises."""
+"""The notebooks, executed as a student would: what they print must be what they promise."""
 
+import csv
 import json
 import os
 import re
@@ -14,7 +15,8 @@ pytest.importorskip("ipykernel")
 pytest.importorskip("transformers")
 
 ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOK = ROOT / "launch/colab/pretrain_and_convert.ipynb"
+COLAB = ROOT / "launch/colab"
+BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 
 
 def code_cells(notebook):
@@ -36,21 +38,25 @@ def kernel_of_this_python(folder, monkeypatch):
     return "this"
 
 
-def test_the_notebook_runs_and_keeps_its_promises(tmp_path, monkeypatch):
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+def run(name, folder, monkeypatch):
+    """What the notebook NAME.ipynb prints."""
+    notebook = nbformat.read(COLAB / f"{name}.ipynb", as_version=4)
     nbformat.validate(notebook)
-    name = kernel_of_this_python(tmp_path, monkeypatch)
-    work = tmp_path / "work"
+    kernel = kernel_of_this_python(folder, monkeypatch)
+    work = folder / "work"
     work.mkdir()
     client = nbclient.NotebookClient(
-        notebook, kernel_name=name, timeout=1800, resources={"metadata": {"path": str(work)}}
+        notebook, kernel_name=kernel, timeout=1800, resources={"metadata": {"path": str(work)}}
     )
     one_device = {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}  # as on a student's machine
     client.execute(env=os.environ | one_device)
-    text = [printed(cell) for cell in code_cells(notebook)]
-    whole = "\n".join(text).replace("\r", "")  # what commands print comes through a terminal
-
     assert not (work / "checkout").exists()  # it was importable, so nothing was fetched
+    text = "\n".join(printed(cell) for cell in code_cells(notebook))
+    return text.replace("\r", "")  # what commands print comes through a terminal
+
+
+def test_pretrain_and_convert(tmp_path, monkeypatch):
+    whole = run("pretrain_and_convert", tmp_path, monkeypatch)
     accuracy = {
         name: float(value)
         for name, value in re.findall(r"^(\w+) +linear probe ([\d.]+)%", whole, re.M)
@@ -65,14 +71,29 @@ def test_the_notebook_runs_and_keeps_its_promises(tmp_path, monkeypatch):
     assert float(back) < 1e-5
 
 
-def test_it_is_short_and_stored_without_outputs():
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+def test_finetune_dora(tmp_path, monkeypatch):
+    pytest.importorskip("peft")
+    whole = run("finetune_dora", tmp_path, monkeypatch)
+    table = tmp_path / "work/runs/dora/test.csv"
+    labels = [row["label"] for row in csv.DictReader(table.open(encoding="utf-8"))]
+    most_common = max(labels.count(label) for label in set(labels)) / len(labels)
+    pattern = r"^(full|LoRA|DoRA) +1 +[\d.]+ +([\d.]+) +[\d.]+ +([\d,]+) of ([\d,]+)"
+    rows = {name: [float(x.replace(",", "")) for x in rest]
+            for name, *rest in re.findall(pattern, whole, re.M)}  # fmt: skip
+    assert rows.keys() == {"full", "LoRA", "DoRA"}
+    for name, (accuracy, trained, size) in rows.items():
+        assert accuracy > 100 * most_common + 10, name
+        assert trained == size if name == "full" else trained < size / 10
+    (difference,) = re.findall(r"JAX and PyTorch: worst difference (\S+)", whole)
+    assert float(difference) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["pretrain_and_convert", "finetune_dora"])
+def test_it_is_short_and_stored_without_outputs(name):
+    notebook = nbformat.read(COLAB / f"{name}.ipynb", as_version=4)
     cells = code_cells(notebook)
     assert 0 < len(cells) <= 10
     assert not any(cell.outputs or cell.execution_count for cell in cells)
-    address = "launch/colab/pretrain_and_convert.ipynb)"
-    assert f"[![Open in Colab]({BADGE})](" in (ROOT / "README.md").read_text("utf-8")
-    assert address in (ROOT / "README.md").read_text("utf-8")
-
-
-BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
+    for text in (notebook.cells[0].source, (ROOT / "README.md").read_text("utf-8")):
+        assert f"[![Open in Colab]({BADGE})](" in text
+        assert f"launch/colab/{name}.ipynb)" in text

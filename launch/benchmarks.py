@@ -173,17 +173,21 @@ def draw(results: Mapping[str, Any]) -> None:
     figure.savefig(PICTURE, metadata={"Date": None})
 
 
-def write_tables() -> None:
-    """Puts the tables between their marks in the page, and draws the picture."""
-    results = known()
-    steps = (
+def tables(results: Mapping[str, Any]) -> dict[str, str]:
+    """The tables of the page, by the name of their place."""
+    head = (
         "| device | recipe | batch | step, ms | PyTorch's | ratio | ms a masked view |"
         " MFU of a measured product | front end, masks, student, teacher, loss, update |"
         " GiB at most | compile, from cache: s | date |\n|" + "---|" * 12 + "\n"
-    ) + "\n".join(row(r) for name, r in results.items() if not name.endswith("_sweep"))
-    text = PAGE.read_text()
-    found = {"steps": steps, "views": views(results), "exponents": exponents(results)}
-    for name, table in found.items():
+    )
+    steps = "\n".join(row(r) for name, r in results.items() if not name.endswith("_sweep"))
+    return {"steps": head + steps, "views": views(results), "exponents": exponents(results)}
+
+
+def write_tables() -> None:
+    """Puts the tables between their marks in the page, and draws the picture."""
+    results, text = known(), PAGE.read_text()
+    for name, table in tables(results).items():
         before, _, rest = text.partition(f"<!-- {name} -->\n")
         _, _, after = rest.partition(f"<!-- end of {name} -->\n")
         if not after:

@@ -3,6 +3,9 @@
 import importlib.util
 import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import conftest
 import jax
@@ -148,3 +151,73 @@ def test_sweep_scales_one_size_and_flops_follow(name, axis):
 def test_exponent_is_that_of_a_power_law():
     assert bench.exponent([1, 2, 4], [3 * n**1.5 for n in (1, 2, 4)]) == pytest.approx(1.5)
     assert math.isclose(bench.exponent([1, 2], [5, 5]), 0.0, abs_tol=1e-12)
+
+
+# launch/benchmarks.py -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def launch():
+    spec = importlib.util.spec_from_file_location(
+        "benchmarks", conftest.ROOT / "launch/benchmarks.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_holds_the_committed_benchmarks(launch):
+    text, results = launch.PAGE.read_text(), launch.known()
+    assert results
+    for name, table in launch.tables(results).items():
+        assert f"<!-- {name} -->\n{table}\n<!-- end of {name} -->\n" in text, (
+            "python launch/benchmarks.py --tables"
+        )
+    wanted = launch.commands("cpu")
+    for name, result in results.items():
+        if name in wanted:
+            asked = [a.removeprefix("--") for a in wanted[name] if a.startswith("--config")]
+            assert result["config"] == " ".join(asked).removeprefix("config="), name
+            assert ("--peer" in wanted[name]) == (result["peer"] is not None), name
+            assert ("--sweep" in wanted[name]) == ("sweep" in result), name
+
+
+def test_benchmarks_are_made_once(launch, tmp_path, monkeypatch):
+    calls = []
+
+    def measure(command, **_):
+        calls.append(command)
+        if "vision_v2" in command[3]:  # fails
+            return subprocess.CompletedProcess(command, 2)
+        old = "v1" in command[3]
+        result = {
+            "config": command[3].removeprefix("--config="), "step_seconds": 2.0,
+            "seconds_of_parts": dict.fromkeys("abcdef", 0.5), "devices": 1, "device": "cpu",
+            "dtype": "float32", "shapes": {"tokens": [4, 512], "example_id": [4]},
+            "seconds_per_masked_view": 0.5 if old else 0.1, "mfu_of_measured_matmul": 0.25,
+            "flops_per_masked_view": 4e9 if old else 1e9, "peak_bytes": 2**31,
+            "compile_seconds": 9.0, "compile_seconds_from_cache": 1.0,
+            "peer": {"step_seconds": 3.0, "ratio": 1.5} if "--peer" in command else None,
+        }  # fmt: skip
+        Path(command[-1].removeprefix("--json=")).write_text(json.dumps(result))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(launch, "FOLDER", tmp_path / "benchmarks")
+    monkeypatch.setattr(launch, "PAGE", tmp_path / "page.md")
+    monkeypatch.setattr(launch, "device", lambda: "cpu")
+    monkeypatch.setattr(launch.subprocess, "run", measure)
+    marks = "".join(f"<!-- {n} -->\nold\n<!-- end of {n} -->\n" for n in launch.tables({}))
+    launch.PAGE.write_text(f"before\n{marks}after\n")
+    monkeypatch.setattr(sys, "argv", ["benchmarks.py"])
+    failing = sum("vision_v2" in name for name in launch.commands("cpu"))
+    for expected in (len(launch.commands("cpu")), failing):  # the second time, those that failed
+        calls.clear()
+        with pytest.raises(SystemExit, match=rf"{failing} of \d+ failed: cpu-vision_v2"):
+            launch.main()
+        assert len(calls) == expected
+    text = launch.PAGE.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert (
+        "| 1 x cpu, float32 | text_v1:base | 4 x 512 | 2000 | 3000 | 1.50 | 500.0 | 25% |" in text
+    )
+    assert "| cpu | text | 500 | 100 | 20% | 25% |" in text

@@ -43,10 +43,12 @@ def commands(kind: str) -> dict[str, list[str]]:
         for variant in variants if recipe == "vision_v1" else ["base"]:
             peer = ["--peer"] if recipe.endswith("v1") else []
             config = f"--config=configs/{recipe}.py:{variant}"
-            found[f"{kind}-{recipe}_{variant}"] = [config, *single, *peer]
+            rows = ["--batch=1"] if kind == "cpu" and recipe == "text_v2" else []  # of 8 views
+            found[f"{kind}-{recipe}_{variant}"] = [config, *single, *rows, *peer]
     for recipe in SWEEPS:
         config = f"--config=configs/{recipe}.py:base"
-        found[f"{kind}-{recipe}_sweep"] = [config, *single, "--sweep"]
+        rows = ["--batch=1"] if kind == "cpu" else []
+        found[f"{kind}-{recipe}_sweep"] = [config, *single, *rows, "--sweep"]
     return found
 
 

@@ -18,6 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pages import fill
+
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "launch/benchmarks"
 PAGE = ROOT / "launch/PERFORMANCE.md"
@@ -61,10 +63,8 @@ def make(name: str, arguments: list[str]) -> bool:
     command = [sys.executable, "-m", "data2vec_jax.bench", *arguments, f"--json={unfinished}"]
     print(" ".join(command[1:-1]), flush=True)
     pages = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # as launch/local.sh; only a CPU cares
-    if (
-        subprocess.run(command, cwd=ROOT, env=os.environ | pages).returncode
-        or not unfinished.exists()
-    ):
+    done = subprocess.run(command, cwd=ROOT, env=pages | os.environ)
+    if done.returncode or not unfinished.exists():
         return False
     result = json.loads(unfinished.read_text())
     result["date"] = datetime.date.today().isoformat()
@@ -186,25 +186,14 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
     return {"steps": head + steps, "views": views(results), "exponents": exponents(results)}
 
 
-def write_tables() -> None:
-    """Puts the tables between their marks in the page, and draws the picture."""
-    results, text = known(), PAGE.read_text()
-    for name, table in tables(results).items():
-        before, _, rest = text.partition(f"<!-- {name} -->\n")
-        _, _, after = rest.partition(f"<!-- end of {name} -->\n")
-        if not after:
-            sys.exit(f"error: {PAGE} has no place for the table '{name}'")
-        text = f"{before}<!-- {name} -->\n{table}\n<!-- end of {name} -->\n{after}"
-    PAGE.write_text(text)
-    if any("sweep" in result for result in results.values()):
-        draw(results)
-
-
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     wanted = {} if "--tables" in sys.argv else commands(device())
     failed = [name for name, arguments in wanted.items() if not make(name, arguments)]
-    write_tables()
+    results = known()
+    fill(PAGE, tables(results))
+    if any("sweep" in result for result in results.values()):
+        draw(results)
     if failed:
         sys.exit(f"error: {len(failed)} of {len(wanted)} failed: {', '.join(failed)}")
 

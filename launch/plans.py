@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pages import fill
+
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "launch/plans"
 README = ROOT / "launch/README.md"
@@ -143,23 +145,11 @@ def tables() -> dict[str, str]:
     return {"plans": slices, "depths": depths}
 
 
-def write_tables() -> None:
-    """Puts the tables between their marks in the README."""
-    text = README.read_text()
-    for name, table in tables().items():
-        before, _, rest = text.partition(f"<!-- {name} -->\n")
-        _, _, after = rest.partition(f"<!-- end of {name} -->\n")
-        if not after:
-            sys.exit(f"error: {README} has no place for the table '{name}'")
-        text = f"{before}<!-- {name} -->\n{table}\n<!-- end of {name} -->\n{after}"
-    README.write_text(text)
-
-
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     wanted = plans()
     failed = [] if "--tables" in sys.argv else [n for n, a in wanted.items() if not make(n, a)]
-    write_tables()
+    fill(README, tables())
     if failed:
         sys.exit(f"error: {len(failed)} of {len(wanted)} plans failed: {', '.join(failed)}")
 

@@ -198,7 +198,7 @@ class Encoder(nn.Module):
         for option, value, choices in (
             ("norm", self.norm, ("post", "pre")),
             ("qkv_bias", self.qkv_bias, ("qkv", "qv", "none")),
-            ("initializer", self.initializer, (*INITS, "torch")),
+            ("initializer", self.initializer, INITS),
             ("remat", self.remat, REMAT),
         ):
             if value not in choices:

@@ -10,6 +10,7 @@ run on the machine. Needs `pip install torch transformers matplotlib`.
 
 import datetime
 import json
+import math
 import os
 import re
 import subprocess
@@ -169,6 +170,10 @@ def draw(results: Mapping[str, Any]) -> None:
             panel.legend(fontsize=7, title="exponent", title_fontsize=7)
             panel.set_xticks([0.25, 0.5, 1.0], ["1/4", "1/2", "1"])
             panel.minorticks_off()
+    for panel in grid[:, 0]:
+        low, high = (math.log2(y) for y in panel.get_ylim())
+        ticks = [2.0**n for n in range(math.ceil(low), math.floor(high) + 1)]
+        panel.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     grid[0, 0].set_ylabel("seconds a step")
     grid[1, 0].set_ylabel("GiB at most")
     figure.tight_layout()

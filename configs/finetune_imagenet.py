@@ -102,13 +102,14 @@ def _version2(c: ConfigDict, name: str) -> None:
 
 def _small(c: ConfigDict, variant: str) -> None:
     """The network of configs/demo.py:vision, on the digits."""
-    c.update(total_steps=300, log_every=10, eval_every=100, dtype="float32")
+    c.update(total_steps=600, log_every=10, eval_every=200, dtype="float32")
     c.model = dict(
-        width=96, image=28, patch=4, mean=(0.13,), std=(0.31,), absolute=True, initializer="bert",
+        width=96, image=28, patch=4, mean=(0.13,), std=(0.31,), shared_relative=False, sincos=True,
+        initializer="small", mask_embedding=False,
         encoder=dict(depth=4, heads=4, mlp=192, norm="post", eps=1e-6),
     )  # fmt: skip
     c.model_changes = dict(encoder=dict(drop_path=0.1))
-    c.head.classes = 10
+    c.head.update(classes=10, start=1.0)
     c.examples.update(
         image=28, channels=1, scale=(0.6, 1.0), flip=0.0, operations=0, crop=1.0
     )  # fmt: skip

@@ -90,9 +90,10 @@ def get_config(variant: str = "10h") -> ConfigDict:
 def _small(c: ConfigDict, variant: str) -> None:
     """The network of configs/demo.py:speech, on 14 minutes of Russian."""
     c.update(total_steps=300, log_every=10, eval_every=100, dtype="float32", characters=RUSSIAN)
-    c.model.update(width=96, positions=dict(depth=5, width=95, groups=16))
+    c.model.update(width=96, positions=dict(depth=2, width=10, groups=8), mask_embedding=False)
+    c.model.alibi = dict(scale=1.0, learned=True, per_head=True, per_layer=False)
     c.model.frontend = dict(convs=((64, 10, 5), *((64, 3, 2),) * 4, *((64, 2, 2),) * 2))
-    c.model.encoder = dict(depth=4, heads=4, mlp=192, norm="post")
+    c.model.encoder = dict(depth=4, heads=4, mlp=192, norm="post", initializer="small")
     c.model_changes.frontend.gradient = 1.0  # the demo's pretraining is short: all of it learns
     c.model_changes.encoder.update(activation_dropout=0.0, layerdrop=0.0)
     c.head.vocab_size = 5 + len(RUSSIAN)

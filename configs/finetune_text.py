@@ -71,7 +71,7 @@ def _small(c: ConfigDict) -> None:
     """The network of configs/demo.py:text, on the glosses."""
     c.update(total_steps=300, log_every=10, eval_every=100, dtype="float32")
     c.model.update(width=192, vocab_size=2_000, max_length=64, dropout=0.1, scale=True)
-    c.model.encoder = dict(depth=2, heads=4, mlp=384, norm="post")
+    c.model.encoder = dict(depth=2, heads=4, mlp=384, norm="post", initializer="small")
     c.head.classes = 45
     c.examples.update(lengths=(16, 32, 64), vocab_size=2_000)
     c.data.update(source="samples:glosses", batch_size=32, workers=0)

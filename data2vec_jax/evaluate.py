@@ -6,7 +6,8 @@
 Runs that differ in their seed alone share a row: mean, and range over the seeds. With --compare
 each argument is a row: a workdir, several joined by commas, or a folder of workdirs, maybe with a
 name before `=`. `--set data.eval_split=test-clean,test-other scoring.lm=4-gram.arpa` evaluates on
-something else than the training run did.
+something else than the training run did; with `data.eval_split=dev-other scoring.lm=4-gram.arpa
+scoring.lm_weight=[1,2,3] scoring.word_score=[-1,0,1]` the best weights of a language model are found.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from data2vec_jax.state import TrainState, matches, path_name
 from data2vec_jax.tasks.task import module_of
 
 SECTIONS = ("data", "scoring", "mesh")  # of a config, what may be changed here
+PLAIN = (" loss", " lm_weight", " word_score")  # ends of the names of what is no share
 # Held-out scores of the papers in per cent, as they are known to us: base and large; not checked
 # against the papers again. 2.0 is told by its sines and cosines, or its learned distances.
 GLUE = {
@@ -162,8 +164,8 @@ def summary(name: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def cell(name: str, score: Mapping[str, Any]) -> str:
-    """'82.10 (81.00 to 83.30)', in per cent but for losses; the paper's beside it."""
-    scale, digits = (1, 4) if name.endswith(" loss") else (100, 2)
+    """'82.10 (81.00 to 83.30)', in per cent but for plain numbers; the paper's beside it."""
+    scale, digits = (1, 4) if name.endswith(PLAIN) else (100, 2)
     values = [scale * value for value in score["values"]]
     text = f"{scale * score['mean']:.{digits}f}"
     if len(values) > 1:

@@ -92,7 +92,8 @@ class Block(nn.Module):
 
     def _attend(self, x, bias, valid, keys, to_bias):
         B, T, D = x.shape
-        y = dense(3 * D, D, self.initializer, self.dtype, "qkv", self.qkv_bias == "qkv")(x)
+        init = "xavier" if self.initializer == "small" else self.initializer
+        y = dense(3 * D, D, init, self.dtype, "qkv", self.qkv_bias == "qkv")(x)
         if self.qkv_bias == "qv":
             zeros = nn.initializers.zeros
             q_bias, v_bias = self.param("q_bias", zeros, (D,)), self.param("v_bias", zeros, (D,))

@@ -31,7 +31,12 @@ def uniform_fan_in(fan_in: int) -> Callable:
 bert_init = nn.initializers.normal(0.02)
 # Vision 1.0 truncates at one standard deviation, not two (spec 2.4).
 beit_init = nn.initializers.truncated_normal(0.02, lower=-1.0, upper=1.0)
-INITS = {"bert": bert_init, "beit": beit_init}
+# 0.02 is BERT's for a width of 768. In small networks it leaves attention flat, which then hardly
+# learns: 'small' has Xavier's queries, keys and values, which are much like BERT's at 768.
+INITS = {
+    "bert": bert_init, "beit": beit_init, "small": bert_init,
+    "xavier": nn.initializers.xavier_uniform(),
+}  # fmt: skip
 
 
 def dropout(x: Array, rate: float | Array, key: Key) -> Array:
@@ -285,7 +290,7 @@ class Mlp(nn.Module):
 def dense(
     features: int, fan_in: int, init: str, dtype: Any, name: str, bias: bool = True
 ) -> nn.Dense:
-    """A linear layer. init: 'torch' (its default), or 'bert' or 'beit' with zero biases."""
+    """A linear layer. init: 'torch' (its default), or one of `INITS` with zero biases."""
     torch = uniform_fan_in(fan_in)
     return nn.Dense(
         features, use_bias=bias, dtype=dtype, name=name,

@@ -145,13 +145,14 @@ def make_predict(model: Any, head: Ctc) -> Callable[..., dict[str, Array]]:
 
 def score(
     predictions: Sequence[Any], inputs: Any, *, characters: Characters, lm: str | None = None,
-    lm_weight: float = 2.0, word_score: float = -1.0, unit: str = "word",
-    lexicon: str | None = None, beam: int = 50,
+    lm_weight: float | Sequence[float] = 2.0, word_score: float | Sequence[float] = -1.0,
+    unit: str = "word", lexicon: str | None = None, beam: int = 50,
 ) -> dict[str, float]:  # fmt: skip
     """Config section `scoring`: wer and cer of the best path; with `lm`, of a beam search too.
 
-    lm: an ARPA file. For the others see `decoding.Scorer`; lexicon: a file. Utterances that were
-    left out count as empty transcripts, and their share is `left_out`.
+    lm: an ARPA file. For the others see `decoding.Scorer`; lexicon: a file. Of several weights or
+    word scores the best pair of these examples is used, and told. Utterances that were left out
+    count as empty transcripts, and their share is `left_out`.
     """
     source = inputs.utterances
     references = [
@@ -170,10 +171,18 @@ def score(
         found["left_out"] = missing / len(logits)
     if lm:
         words = decoding.read_lexicon(lexicon, characters) if lexicon else None
+        model, options = ngrams.read_arpa(lm), {"lexicon": words, "unit": unit}
+        if np.ndim(lm_weight) or np.ndim(word_score):
+            pairs = [(x, text) for x, text in zip(logits, references, strict=True) if x is not None]
+            _, lm_weight, word_score = decoding.tune(
+                *zip(*pairs, strict=True), characters, model, np.atleast_1d(lm_weight).tolist(),
+                np.atleast_1d(word_score).tolist(),
+                search=functools.partial(decoding.beam_search, beam=beam), **options,
+            )  # fmt: skip
+            found |= {"lm_weight": lm_weight, "word_score": word_score}
         scorer = decoding.Scorer(
-            characters, ngrams.read_arpa(lm), lm_weight=lm_weight, word_score=word_score,
-            lexicon=words, unit=unit,
-        )  # fmt: skip
+            characters, model, lm_weight=lm_weight, word_score=word_score, **options
+        )
         texts = [
             "" if x is None else decoding.transcript(
                 decoding.beam_search(x, scorer, beam=beam), characters

@@ -1,0 +1,294 @@
+"""Pretraining against training from scratch, on real data: the results of the README.
+
+    python launch/corpora.py        the data, once
+    python launch/grid.py           all that is missing; then the tables and the picture
+    python launch/grid.py --tables  the tables and the picture alone
+
+For each task: data2vec 1.0 and 2.0 pretrain a small network on its inputs; then the same network,
+with the same fine-tuning, learns the labels from scratch and from each of them. A line of a task is
+kept as launch/grid/TASK-START.json, so the same command goes on where it stopped; to make a line
+again, remove its file. Two lines are made at a time, each on half of the cores.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # a checkout need not be installed
+
+from pages import fill
+
+FOLDER = ROOT / "launch/grid"
+RUNS = ROOT / "runs/grid"
+CORPORA = ROOT / "runs/corpora"
+PICTURE = ROOT / "launch/grid.svg"
+SEEDS = 3
+JOBS = 2
+STARTS = {"scratch": "from scratch", "v1": "1.0", "v2": "2.0", "lora": "LoRA", "dora": "DoRA"}
+TABLES = ("full", "short", "adapters")
+
+
+@dataclass(frozen=True)
+class Of:
+    """A task of the grid.
+
+    title: for the table. pretrain, finetune: variants of configs/demo.py and of a fine-tuning
+    config, each with options. metrics: scores on the split test, the first is drawn. shares: of the
+    labels. starts: 'scratch', and what it is compared with. table: where it stands.
+    """
+
+    title: str
+    pretrain: str
+    finetune: str
+    metrics: tuple[str, ...]
+    table: str = "short"
+    shares: tuple[float, ...] = (0.1, 1.0)
+    starts: tuple[str, ...] = ("scratch", "v2")
+    pretrain_options: Mapping[str, Any] = field(default_factory=dict)
+    finetune_options: Mapping[str, Any] = field(default_factory=dict)
+    steps: Mapping[str, int] = field(default_factory=dict)  # of pretraining, by version
+
+
+FULL: dict[str, Any] = dict(
+    table="full", shares=(0.01, 0.1, 1.0), starts=("scratch", "v1", "v2")
+)  # fmt: skip
+TEXT = {"examples.vocab_size": 4_000, "model.vocab_size": 4_000, "data.workers": 0}
+TASKS = {
+    "digits": Of(
+        "MNIST digits (10 classes, 4,000 labels)", "vision", "finetune_imagenet.py:demo",
+        ("accuracy",), **FULL,
+    ),
+    "russian": Of(
+        "Russian sentences (characters, 520 transcripts)", "speech", "finetune_librispeech.py:demo",
+        ("cer", "wer", "cer_lm", "wer_lm"), **FULL,
+        pretrain_options={"data.source": f"manifest:{CORPORA}/russian.tsv"},
+        finetune_options={"data.source": f"manifest:{CORPORA}/russian.tsv"},
+    ),
+    "sections": Of(
+        "Debian descriptions (16 sections, 9,400 labels)", "text", "finetune_text.py:demo",
+        ("accuracy", "macro_f1"), **FULL,
+        pretrain_options={"data.source": f"manifest:{CORPORA}/descriptions.csv", **TEXT},
+        finetune_options={
+            "data.source": f"manifest:{CORPORA}/sections.csv", "head.classes": 16, **TEXT
+        },
+    ),
+}  # fmt: skip
+
+
+# One line -----------------------------------------------------------------------------------------
+
+
+def configured(file: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """A config's variant, 'FILE.py:VARIANT', with options by their dotted names."""
+    from data2vec_jax import train
+
+    config, _ = train.parse(["grid", f"--config={ROOT}/configs/{file}", "--workdir=-"])
+    for key, value in options.items():
+        *sections, name = key.split(".")
+        section = config
+        for part in sections:
+            section = section[part]
+        if name not in section:
+            sys.exit(f"error: {file} has no option {key}")
+        section[name] = value
+    return config
+
+
+def pretrain(name: str, version: str) -> None:
+    """The pretraining that lines of a task start from, in runs/grid/TASK/VERSION."""
+    from data2vec_jax import train
+
+    task = TASKS[name]
+    options = dict(task.pretrain_options)
+    if version in task.steps:
+        options["total_steps"] = task.steps[version]
+    config = configured(f"demo.py:{task.pretrain},{version}", options)
+    train.train(config, RUNS / name / version, verbose=False)
+
+
+def finetune(name: str, start: str) -> dict[str, Any]:
+    """Share of the labels -> scores of each seed and seconds of training; all from one start."""
+    from data2vec_jax import evaluate, metrics, train
+
+    task, found = TASKS[name], {}
+    programs: dict[Any, Any] = {}
+    version = {"scratch": None, "v1": "v1"}.get(start, "v2")
+    begin = str(RUNS / name / version) if version else None
+    variant = task.finetune + (f"_{start}" if start in ("lora", "dora") else "")
+    for share in task.shares:
+        runs = []
+        for seed in range(SEEDS):
+            options = {"seed": seed, "data.share": share, "eval_every": 0, **task.finetune_options}
+            config = configured(variant, options)
+            if begin is None and "tokenizer" in config["examples"]:  # the words are not in question
+                config["examples"]["tokenizer"] = str(RUNS / name / "v2/tokenizer")
+            workdir = RUNS / name / f"{start}-{share:g}-{seed}"
+            train.train(config, workdir, programs=programs, verbose=False, begin=begin)
+            lines = metrics.read_lines(workdir / metrics.FILE)
+            runs.append([line for line in lines if line["split"] == "test"][-1])
+            runs[-1]["seconds"] = evaluate.train_seconds(workdir)
+            print(f"{name} {start} {share:g} {seed}: {runs[-1]}", file=sys.stderr, flush=True)
+        found[f"{share:g}"] = {key: [run[key] for run in runs] for key in runs[0] if key != "split"}
+    return found
+
+
+def with_language(name: str, workdirs: list[Path]) -> dict[str, list[float]]:
+    """Error rates with a trigram of the training transcripts, its weights chosen on split dev."""
+    from data2vec_jax import evaluate
+    from data2vec_jax.data.sources import open_source
+    from data2vec_jax.tasks import ngrams, transcribe
+
+    arpa = RUNS / name / "words.arpa"
+    if not arpa.exists():
+        config = configured(TASKS[name].finetune, TASKS[name].finetune_options)
+        characters = transcribe.characters_of(config)
+        source = open_source(config["data"]["source"], "train", modality="speech")
+        texts = [source.field(i, "transcript") for i in range(len(source))]
+        words = [transcribe.transcript_of(t, characters, source.uri).split() for t in texts]
+        ngrams.write_arpa(ngrams.train(words, 3), arpa)
+    options = {"scoring.lm": str(arpa), "scoring.beam": 10}
+    tried = {"scoring.lm_weight": [0.5, 1.5, 3.0], "scoring.word_score": [0.0, 2.0]}
+    dev = evaluate.evaluate(str(workdirs[0]), {"data.eval_split": "dev", **options, **tried})
+    options |= {f"scoring.{k}": dev["scores"]["dev"][k] for k in ("lm_weight", "word_score")}
+    found = [evaluate.evaluate(str(w), options)["scores"]["test"] for w in workdirs]
+    return {key: [scores[key] for scores in found] for key in ("cer_lm", "wer_lm")}
+
+
+def line(name: str, start: str) -> None:
+    """Makes launch/grid/NAME-START.json."""
+    task = TASKS[name]
+    scores = finetune(name, start)
+    if "wer_lm" in task.metrics:
+        for share, found in scores.items():
+            workdirs = [RUNS / name / f"{start}-{share}-{seed}" for seed in range(SEEDS)]
+            found |= with_language(name, workdirs)
+    result = {"scores": scores, "date": datetime.date.today().isoformat()}
+    (FOLDER / f"{name}-{start}.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+# All of them --------------------------------------------------------------------------------------
+
+
+def missing() -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """(task, version) of pretraining, then (task, start) of lines, that are still to be made."""
+    lines = [
+        (name, start) for name, task in TASKS.items() for start in task.starts
+        if not (FOLDER / f"{name}-{start}.json").exists()
+    ]  # fmt: skip
+    # From scratch, too, texts are read with the tokenizer of 2.0.
+    wanted = {(name, "v1" if start == "v1" else "v2") for name, start in lines}
+    ready = {(n, v) for n, v in wanted if (RUNS / n / v / "done").exists()}
+    return sorted(wanted - ready), lines
+
+
+def run_all(jobs: list[list[str]]) -> list[str]:
+    """Runs this script with each list of options, JOBS at a time; names of those that failed."""
+    cores = sorted(os.sched_getaffinity(0))
+    share = max(1, len(cores) // JOBS)
+    free = [cores[i * share : (i + 1) * share] for i in range(JOBS)]
+    lock = threading.Lock()
+
+    def one(options):
+        with lock:
+            mine = free.pop()
+        began, log = time.time(), RUNS / f"{'-'.join(options).strip('-')}.log"
+        with log.open("w") as file:
+            cache = {"JAX_COMPILATION_CACHE_DIR": str(RUNS / ".cache")}
+            pages = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # as launch/local.sh
+            done = subprocess.run(
+                ["taskset", "-c", ",".join(map(str, mine)), sys.executable, __file__, *options],
+                stdout=file, stderr=file, env=cache | pages | os.environ,
+            )  # fmt: skip
+        with lock:
+            free.append(mine)
+        how = f"failed, see {log}" if done.returncode else "done"
+        print(f"{' '.join(options)}: {how}, {time.time() - began:.0f} s", flush=True)
+        return [" ".join(options)] if done.returncode else []
+
+    with ThreadPoolExecutor(JOBS) as pool:
+        return sum(pool.map(one, jobs), [])
+
+
+def known() -> dict[str, dict[str, Any]]:
+    """'TASK-START' -> what is kept of every line."""
+    return {p.stem: json.loads(p.read_text()) for p in sorted(FOLDER.glob("*-*.json"))}
+
+
+def spread(values: list[float]) -> str:
+    """'82.1 (81.0 to 83.3)', in per cent."""
+    percent = [100 * v for v in values]
+    return f"{statistics.mean(percent):.1f} ({min(percent):.1f} to {max(percent):.1f})"
+
+
+NAMES = {
+    "accuracy": "accuracy", "macro_f1": "macro F1", "cer": "character errors",
+    "wer": "word errors", "cer_lm": "character errors, trigram", "wer_lm": "word errors, trigram",
+}  # fmt: skip
+
+
+def table(kind: str, results: Mapping[str, Any]) -> str:
+    """Tasks, shares and scores down, starts across; bold where all seeds beat all from scratch."""
+    tasks = {name: task for name, task in TASKS.items() if task.table == kind}
+    starts = list(dict.fromkeys(s for task in tasks.values() for s in task.starts))
+    lines = ["| task | labels | score | " + " | ".join(STARTS[s] for s in starts) + " |"]
+    lines.append("|" + " --- |" * (3 + len(starts)))
+    for name, task in tasks.items():
+        found = {s: results[f"{name}-{s}"]["scores"] for s in starts if f"{name}-{s}" in results}
+        title = task.title
+        for share in task.shares:
+            for metric in task.metrics:
+                cells = []
+                values = {s: scores[f"{share:g}"][metric] for s, scores in found.items()}
+                for s in starts:
+                    text = spread(values[s]) if s in values else "not run"
+                    better = s != "scratch" and {s, "scratch"} <= values.keys() and (
+                        max(values[s]) < min(values["scratch"]) if "er" in metric.split("_")[0]
+                        else min(values[s]) > max(values["scratch"])
+                    )  # fmt: skip
+                    cells.append(f"**{text}**" if better else text)
+                label = f"{100 * share:g} %" if metric == task.metrics[0] else ""
+                lines.append(f"| {title} | {label} | {NAMES[metric]} | {' | '.join(cells)} |")
+                title = ""
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--tables", action="store_true")
+    parser.add_argument("--pretrain", nargs=2, metavar=("TASK", "VERSION"), help="one, by itself")
+    parser.add_argument("--line", nargs=2, metavar=("TASK", "START"), help="one, by itself")
+    options = parser.parse_args()
+    FOLDER.mkdir(exist_ok=True)
+    RUNS.mkdir(parents=True, exist_ok=True)
+    if options.pretrain:
+        name, version = options.pretrain
+        pretrain(name, version)
+        (RUNS / name / version / "done").touch()
+        return
+    if options.line:
+        line(*options.line)
+        return
+    failed = []
+    if not options.tables:
+        first, then = missing()
+        failed = run_all([["--pretrain", *job] for job in first])
+        failed += run_all([["--line", *job] for job in then]) if not failed else []
+    results = known()
+    if failed:
+        sys.exit(f"error: {len(failed)} failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()

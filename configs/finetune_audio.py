@@ -3,7 +3,8 @@
     python -m data2vec_jax.train --config=configs/finetune_audio.py:base --workdir=DIR \
         --start=PRETRAINED --config.data.source=folder:/data/sounds --config.head.classes=N
 
-Variant: base. PRETRAINED: a workdir, or what `python -m data2vec_jax.convert ... --to=jax` wrote.
+Variants: base; demo (a minute on a CPU; a network as configs/demo.py:speech has, for a folder of
+your own). PRETRAINED: a workdir, or what `python -m data2vec_jax.convert ... --to=jax` wrote.
 Sounds of several classes each: a manifest with a column `labels` (numbers, '0,17'),
 head.problem=multi_label_classification and scoring.metrics=('mean_average_precision',).
 Numbers: the authors' audio classification, whose mixing of sounds and pooling are not here.
@@ -13,8 +14,8 @@ from ml_collections import ConfigDict, config_dict
 
 
 def get_config(variant: str = "base") -> ConfigDict:
-    if variant != "base":
-        raise ValueError(f"no variant '{variant}' in {__name__}; choose from base")
+    if variant not in ("base", "demo"):
+        raise ValueError(f"no variant '{variant}' in {__name__}; choose from base, demo")
     steps = 30_000
     c = ConfigDict(
         dict(
@@ -45,4 +46,19 @@ def get_config(variant: str = "base") -> ConfigDict:
     c.optim.frozen = (r"^frontend/(conv\d+/|norm\d+/|time_norm/)",)
     c.mesh = dict(data=-1, fsdp=1, slices=config_dict.placeholder(int))
     c.checkpoint = dict(every=1_000, keep=1)
+    if variant == "demo":
+        c.update(total_steps=300, log_every=10, eval_every=100, dtype="float32")
+        c.model.update(width=96, dropout=0.0, positions=dict(depth=2, width=10, groups=8))
+        c.model.update(mask_embedding=False)
+        c.model.alibi = dict(scale=1.0, learned=True, per_head=True, per_layer=False)
+        c.model.frontend = dict(convs=((32, 20, 10), (64, 11, 4), (64, 4, 4), (64, 2, 2)))
+        c.model.encoder = dict(depth=4, heads=4, mlp=192, norm="post", initializer="small")
+        c.model_changes = dict(encoder=dict(dropout=0.1))
+        c.head.projection = 96
+        c.examples.seconds = (2.0,)
+        c.data.update(batch_size=16, workers=0)
+        c.loss.time_prob = 0.0
+        c.schedule.update(peak=1e-3, warmup=0.1)
+        c.optim.frozen = ()
+        c.checkpoint.every = 100
     return c

@@ -89,10 +89,10 @@ def get_config(variant: str = "10h") -> ConfigDict:
 
 def _small(c: ConfigDict, variant: str) -> None:
     """The network of configs/demo.py:speech, on 14 minutes of Russian."""
-    c.update(total_steps=300, log_every=10, eval_every=100, dtype="float32", characters=RUSSIAN)
+    c.update(total_steps=1_500, log_every=10, eval_every=500, dtype="float32", characters=RUSSIAN)
     c.model.update(width=96, positions=dict(depth=2, width=10, groups=8), mask_embedding=False)
     c.model.alibi = dict(scale=1.0, learned=True, per_head=True, per_layer=False)
-    c.model.frontend = dict(convs=((64, 10, 5), *((64, 3, 2),) * 4, *((64, 2, 2),) * 2))
+    c.model.frontend = dict(convs=((32, 20, 10), (64, 11, 4), (64, 4, 4), (64, 2, 2)))
     c.model.encoder = dict(depth=4, heads=4, mlp=192, norm="post", initializer="small")
     c.model_changes.frontend.gradient = 1.0  # the demo's pretraining is short: all of it learns
     c.model_changes.encoder.update(activation_dropout=0.0, layerdrop=0.0)
@@ -101,8 +101,9 @@ def _small(c: ConfigDict, variant: str) -> None:
     c.data.update(
         source="samples:speech", split="train", eval_split="test", batch_size=8, workers=0
     )
-    c.loss.update(time_prob=0.2, channel_prob=0.1, channel_width=8, freeze_updates=0)
-    c.schedule.update(peak=2e-3)
+    # Without masks and at half the rate of the others: else a thousand updates end in blanks only.
+    c.loss.update(time_prob=0.0, channel_prob=0.0, freeze_updates=0)
+    c.schedule.update(peak=1e-3)
     c.optim.frozen = ()
     c.checkpoint.every = 100
     if variant == "smoke":

@@ -2,14 +2,15 @@
 
     python launch/corpora.py [FOLDER]        default: runs/corpora; 0.5 GB of downloads, 5 minutes
 
-| made here       | from                       | is                                                |
-| --------------- | -------------------------- | ------------------------------------------------- |
-| russian.tsv     | Debian's festvox-ru        | 620 read sentences, 99 minutes, with transcripts  |
-| languages.tsv   | tuxpaint-stamps-default    | 4,500 spoken captions in five languages           |
-| emoji.tsv       | npm's emoji-datasource-google | 3,800 drawings of 64 pixels, 9 classes         |
-| sections.csv    | Debian's package index     | 11,700 descriptions and their 16 sections         |
-| descriptions.csv | the same                  | 58,000 descriptions, those held out above left out |
-| glosses.csv     | Debian's wordnet-base      | 117,600 glosses, 45 classes                       |
+| made here        | from                    | is                                                |
+| ---------------- | ----------------------- | ------------------------------------------------- |
+| russian.tsv      | Debian's festvox-ru     | 620 read sentences cut at pauses, and transcripts |
+| languages.tsv    | tuxpaint-stamps-default | 3,900 spoken captions in five languages           |
+| emoji.tsv        | npm's emoji-datasource- | 3,800 drawings of 64 pixels, 9 classes            |
+|                  | google                  |                                                   |
+| sections.csv     | Debian's package index  | 11,800 descriptions and their 16 sections         |
+| descriptions.csv | the same                | 58,800 descriptions, without those held out above |
+| glosses.csv      | Debian's wordnet-base   | 117,700 glosses, 45 classes                       |
 
 Each table has a column `split`, train or test; what belongs together (a picture's captions, an
 emoji's skins, packages of one source) is in one of them. The licences are those of the packages;
@@ -67,17 +68,52 @@ def package(folder: Path, name: str) -> Path:
     return place
 
 
+VOWELS, VOWEL_PHONES = "аеёиоуыэюя", "aeiouy"
+PARTICLES = "ж", "б", "ль"  # without a vowel, and spoken with the word before
+
+
+def phrases(text: str, phones: Sequence[tuple[float, str]]) -> list[tuple[float, float, str]]:
+    """A sentence cut at its pauses -> (start, end in seconds, words) of phrases of 1.2 s or more.
+
+    phones: (end in seconds, name), pauses are 'pau'. Each vowel letter of Russian is one vowel
+    phone, so a pause is where the words before it have as many vowels as the phones before it.
+    """
+    words = re.sub(r"[^а-яё ]", "", text.lower().replace("-", " ")).split()
+    counts = [0]
+    for word in words:
+        counts.append(counts[-1] + sum(letter in VOWELS for letter in word))
+    if counts[-1] != sum(name[0] in VOWEL_PHONES for _, name in phones):
+        return []
+    found, start, first, vowels, before = [], 0.0, 0, 0, 0.0
+    for end, name in phones:
+        if name == "pau" and vowels in counts:
+            cut, last = (before + end) / 2, counts.index(vowels)
+            while last < len(words) and words[last] in PARTICLES:
+                last += 1
+            if last > first and cut - start >= 1.2:
+                found.append((start, cut, " ".join(words[first:last])))
+                start, first = cut, last
+        vowels, before = vowels + (name[0] in VOWEL_PHONES), end
+    return found  # a shorter rest is left out
+
+
 def russian(folder: Path) -> None:
-    """Sentences of one reader; the last 60 are held out, and 40 before them to choose weights."""
+    """Phrases of one reader; the last 60 sentences are held out, 40 before them choose weights."""
     (voice,) = package(folder, "festvox-ru").glob("usr/share/festival/voices/russian/*")
-    text = (voice / "etc/txt.done.data").read_text(encoding="utf-8")
-    found = sorted(re.findall(r'\( (\S+) "(.*)" \)', text))
+    sentences = (voice / "etc/txt.done.data").read_text(encoding="utf-8")
+    sentences = sorted(re.findall(r'\( (\S+) "(.*)" \)', sentences))
+    (folder / "russian").mkdir(exist_ok=True)
     rows = []
-    for number, (name, words) in enumerate(found):
-        path = (voice / f"wav/{name}.wav").relative_to(folder)
-        left = len(found) - number
+    for number, (name, text) in enumerate(sentences):
+        left = len(sentences) - number
         split = "test" if left <= 60 else "dev" if left <= 100 else "train"
-        rows.append((str(path), words.replace("+", ""), split))  # '+' marks the stress
+        lines = (voice / f"lab/{name}.lab").read_text().splitlines()[1:]
+        phones = [(float(line.split()[0]), line.split()[2]) for line in lines]
+        audio, rate = soundfile.read(voice / f"wav/{name}.wav", dtype="int16")
+        for part, (start, end, words) in enumerate(phrases(text, phones)):
+            path = folder / f"russian/{name}-{part}.flac"
+            soundfile.write(path, audio[round(start * rate) : round(end * rate)], rate)
+            rows.append((f"russian/{path.name}", words, split))
     write(folder / "russian.tsv", ("path", "transcript", "split"), rows)
 
 
@@ -117,23 +153,20 @@ def emoji(folder: Path) -> None:
     if not place.is_dir():
         unfinished = folder / "emoji.unfinished"
         unfinished.mkdir(exist_ok=True)
-        subprocess.run(["npm", "pack", "--silent", "emoji-datasource-google@16.0.0"], cwd=unfinished,
-                       check=True, stdout=subprocess.DEVNULL)  # fmt: skip
+        fetch = ["npm", "pack", "--silent", "emoji-datasource-google@16.0.0"]
+        subprocess.run(fetch, cwd=unfinished, check=True, stdout=subprocess.DEVNULL)
         (file,) = unfinished.glob("*.tgz")
         members = "package/emoji.json", "package/img/google/64"
         subprocess.run(["tar", "-xzf", file.name, *members], cwd=unfinished, check=True)
         file.unlink()
         unfinished.rename(place)
-    pictures, rows = folder / "emoji64", []
+    source, pictures, rows = place / "package/img/google/64", folder / "emoji64", []
     pictures.mkdir(exist_ok=True)
     for entry in json.loads((place / "package/emoji.json").read_text()):
         if entry["category"] == "Component":
             continue
         for drawn in (entry, *entry.get("skin_variations", {}).values()):
-            path, target = (
-                place / "package/img/google/64" / drawn["image"],
-                pictures / drawn["image"],
-            )
+            path, target = source / drawn["image"], pictures / drawn["image"]
             if not path.exists():
                 continue
             if not target.exists():

@@ -28,7 +28,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # a checkout need not be installed
 
-from pages import fill
+from pages import fill  # noqa: E402
 
 FOLDER = ROOT / "launch/grid"
 RUNS = ROOT / "runs/grid"
@@ -36,8 +36,10 @@ CORPORA = ROOT / "runs/corpora"
 PICTURE = ROOT / "launch/grid.svg"
 SEEDS = 3
 JOBS = 2
-STARTS = {"scratch": "from scratch", "v1": "1.0", "v2": "2.0", "lora": "LoRA", "dora": "DoRA"}
-TABLES = ("full", "short", "adapters")
+STARTS = {
+    "scratch": "from scratch", "v1": "1.0", "v2": "2.0", "full": "all parameters", "lora": "LoRA",
+    "dora": "DoRA",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class Of:
 
     title: for the table. pretrain, finetune: variants of configs/demo.py and of a fine-tuning
     config, each with options. metrics: scores on the split test, the first is drawn. shares: of the
-    labels. starts: 'scratch', and what it is compared with. table: where it stands.
+    labels. starts: 'scratch', and what it is compared with. table: where it stands. steps: of
+    pretraining, by version. base: the task whose pretraining it is, if not its own.
     """
 
     title: str
@@ -58,30 +61,78 @@ class Of:
     starts: tuple[str, ...] = ("scratch", "v2")
     pretrain_options: Mapping[str, Any] = field(default_factory=dict)
     finetune_options: Mapping[str, Any] = field(default_factory=dict)
-    steps: Mapping[str, int] = field(default_factory=dict)  # of pretraining, by version
+    steps: Mapping[str, int] = field(default_factory=dict)
+    base: str | None = None
 
 
 FULL: dict[str, Any] = dict(
     table="full", shares=(0.01, 0.1, 1.0), starts=("scratch", "v1", "v2")
 )  # fmt: skip
-TEXT = {"examples.vocab_size": 4_000, "model.vocab_size": 4_000, "data.workers": 0}
+# Frames of 40 ms: characters of short phrases, on a CPU.
+CONVS = {"model.frontend": {"convs": ((32, 20, 10), (64, 11, 4), (64, 4, 4), (64, 4, 4))}}
+COLOURS = {
+    "model.image": 32, "model.mean": (0.5,) * 3, "model.std": (0.5,) * 3, "examples.image": 32,
+    "examples.channels": 3, "examples.flip": 0.5,
+}  # fmt: skip
+
+
+def tokens(vocabulary: int, table: str) -> dict[str, Any]:
+    """Options of a text config."""
+    sizes = {"examples.vocab_size": vocabulary, "model.vocab_size": vocabulary}
+    return {**source(table), **sizes, "data.split": "train"}
+
+
+def source(table: str) -> dict[str, Any]:
+    """Options of any config: a table of `corpora.py`."""
+    return {"data.source": f"manifest:{CORPORA}/{table}"}
+
+
 TASKS = {
     "digits": Of(
-        "MNIST digits (10 classes, 4,000 labels)", "vision", "finetune_imagenet.py:demo",
+        "MNIST digits: 10 classes, 4,000 labels", "vision", "finetune_imagenet.py:demo",
         ("accuracy",), **FULL,
-    ),
-    "russian": Of(
-        "Russian sentences (characters, 520 transcripts)", "speech", "finetune_librispeech.py:demo",
-        ("cer", "wer", "cer_lm", "wer_lm"), **FULL,
-        pretrain_options={"data.source": f"manifest:{CORPORA}/russian.tsv"},
-        finetune_options={"data.source": f"manifest:{CORPORA}/russian.tsv"},
+        finetune_options={"total_steps": 400}, steps={"v1": 900, "v2": 300},
     ),
     "sections": Of(
-        "Debian descriptions (16 sections, 9,400 labels)", "text", "finetune_text.py:demo",
+        "Debian descriptions: 16 sections, 9,400 labels", "text", "finetune_text.py:demo",
         ("accuracy", "macro_f1"), **FULL,
-        pretrain_options={"data.source": f"manifest:{CORPORA}/descriptions.csv", **TEXT},
+        pretrain_options=tokens(4_000, "descriptions.csv"),
         finetune_options={
-            "data.source": f"manifest:{CORPORA}/sections.csv", "head.classes": 16, **TEXT
+            **tokens(4_000, "sections.csv"), "head.classes": 16, "total_steps": 200
+        },
+    ),
+    "languages": Of(
+        "Spoken captions: 5 languages, 3,100 labels", "speech", "finetune_audio.py:demo",
+        ("accuracy", "macro_f1"),
+        pretrain_options={**source("languages.tsv"), "total_steps": 300},
+        finetune_options={**source("languages.tsv"), "head.classes": 5, "total_steps": 200},
+    ),
+    "emoji": Of(
+        "Emoji: 9 classes, 3,000 labels", "vision", "finetune_imagenet.py:demo", ("accuracy",),
+        pretrain_options={**source("emoji.tsv"), **COLOURS, "total_steps": 300},
+        finetune_options={
+            **source("emoji.tsv"), **COLOURS, "head.classes": 9, "total_steps": 300
+        },
+    ),
+    "glosses": Of(
+        "WordNet glosses: 45 classes, 94,000 labels", "text", "finetune_text.py:demo",
+        ("accuracy", "macro_f1"),
+        pretrain_options=tokens(4_000, "glosses.csv"),
+        finetune_options={**tokens(4_000, "glosses.csv"), "total_steps": 200},
+    ),
+    "adapters": Of(
+        "Debian descriptions, as above", "text", "finetune_text.py:demo", ("accuracy", "macro_f1"),
+        table="adapters", shares=(1.0,), starts=("full", "lora", "dora"), base="sections",
+        finetune_options={
+            **tokens(4_000, "sections.csv"), "head.classes": 16, "total_steps": 200
+        },
+    ),
+    "russian": Of(
+        "Russian phrases: characters, 2,092 transcripts (85 minutes)", "speech",
+        "finetune_librispeech.py:demo", ("cer", "wer", "cer_lm", "wer_lm"), **FULL,
+        pretrain_options={**source("russian.tsv"), **CONVS, "total_steps": 400},
+        finetune_options={
+            **source("russian.tsv"), **CONVS, "examples.seconds": (4.0,), "total_steps": 1_000
         },
     ),
 }  # fmt: skip
@@ -125,7 +176,7 @@ def finetune(name: str, start: str) -> dict[str, Any]:
     task, found = TASKS[name], {}
     programs: dict[Any, Any] = {}
     version = {"scratch": None, "v1": "v1"}.get(start, "v2")
-    begin = str(RUNS / name / version) if version else None
+    begin = str(RUNS / (task.base or name) / version) if version else None
     variant = task.finetune + (f"_{start}" if start in ("lora", "dora") else "")
     for share in task.shares:
         runs = []
@@ -168,13 +219,19 @@ def with_language(name: str, workdirs: list[Path]) -> dict[str, list[float]]:
 
 def line(name: str, start: str) -> None:
     """Makes launch/grid/NAME-START.json."""
+    from data2vec_jax import evaluate
+
     task = TASKS[name]
     scores = finetune(name, start)
     if "wer_lm" in task.metrics:
         for share, found in scores.items():
             workdirs = [RUNS / name / f"{start}-{share}-{seed}" for seed in range(SEEDS)]
             found |= with_language(name, workdirs)
-    result = {"scores": scores, "date": datetime.date.today().isoformat()}
+    first = evaluate.evaluate(str(RUNS / name / f"{start}-{task.shares[0]:g}-0"), {})
+    result = {
+        "scores": scores, "date": datetime.date.today().isoformat(),
+        **{key: first[key] for key in ("parameters", "trained_parameters")},
+    }  # fmt: skip
     (FOLDER / f"{name}-{start}.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
@@ -188,7 +245,7 @@ def missing() -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
         if not (FOLDER / f"{name}-{start}.json").exists()
     ]  # fmt: skip
     # From scratch, too, texts are read with the tokenizer of 2.0.
-    wanted = {(name, "v1" if start == "v1" else "v2") for name, start in lines}
+    wanted = {(TASKS[n].base or n, "v1" if start == "v1" else "v2") for n, start in lines}
     ready = {(n, v) for n, v in wanted if (RUNS / n / v / "done").exists()}
     return sorted(wanted - ready), lines
 
@@ -218,7 +275,7 @@ def run_all(jobs: list[list[str]]) -> list[str]:
         return [" ".join(options)] if done.returncode else []
 
     with ThreadPoolExecutor(JOBS) as pool:
-        return sum(pool.map(one, jobs), [])
+        return [name for names in pool.map(one, jobs) for name in names]
 
 
 def known() -> dict[str, dict[str, Any]]:
@@ -238,30 +295,86 @@ NAMES = {
 }  # fmt: skip
 
 
+def errors(metric: str) -> bool:
+    """Whether less is better."""
+    return metric.startswith(("cer", "wer"))
+
+
 def table(kind: str, results: Mapping[str, Any]) -> str:
     """Tasks, shares and scores down, starts across; bold where all seeds beat all from scratch."""
     tasks = {name: task for name, task in TASKS.items() if task.table == kind}
     starts = list(dict.fromkeys(s for task in tasks.values() for s in task.starts))
-    lines = ["| task | labels | score | " + " | ".join(STARTS[s] for s in starts) + " |"]
+    lines = ["| task | labels | score, % | " + " | ".join(STARTS[s] for s in starts) + " |"]
     lines.append("|" + " --- |" * (3 + len(starts)))
     for name, task in tasks.items():
         found = {s: results[f"{name}-{s}"]["scores"] for s in starts if f"{name}-{s}" in results}
         title = task.title
         for share in task.shares:
             for metric in task.metrics:
-                cells = []
                 values = {s: scores[f"{share:g}"][metric] for s, scores in found.items()}
+                sign = -1 if errors(metric) else 1
+                cells = []
                 for s in starts:
                     text = spread(values[s]) if s in values else "not run"
                     better = s != "scratch" and {s, "scratch"} <= values.keys() and (
-                        max(values[s]) < min(values["scratch"]) if "er" in metric.split("_")[0]
-                        else min(values[s]) > max(values["scratch"])
+                        min(sign * v for v in values[s]) > max(sign * v for v in values["scratch"])
                     )  # fmt: skip
                     cells.append(f"**{text}**" if better else text)
                 label = f"{100 * share:g} %" if metric == task.metrics[0] else ""
                 lines.append(f"| {title} | {label} | {NAMES[metric]} | {' | '.join(cells)} |")
                 title = ""
     return "\n".join(lines)
+
+
+def adapters(results: Mapping[str, Any]) -> str:
+    """Full fine-tuning and adapters, a row each."""
+    task = TASKS["adapters"]
+    lines = ["| learns | accuracy, % | macro F1, % | trained parameters | seconds of training |"]
+    lines.append("|" + " --- |" * 5)
+    for start in task.starts:
+        if f"adapters-{start}" in results:
+            result = results[f"adapters-{start}"]
+            found = result["scores"]["1"]
+            seconds = statistics.fmean(found["seconds"])
+            lines.append(
+                f"| {STARTS[start]} | {spread(found['accuracy'])} | {spread(found['macro_f1'])} | "
+                f"{result['trained_parameters']:,} of {result['parameters']:,} | {seconds:.0f} |"
+            )
+    return "\n".join(lines)
+
+
+def draw(results: Mapping[str, Any]) -> None:
+    """A panel for each task of the full grid: its first score against the share of the labels."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "data2vec"  # the same picture from the same numbers
+    from matplotlib import pyplot as plt
+
+    tasks = {name: task for name, task in TASKS.items() if task.table == "full"}
+    figure, panels = plt.subplots(1, len(tasks), figsize=(4.2 * len(tasks), 3.4))
+    colours = {"scratch": "#868e96", "v1": "#1971c2", "v2": "#e8590c"}
+    for panel, (name, task) in zip(panels, tasks.items(), strict=True):
+        for start in task.starts:
+            if f"{name}-{start}" not in results:
+                continue
+            scores = results[f"{name}-{start}"]["scores"]
+            values = [[100 * v for v in scores[f"{x:g}"][task.metrics[0]]] for x in task.shares]
+            means = [statistics.fmean(v) for v in values]
+            shares, colour = [100 * x for x in task.shares], colours[start]
+            panel.plot(shares, means, "o-", color=colour, label=STARTS[start])
+            low, high = [min(v) for v in values], [max(v) for v in values]
+            panel.fill_between(shares, low, high, color=colour, alpha=0.2, linewidth=0)
+        panel.set_xscale("log")
+        panel.set_xticks([100 * x for x in task.shares], [f"{100 * x:g} %" for x in task.shares])
+        panel.minorticks_off()
+        panel.set_title(task.title.split(":")[0], fontsize=10)
+        panel.set_xlabel("labels used")
+        panel.set_ylabel(f"{NAMES[task.metrics[0]]}, %")
+        panel.grid(True, color="#e9ecef")
+    panels[0].legend()
+    figure.tight_layout()
+    figure.savefig(PICTURE, metadata={"Date": None})
 
 
 def main() -> None:
@@ -286,6 +399,9 @@ def main() -> None:
         failed = run_all([["--pretrain", *job] for job in first])
         failed += run_all([["--line", *job] for job in then]) if not failed else []
     results = known()
+    tables = {f"grid of {kind}": table(kind, results) for kind in ("full", "short")}
+    fill(ROOT / "README.md", tables | {"grid of adapters": adapters(results)})
+    draw(results)
     if failed:
         sys.exit(f"error: {len(failed)} failed: {', '.join(failed)}")
 

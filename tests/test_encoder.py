@@ -102,6 +102,17 @@ def test_accumulated_targets_are_the_mean_of_the_collected(what, top_k):
     np.testing.assert_array_equal(lean.targets, out.targets)
 
 
+def test_a_small_start_has_xaviers_queries_keys_and_values():
+    """N(0, 0.02) but for these, whose variance is 2 / (D + 3 D): at D = 768 nearly the same."""
+    for width, spread in ((96, 0.0722), (768, 0.0255)):
+        encoder = Encoder(1, width, 4, 2 * width, initializer="small")
+        x = jnp.zeros((1, 2, width))
+        blocks = encoder.init(jax.random.key(0), x)["params"]["blocks"]
+        assert np.std(blocks["qkv"]["kernel"]) == pytest.approx(spread, rel=0.02)
+        for name in ("out", "up", "down"):
+            assert np.std(blocks[name]["kernel"]) == pytest.approx(0.02, rel=0.02)
+
+
 @pytest.mark.parametrize("remat", ["dots", "full"])
 def test_remat_changes_nothing(remat):
     plain, params, x = setup(dropout=0.1, attention_dropout=0.1)

@@ -245,6 +245,11 @@ def test_error_rates_of_the_best_path_and_of_a_beam_search(tmp_path):
         said[:2], Said(texts[:2]), characters=characters, lm=str(tmp_path / "lm.arpa")
     )
     assert found["wer"] == 1 / 3 and found["wer_lm"] == found["cer_lm"] == 0.0
+    found = transcribe.score(  # of the weights that are tried, 0 leaves CBB as it is
+        said, Said(texts), characters=characters, lm=str(tmp_path / "lm.arpa"),
+        lm_weight=[0.0, 2.0], word_score=-1.0,
+    )  # fmt: skip
+    assert (found["lm_weight"], found["word_score"], found["wer_lm"]) == (2.0, -1.0, 1 / 4)
 
 
 def test_long_utterances_are_windows_whose_frames_fit_together():

@@ -1,0 +1,88 @@
+"""The grid on real corpora: how sentences are cut and splits drawn, and what the tables say."""
+
+import importlib
+
+import pytest
+
+corpora = importlib.import_module("corpora")
+grid = importlib.import_module("grid")
+demo = importlib.import_module("configs.demo")
+
+
+def spoken(*names):
+    """Phones of a third of a second each."""
+    return [((i + 1) / 3, name) for i, name in enumerate(names)]
+
+
+def test_a_sentence_is_cut_at_its_pauses():
+    """Vowels tell where a pause is: 'в' goes with the word after it, 'ж' with the word before."""
+    phones = spoken(
+        "pau", "a", "n", "aa", "zh", "pau", "v", "d", "oo", "m", "i", "pau", "s", "p", "i", "t",
+        "pau",
+    )  # fmt: skip
+    found = corpora.phrases("Она ж, в доме спит.", phones)
+    assert [words for *_, words in found] == ["она ж", "в доме", "спит"]
+    starts, ends = [x[0] for x in found], [x[1] for x in found]
+    assert starts[0] == 0 and starts[1:] == ends[:-1]  # nothing is lost between them
+    assert ends == pytest.approx([(5 + 6) / 2 / 3, (11 + 12) / 2 / 3, (16 + 17) / 2 / 3])
+
+
+def test_short_phrases_are_joined_and_wrong_alignments_left_out():
+    phones = spoken("a", "pau", "o", "pau", "u", "n", "n", "pau")
+    assert [x[2] for x in corpora.phrases("а о ун", phones)] == ["а о ун"]
+    assert corpora.phrases("а о", phones) == []  # another number of vowels
+
+
+def test_what_is_held_out_does_not_depend_on_the_rest():
+    names = [f"name{i}" for i in range(4_000)]
+    chosen = [n for n in names if corpora.held_out(n) == "test"]
+    assert 0.18 < len(chosen) / len(names) < 0.22
+    assert corpora.held_out("name0") == corpora.held_out("name0", 0.2)
+
+
+def results(scratch, v2):
+    """Of the digits alone."""
+    lines = {"digits-scratch": scratch, "digits-v2": v2}
+    shares = ("0.01", "0.1", "1")
+    return {k: {"scores": {s: {"accuracy": v} for s in shares}} for k, v in lines.items()}
+
+
+def test_bold_is_better_with_every_seed():
+    table = grid.table("full", results([0.5, 0.6], [0.61, 0.7]))
+    assert "| 55.0 (50.0 to 60.0) | not run | **65.5 (61.0 to 70.0)** |" in table
+    assert "**" not in grid.table("full", results([0.5, 0.6], [0.6, 0.7]))
+    assert grid.errors("wer_lm") and not grid.errors("accuracy")
+
+
+def test_a_line_waits_for_its_pretraining(tmp_path, monkeypatch):
+    monkeypatch.setattr(grid, "FOLDER", tmp_path)
+    monkeypatch.setattr(grid, "RUNS", tmp_path / "runs")
+    for name, task in grid.TASKS.items():
+        for start in task.starts:
+            if (name, start) not in (("digits", "v1"), ("adapters", "dora")):
+                (tmp_path / f"{name}-{start}.json").write_text("{}")
+    first, lines = grid.missing()
+    assert lines == [("digits", "v1"), ("adapters", "dora")]
+    assert first == [("digits", "v1"), ("sections", "v2")]
+    (tmp_path / "runs/digits/v1").mkdir(parents=True)
+    (tmp_path / "runs/digits/v1/done").touch()
+    assert grid.missing()[0] == [("sections", "v2")]
+
+
+@pytest.mark.parametrize("name", grid.TASKS)
+def test_configs_of_the_grid_are_complete(name):
+    task = grid.TASKS[name]
+    for version in ("v1", "v2"):
+        grid.configured(f"demo.py:{task.pretrain},{version}", task.pretrain_options)
+    grid.configured(task.finetune, task.finetune_options)
+    with pytest.raises(SystemExit, match=r"no option head\.clases"):
+        grid.configured(task.finetune, {"head.clases": 3})
+
+
+@pytest.mark.parametrize("modality", ["speech", "vision", "text"])
+def test_both_versions_of_the_demo_have_one_network(modality):
+    """So that one network from scratch is what both are compared with."""
+    old, new = (demo.get_config(f"{modality},{v}").model.to_dict() for v in ("v1", "v2"))
+    for only in ("decoder", "head", "teacher_sees", "leave", "random", "types"):
+        old.pop(only, None), new.pop(only, None)
+    assert old == new

@@ -3,10 +3,11 @@
     python -m data2vec_jax.train --config=configs/finetune_librispeech.py:10h --workdir=DIR \
         --start=PRETRAINED --config.data.source=librispeech:/data
 
-Variants: 10m, 1h, 10h, 100h, 960h (base); with ",large" the large ones; demo (two minutes on a CPU,
-on the Russian speech shipped inside; start from a run of configs/demo.py:speech or :speech,v2),
-smoke. PRETRAINED: a workdir, or what `python -m data2vec_jax.convert ... --to=jax` wrote. With a
-4-gram of words: --config.scoring.lm=4-gram.arpa.gz and the weights of the paper for the split.
+Variants: 10m, 1h, 10h, 100h, 960h (base); with ",large" the large ones; demo (minutes on a CPU, on
+the Russian speech shipped inside; start from a run of configs/demo.py:speech or :speech,v2; it
+shows the way, but learns little more than blanks in that time: see launch/grid.py), smoke.
+PRETRAINED: a workdir, or what `python -m data2vec_jax.convert ... --to=jax` wrote. With a 4-gram of
+words: --config.scoring.lm=4-gram.arpa.gz and the weights of the paper for the split.
 Numbers: base_*.yaml and vox_*.yaml of the authors (config/finetuning of wav2vec 2.0).
 """
 
@@ -89,7 +90,7 @@ def get_config(variant: str = "10h") -> ConfigDict:
 
 def _small(c: ConfigDict, variant: str) -> None:
     """The network of configs/demo.py:speech, on 14 minutes of Russian."""
-    c.update(total_steps=1_500, log_every=10, eval_every=500, dtype="float32", characters=RUSSIAN)
+    c.update(total_steps=300, log_every=10, eval_every=100, dtype="float32", characters=RUSSIAN)
     c.model.update(width=96, positions=dict(depth=2, width=10, groups=8), mask_embedding=False)
     c.model.alibi = dict(scale=1.0, learned=True, per_head=True, per_layer=False)
     c.model.frontend = dict(convs=((32, 20, 10), (64, 11, 4), (64, 4, 4), (64, 2, 2)))

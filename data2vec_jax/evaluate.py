@@ -1,4 +1,4 @@
-"""Scores of fine-tuned checkpoints: a table, JSON and Markdown.
+"""Scores of fine-tuned checkpoints, and probes of pretrained ones: a table, JSON and Markdown.
 
     python -m data2vec_jax.evaluate WORKDIR... [--json=FILE] [--markdown=FILE]
     python -m data2vec_jax.evaluate --compare NAME=WORKDIR,WORKDIR... NAME=... [...]
@@ -6,8 +6,12 @@
 Runs that differ in their seed alone share a row: mean, and range over the seeds. With --compare
 each argument is a row: a workdir, several joined by commas, or a folder of workdirs, maybe with a
 name before `=`. `--set data.eval_split=test-clean,test-other scoring.lm=4-gram.arpa` evaluates on
-something else than the training run did; with `data.eval_split=dev-other scoring.lm=4-gram.arpa
-scoring.lm_weight=[1,2,3] scoring.word_score=[-1,0,1]` the best weights of a language model are found.
+something else than the training run did. `scoring.lm_weight=[1,2,3] scoring.word_score=[-1,0,1]`
+finds the best weights of a language model, on `data.eval_split=dev-other`, say.
+
+Of a run of pretraining the frozen encoder is probed, beside an untrained one: linear classifier,
+k-NN, and attention pooling where an example has one label. `data.split` and `data.eval_split` (by
+default test) must have labels: a class, or aligned phones of speech.
 """
 
 import argparse
@@ -21,8 +25,10 @@ import jax
 import numpy as np
 
 from data2vec_jax import checkpoints, parallel
+from data2vec_jax.data.sources import open_source
 from data2vec_jax.errors import UserError, nearest, run_main
 from data2vec_jax.state import TrainState, matches, path_name
+from data2vec_jax.tasks import pretrain, probe
 from data2vec_jax.tasks.task import module_of
 
 SECTIONS = ("data", "scoring", "mesh")  # of a config, what may be changed here
@@ -47,8 +53,8 @@ def evaluate(workdir: str, changes: Mapping[str, Any]) -> dict[str, Any]:
     """
     config = checkpoints.load_config(workdir)
     folder = Path(config.pop("folder"))
-    if "task" not in config or "total_steps" not in config:
-        raise UserError(f"{workdir}: no run of fine-tuning, so there is nothing to score")
+    if "total_steps" not in config:
+        raise UserError(f"{workdir}: no run of training, so there is nothing to score")
     if (folder / "tokenizer").is_dir():
         config["examples"]["tokenizer"] = str(folder / "tokenizer")
     for key, value in changes.items():
@@ -57,20 +63,62 @@ def evaluate(workdir: str, changes: Mapping[str, Any]) -> dict[str, Any]:
             raise UserError(f"--set {key}: no such option{nearest(section, SECTIONS)}.KEY")
         config[section] = {**config.get(section, {}), name: value}
     mesh = parallel.make_mesh(**config["mesh"])
+    if "task" not in config:
+        return probed(workdir, folder, config, mesh)
     with jax.set_mesh(mesh):
         task = module_of(config).make(config)
         if not task.evals:
             raise UserError(f"{workdir}: config.data.eval_split names no held-out examples")
-        shapes = jax.eval_shape(task.init, jax.random.key(0))
-        places = parallel.shardings(shapes, mesh, **config.get("sharding", {}))
-        abstract = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, places
-        )
-        params = checkpoints.load_params(workdir, abstract)
+        params = stored(workdir, task, config, mesh)
         state = TrainState(np.int32(0), params, {}, (), jax.random.key(0))
         scores = {split: dict(run(state)) for split, run in task.evals.items()}
+    return record(folder, config, scores, params)
+
+
+def stored(workdir: str, task: Any, config: Mapping[str, Any], mesh: jax.sharding.Mesh) -> Any:
+    """Parameters of a run's newest checkpoint, on the mesh."""
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    places = parallel.shardings(shapes, mesh, **config.get("sharding", {}))
+    abstract = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, places
+    )
+    return checkpoints.load_params(workdir, abstract)
+
+
+def probed(
+    workdir: str, folder: Path, config: Mapping[str, Any], mesh: jax.sharding.Mesh
+) -> dict[str, Any]:
+    """Scores of a pretrained encoder, and of an untrained one; see `tasks.probe`."""
+    modality, model = pretrain.make_model(config)
+    data, options, split = config["data"], config["examples"], config["data"].get("eval_split")
+    sources = [
+        open_source(data["source"], name, modality=modality.name)
+        for name in (data["split"].split("+")[0], split or "test")
+    ]
+    for source in sources:
+        if not {"label", "phones"} & source[0].keys():
+            raise UserError(f"{source.uri}: its examples have no labels, so nothing can be probed")
+    like = modality.examples(sources[0], **options)
+    labelled = [modality.labelled(source, like, **options) for source in sources]
+    encode, scores = probe.make_encode(model), {}
+    with jax.set_mesh(mesh):
+        task = pretrain.outline(config)
+        params = stored(workdir, task, config, mesh)
+        for name, tree in (("", params), (" untrained", task.init(jax.random.key(config["seed"])))):
+            found = dict(probe.probe(encode, tree, *labelled))
+            if labelled[0].labels.ndim == 1:
+                parts = (probe.tokens(encode, tree, part) for part in labelled)
+                found["attentive_probe"] = probe.attentive(*parts)
+            scores |= {f"{key}{name}": value for key, value in found.items()}
+    return record(folder, config, {split or "test": dict(sorted(scores.items()))}, params)
+
+
+def record(
+    folder: Path, config: Mapping[str, Any], scores: Mapping[str, Any], params: Any
+) -> dict[str, Any]:
+    """What is known of one run."""
     frozen = config["optim"].get("frozen", ())
-    sizes = {path_name(p): x.size for p, x in jax.tree_util.tree_leaves_with_path(shapes)}
+    sizes = {path_name(p): x.size for p, x in jax.tree_util.tree_leaves_with_path(params)}
     return {
         "workdir": str(folder), "seed": config["seed"], "config": config, "scores": scores,
         "parameters": sum(sizes.values()),
@@ -209,7 +257,8 @@ def markdown(lines: Sequence[Sequence[str]], rows: Sequence[Mapping[str, Any]], 
         data, how = config["data"], config.get("start") or "scratch"
         share = "" if data.get("share", 1.0) == 1 else f" ({100 * data['share']:g} % of it)"
         text += [
-            "", f"`{row['name']}`: {config['task']} on `{data['source']}` {data['split']}{share}, "
+            "", f"`{row['name']}`: {config.get('task', 'pretraining')} on `{data['source']}` "
+            f"{data['split']}{share}, "
             f"from {how}, {config['total_steps']:,} updates of {data['batch_size']} rows, rate "
             f"{config['schedule']['peak']:g}, seeds {', '.join(map(str, row['seeds']))}.",
         ]  # fmt: skip

@@ -45,7 +45,7 @@ def test_scores_are_those_of_the_loop_and_seeds_share_a_row(runs, tmp_path, caps
         assert score["mean"] == pytest.approx(statistics.fmean(wanted), rel=1e-4)
         assert score["std"] == pytest.approx(statistics.stdev(wanted), rel=1e-2, abs=1e-4)
     assert second["workdirs"] == workdirs[2:] and second["scores"]["test loss"]["std"] == 0
-    assert second["trained_parameters"] == second["parameters"] > 20_000
+    assert second["trained_parameters"] == second["parameters"] > 15_000
     said = capsys.readouterr().out.splitlines()
     accuracy = [100 * line["accuracy"] for line in lines]
     low, high = f"{min(accuracy):.2f}", f"{max(accuracy):.2f}"
@@ -72,6 +72,28 @@ def test_other_examples_than_in_training(runs, tmp_path):
         evaluate.evaluate(str(runs / "b"), {"model.width": 3})
     with pytest.raises(UserError, match="no workdir"):
         evaluate.main([str(tmp_path)])
+
+
+def test_a_pretrained_encoder_is_probed_beside_an_untrained_one(tmp_path):
+    """At a rate of 0 they are the same encoder."""
+    config = importlib.import_module("configs.vision_v1").get_config("smoke")
+    config.update(total_steps=1, seed=3)
+    config.schedule.update(peak=0.0, floor=0.0)
+    config.data.eval_split = None
+    train.train(config.to_dict(), tmp_path / "a", verbose=False)
+    scores = evaluate.evaluate(str(tmp_path / "a"), {})["scores"]["test"]
+    probes = {"linear_probe", "knn", "attentive_probe"}
+    assert set(scores) == probes | {f"{name} untrained" for name in probes}
+    for name in probes:
+        assert scores[name] == scores[f"{name} untrained"] > 0.15  # of ten classes
+    (tmp_path / "texts.csv").write_text("text\none\ntwo\n")
+    with pytest.raises(UserError, match="no labels"):
+        config = importlib.import_module("configs.text_v1").get_config("smoke")
+        config.total_steps = 1
+        config.data.eval_split = None
+        train.train(config.to_dict(), tmp_path / "b", verbose=False)
+        source = {"data.source": f"manifest:{tmp_path}/texts.csv"}
+        evaluate.evaluate(str(tmp_path / "b"), {**source, "data.eval_split": "train"})
 
 
 @pytest.mark.parametrize(

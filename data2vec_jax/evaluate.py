@@ -23,13 +23,14 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from data2vec_jax import checkpoints, parallel
 from data2vec_jax.data.sources import open_source
 from data2vec_jax.errors import UserError, nearest, run_main
 from data2vec_jax.state import TrainState, matches, path_name
 from data2vec_jax.tasks import pretrain, probe
-from data2vec_jax.tasks.task import module_of
+from data2vec_jax.tasks.task import init_state, module_of
 
 SECTIONS = ("data", "scoring", "mesh")  # of a config, what may be changed here
 PLAIN = (" loss", " lm_weight", " word_score")  # ends of the names of what is no share
@@ -104,7 +105,8 @@ def probed(
     with jax.set_mesh(mesh):
         task = pretrain.outline(config)
         params = stored(workdir, task, config, mesh)
-        for name, tree in (("", params), (" untrained", task.init(jax.random.key(config["seed"])))):
+        untrained = init_state(task, optax.identity(), jax.random.key(config["seed"])).params
+        for name, tree in (("", params), (" untrained", untrained)):
             found = dict(probe.probe(encode, tree, *labelled))
             if labelled[0].labels.ndim == 1:
                 parts = (probe.tokens(encode, tree, part) for part in labelled)

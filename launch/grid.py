@@ -70,6 +70,8 @@ FULL: dict[str, Any] = dict(
 )  # fmt: skip
 # Frames of 40 ms: characters of short phrases, on a CPU.
 CONVS = {"model.frontend": {"convs": ((32, 20, 10), (64, 11, 4), (64, 4, 4), (64, 4, 4))}}
+# Of 1.0 as of 2.0 here, so that one network from scratch is what both are compared with.
+ALIBI = {"model.alibi": {"scale": 1.0, "learned": True, "per_head": True, "per_layer": False}}
 COLOURS = {
     "model.image": 32, "model.mean": (0.5,) * 3, "model.std": (0.5,) * 3, "examples.image": 32,
     "examples.channels": 3, "examples.flip": 0.5,
@@ -104,7 +106,7 @@ TASKS = {
     "languages": Of(
         "Spoken captions: 5 languages, 3,100 labels", "speech", "finetune_audio.py:demo",
         ("accuracy", "macro_f1"),
-        pretrain_options={**source("languages.tsv"), "total_steps": 300},
+        pretrain_options={**source("languages.tsv"), **ALIBI, "total_steps": 300},
         finetune_options={**source("languages.tsv"), "head.classes": 5, "total_steps": 200},
     ),
     "emoji": Of(
@@ -130,7 +132,7 @@ TASKS = {
     "russian": Of(
         "Russian phrases: characters, 2,092 transcripts (85 minutes)", "speech",
         "finetune_librispeech.py:demo", ("cer", "wer", "cer_lm", "wer_lm"), **FULL,
-        pretrain_options={**source("russian.tsv"), **CONVS, "total_steps": 400},
+        pretrain_options={**source("russian.tsv"), **CONVS, **ALIBI, "total_steps": 400},
         finetune_options={
             **source("russian.tsv"), **CONVS, "examples.seconds": (4.0,), "total_steps": 1_000
         },

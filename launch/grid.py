@@ -303,13 +303,18 @@ def errors(metric: str) -> bool:
 
 
 def table(kind: str, results: Mapping[str, Any]) -> str:
-    """Tasks, shares and scores down, starts across; bold where all seeds beat all from scratch."""
+    """Tasks, shares and scores down, starts across; bold where all seeds beat all from scratch.
+
+    Tasks of which no line has been made are left out.
+    """
     tasks = {name: task for name, task in TASKS.items() if task.table == kind}
     starts = list(dict.fromkeys(s for task in tasks.values() for s in task.starts))
     lines = ["| task | labels | score, % | " + " | ".join(STARTS[s] for s in starts) + " |"]
     lines.append("|" + " --- |" * (3 + len(starts)))
     for name, task in tasks.items():
         found = {s: results[f"{name}-{s}"]["scores"] for s in starts if f"{name}-{s}" in results}
+        if not found:
+            continue
         title = task.title
         for share in task.shares:
             for metric in task.metrics:
@@ -353,10 +358,13 @@ def draw(results: Mapping[str, Any]) -> None:
     matplotlib.rcParams["svg.hashsalt"] = "data2vec"  # the same picture from the same numbers
     from matplotlib import pyplot as plt
 
-    tasks = {name: task for name, task in TASKS.items() if task.table == "full"}
-    figure, panels = plt.subplots(1, len(tasks), figsize=(4.2 * len(tasks), 3.4))
+    tasks = {
+        name: task for name, task in TASKS.items()
+        if task.table == "full" and any(f"{name}-{start}" in results for start in task.starts)
+    }  # fmt: skip
+    figure, panels = plt.subplots(1, len(tasks), figsize=(4.2 * len(tasks), 3.4), squeeze=False)
     colours = {"scratch": "#868e96", "v1": "#1971c2", "v2": "#e8590c"}
-    for panel, (name, task) in zip(panels, tasks.items(), strict=True):
+    for panel, (name, task) in zip(panels[0], tasks.items(), strict=True):
         for start in task.starts:
             if f"{name}-{start}" not in results:
                 continue
@@ -374,7 +382,7 @@ def draw(results: Mapping[str, Any]) -> None:
         panel.set_xlabel("labels used")
         panel.set_ylabel(f"{NAMES[task.metrics[0]]}, %")
         panel.grid(True, color="#e9ecef")
-    panels[0].legend()
+    panels[0, 0].legend()
     figure.tight_layout()
     figure.savefig(PICTURE, metadata={"Date": None})
 

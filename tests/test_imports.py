@@ -27,7 +27,7 @@ INFRASTRUCTURE = (
 )
 LAYERS = {name: 0 for name in INFRASTRUCTURE} | {
     "models": 1, "objectives": 2, "modalities": 2, "tasks": 3,
-    "train": 4, "evaluate": 4, "plan": 4, "bench": 4, "peer": 4, "report": 4,
+    "train": 4, "evaluate": 4, "plan": 4, "bench": 4, "peer": 4, "report": 4, "lm": 4,
     "prepare": 4, "convert": 4,
 }  # fmt: skip
 

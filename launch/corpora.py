@@ -6,14 +6,14 @@
 | ---------------- | ----------------------- | ------------------------------------------------- |
 | russian.tsv      | Debian's festvox-ru     | 620 read sentences cut at pauses, and transcripts |
 | languages.tsv    | tuxpaint-stamps-default | 3,900 spoken captions in five languages           |
-| emoji.tsv        | npm's emoji-datasource- | 3,800 drawings of 64 pixels, 9 classes            |
+| emoji.tsv        | npm's emoji-datasource- | 1,900 drawings of 64 pixels, 9 classes            |
 |                  | google                  |                                                   |
 | sections.csv     | Debian's package index  | 11,800 descriptions and their 16 sections         |
 | descriptions.csv | the same                | 58,800 descriptions, without those held out above |
 | glosses.csv      | Debian's wordnet-base   | 117,700 glosses, 45 classes                       |
 
-Each table has a column `split`, train or test; what belongs together (a picture's captions, an
-emoji's skins, packages of one source) is in one of them. The licences are those of the packages;
+Each table has a column `split`, train or test; what belongs together (a picture's captions,
+packages of one source) is in one of them. The licences are those of the packages;
 some are copyleft, so nothing of this is shipped. Needs apt-get, dpkg-deb, npm and soundfile.
 """
 
@@ -148,7 +148,7 @@ def languages(folder: Path) -> None:
 
 
 def emoji(folder: Path) -> None:
-    """Drawings on white; those of one base are in one split. Two classes that are none left out."""
+    """Drawings on white; without people's other skins, which would be half of all."""
     place = folder / "emoji"
     if not place.is_dir():
         unfinished = folder / "emoji.unfinished"
@@ -165,16 +165,15 @@ def emoji(folder: Path) -> None:
     for entry in json.loads((place / "package/emoji.json").read_text()):
         if entry["category"] == "Component":
             continue
-        for drawn in (entry, *entry.get("skin_variations", {}).values()):
-            path, target = source / drawn["image"], pictures / drawn["image"]
-            if not path.exists():
-                continue
-            if not target.exists():
-                image = Image.open(path).convert("RGBA")
-                white = Image.new("RGBA", image.size, "white")
-                Image.alpha_composite(white, image).convert("RGB").save(target)
-            split = held_out(entry["unified"])
-            rows.append((f"emoji64/{drawn['image']}", entry["category"], split))
+        path, target = source / entry["image"], pictures / entry["image"]
+        if not path.exists():
+            continue
+        if not target.exists():
+            image = Image.open(path).convert("RGBA")
+            white = Image.new("RGBA", image.size, "white")
+            Image.alpha_composite(white, image).convert("RGB").save(target)
+        split = held_out(entry["unified"])
+        rows.append((f"emoji64/{entry['image']}", entry["category"], split))
     write(folder / "emoji.tsv", ("path", "label", "split"), rows)
 
 

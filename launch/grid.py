@@ -110,7 +110,7 @@ TASKS = {
         finetune_options={**source("languages.tsv"), "head.classes": 5, "total_steps": 200},
     ),
     "emoji": Of(
-        "Emoji: 9 classes, 3,000 labels", "vision", "finetune_imagenet.py:demo", ("accuracy",),
+        "Emoji: 9 classes, 1,500 labels", "vision", "finetune_imagenet.py:demo", ("accuracy",),
         pretrain_options={**source("emoji.tsv"), **COLOURS, "total_steps": 300},
         finetune_options={
             **source("emoji.tsv"), **COLOURS, "head.classes": 9, "total_steps": 300

@@ -26,7 +26,6 @@ import numpy as np
 import optax
 
 from data2vec_jax import checkpoints, parallel
-from data2vec_jax.data.sources import open_source
 from data2vec_jax.errors import UserError, nearest, run_main
 from data2vec_jax.state import TrainState, matches, path_name
 from data2vec_jax.tasks import pretrain, probe
@@ -91,16 +90,9 @@ def probed(
 ) -> dict[str, Any]:
     """Scores of a pretrained encoder, and of an untrained one; see `tasks.probe`."""
     modality, model = pretrain.make_model(config)
-    data, options, split = config["data"], config["examples"], config["data"].get("eval_split")
-    sources = [
-        open_source(data["source"], name, modality=modality.name)
-        for name in (data["split"].split("+")[0], split or "test")
-    ]
-    for source in sources:
-        if not {"label", "phones"} & source[0].keys():
-            raise UserError(f"{source.uri}: its examples have no labels, so nothing can be probed")
-    like = modality.examples(sources[0], **options)
-    labelled = [modality.labelled(source, like, **options) for source in sources]
+    data = config["data"]
+    split = data.get("eval_split") or "test"
+    labelled = probe.labelled(modality, config, (data["split"].split("+")[0], split))
     encode, scores = probe.make_encode(model), {}
     with jax.set_mesh(mesh):
         task = pretrain.outline(config)
@@ -112,7 +104,7 @@ def probed(
                 parts = (probe.tokens(encode, tree, part) for part in labelled)
                 found["attentive_probe"] = probe.attentive(*parts)
             scores |= {f"{key}{name}": value for key, value in found.items()}
-    return record(folder, config, {split or "test": dict(sorted(scores.items()))}, params)
+    return record(folder, config, {split: dict(sorted(scores.items()))}, params)
 
 
 def record(

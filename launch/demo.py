@@ -23,7 +23,6 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # a checkout need not be installed
 
 from data2vec_jax import metrics, parallel, report, train
-from data2vec_jax.data.sources import open_source
 from data2vec_jax.errors import run_main
 from data2vec_jax.tasks import pretrain, probe
 
@@ -33,26 +32,12 @@ PROBES = {"linear_probe": "linear probe", "knn": "k-NN"}
 LABELS = {"vision": 1_000, "speech": 20_000, "text": 1_000}
 
 
-def labelled(modality: Any, config: Mapping[str, Any]) -> tuple[Any, Any]:
-    """The probe's training and test examples: the labelled splits of the config's source."""
-    data, options = config["data"], config["examples"]
-    like = modality.examples(
-        open_source(data["source"], data["split"], modality=modality.name), **options
-    )
-    return tuple(
-        modality.labelled(
-            open_source(data["source"], split, modality=modality.name), like, **options
-        )
-        for split in ("train", "test")
-    )
-
-
 def run_variant(modality_name: str, version: int, seeds: int, folder: Path) -> dict[str, Any]:
     """Pretrains and probes `seeds` encoders of a demo config; one compiled program for all."""
     start, variant = time.time(), f"{modality_name},v{version}"
     config, _ = train.parse(["demo", f"--config={ROOT}/configs/demo.py:{variant}", "--workdir=-"])
     modality, model = pretrain.make_model(config)
-    examples = labelled(modality, config)
+    examples = probe.labelled(modality, config, ("train", "test"))
     encode = probe.make_encode(model)
     mesh = parallel.make_mesh(**config["mesh"])
     programs: dict[Any, Any] = {}

@@ -45,7 +45,10 @@ def test_scores_are_those_of_the_loop_and_seeds_share_a_row(runs, tmp_path, caps
         assert score["mean"] == pytest.approx(statistics.fmean(wanted), rel=1e-4)
         assert score["std"] == pytest.approx(statistics.stdev(wanted), rel=1e-2, abs=1e-4)
     assert second["workdirs"] == workdirs[2:] and second["scores"]["test loss"]["std"] == 0
-    assert second["trained_parameters"] == second["parameters"] > 15_000
+    D, F = 32, 64  # width, hidden; two blocks, patches of 16 pixels, ten classes, norms of 2 D
+    block = (3 * D * D + 3 * D) + (D * D + D) + (D * F + F) + (F * D + D) + 2 * 2 * D
+    outside = (16 * D + D) + D + 2 * D + 2 * D + (10 * D + 10)  # with class token and two norms
+    assert second["trained_parameters"] == second["parameters"] == 2 * block + outside
     said = capsys.readouterr().out.splitlines()
     accuracy = [100 * line["accuracy"] for line in lines]
     low, high = f"{min(accuracy):.2f}", f"{max(accuracy):.2f}"

@@ -12,7 +12,26 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from data2vec_jax.modalities.contract import Labelled
+from data2vec_jax.data.sources import open_source
+from data2vec_jax.errors import UserError
+from data2vec_jax.modalities.contract import Labelled, Modality
+
+
+def labelled(
+    modality: Modality, config: Mapping[str, Any], splits: Sequence[str]
+) -> list[Labelled]:
+    """Labelled examples of splits of a pretraining config's source, read as pretraining reads them.
+
+    Raises UserError: a split has neither classes nor aligned phones.
+    """
+    data, options = config["data"], config["examples"]
+    names = (data["split"], *splits)
+    like, *sources = (open_source(data["source"], n, modality=modality.name) for n in names)
+    for source in sources:
+        if not {"label", "phones"} & source[0].keys():
+            raise UserError(f"{source.uri}: its examples have no labels, so nothing can be probed")
+    like = modality.examples(like, **options)
+    return [modality.labelled(source, like, **options) for source in sources]
 
 
 def make_encode(model: Any, layers: Sequence[int] | None = None):

@@ -248,7 +248,8 @@ def make_model(
     others (2.0). mask_embedding: there is such a vector. final_norm: a norm follows pre-norm
     blocks. resampling: how positions fit images of another size: 'grid', or 'huggingface', which is
     the same for square images but for others repeats its class's mistakes (see `resize_relative`).
-    initializer: 'beit' (1.0), or 'bert' with Xavier patches and class tokens N(0, 1) (2.0).
+    initializer: 'beit' (1.0), or 'bert' (2.0) or another of `INITS` with Xavier patches and class
+    tokens N(0, 1).
     """
     size, patch = ((x, x) if isinstance(x, int) else tuple(x) for x in (image, patch))
     if resampling not in RESAMPLINGS:

@@ -4,10 +4,12 @@
         --start=PRETRAINED --config.data.source=imagenet:/data/imagenet
 
 Variants: base, large (data2vec 1.0); base_v2, large_v2, huge_v2 (2.0); demo (a minute on a CPU, on
-the digits shipped inside; start from a run of configs/demo.py:vision or :vision,v2), smoke.
+the digits shipped inside; start from a run of configs/demo.py:vision or :vision,v2), smoke. Linear
+probes, the encoder frozen: base_mae, large_mae, demo_mae (batch norm and LARS), base_dino,
+large_dino, demo_dino (class token and mean, SGD).
 PRETRAINED: a workdir, or what `python -m data2vec_jax.convert ... --to=jax` wrote. Without --start
 the network is trained from scratch. Numbers: the authors' README commands (1.0) and
-mae_imagenet_{base,large,huge}_clean.yaml (2.0).
+mae_imagenet_{base,large,huge}_clean.yaml (2.0); the probes: linear evaluation of MAE and of DINO.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -60,6 +62,10 @@ def get_config(variant: str = "base") -> ConfigDict:
 
     if version == "v2":
         _version2(c, name)
+    elif version in ("mae", "dino") and name in ("base", "large", "demo"):
+        if name == "demo":
+            _small(c, name)
+        _probe(c, name, version)
     elif variant == "large":
         c.model.width = 1024
         c.model.encoder.update(depth=24, heads=16, mlp=4096)
@@ -128,8 +134,28 @@ def _small(c: ConfigDict, variant: str) -> None:
         c.examples.operations = 2
 
 
+def _probe(c: ConfigDict, name: str, protocol: str) -> None:
+    c.model_changes = ConfigDict()  # the encoder as it was pretrained, and so its pixels' statistics
+    c.head = dict(name="linear_probe", classes=c.head.classes)
+    c.examples.operations = 0
+    c.loss = ConfigDict()
+    c.layers = config_dict.placeholder(dict)
+    c.optim = dict(frozen=(r"^(?!task/output/)",), momentum=0.9, weight_decay=0.0)
+    mae, demo = protocol == "mae", name == "demo"
+    c.head.update(pooling="mean" if mae else "class+mean", batch_norm=mae)
+    c.optim.kind = "lars" if mae else "sgd"
+    batch, rate, warmup = (16_384, 0.1, 10) if mae else (1_024, 0.001, 0)
+    epochs = (50 if name == "large" else 90) if mae else 100
+    peak = rate * batch / 256
+    if demo:  # sizes of ours
+        batch, epochs, warmup, peak = 128, 20, warmup / 4, 6.4 if mae else 0.1
+    epoch = (4_000 if demo else IMAGES) // batch
+    c.total_steps, c.eval_every, c.data.batch_size = epochs * epoch, epochs // 4 * epoch, batch
+    c.schedule = dict(kind="cosine", peak=peak, warmup=warmup / epochs)
+
+
 def _unknown(variant: str) -> None:
     raise ValueError(
         f"no variant '{variant}' in {__name__}; choose from base, large, base_v2, large_v2, "
-        "huge_v2, demo, smoke"
+        "huge_v2, {base,large,demo}_{mae,dino}, demo, smoke"
     )

@@ -11,7 +11,8 @@ finds the best weights of a language model, on `data.eval_split=dev-other`, say.
 
 Of a run of pretraining the frozen encoder is probed, beside an untrained one: linear classifier,
 k-NN, and attention pooling where an example has one label. `data.split` and `data.eval_split` (by
-default test) must have labels: a class, or aligned phones of speech.
+default test) must have labels: a class, or aligned phones of speech. --features=FILE.npz keeps the
+features of one such run as they are, for what needs no training: neighbours, retrieval, clusters.
 """
 
 import argparse
@@ -27,6 +28,7 @@ import optax
 
 from data2vec_jax import checkpoints, parallel
 from data2vec_jax.errors import UserError, nearest, run_main
+from data2vec_jax.modalities.contract import Labelled
 from data2vec_jax.state import TrainState, matches, path_name
 from data2vec_jax.tasks import pretrain, probe
 from data2vec_jax.tasks.task import init_state, module_of
@@ -46,11 +48,10 @@ LIBRISPEECH = {  # word error rates on test-other with the 4-gram
 }
 
 
-def evaluate(workdir: str, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Scores of one run's newest checkpoint: {'scores': {split: {name: value}}, ...}.
-
-    changes: of its config, 'section.key' -> value.
-    """
+def opened(
+    workdir: str, changes: Mapping[str, Any]
+) -> tuple[Path, dict[str, Any], jax.sharding.Mesh]:
+    """Folder, config with changes ('section.key' -> value), and mesh of a run of training."""
     config = checkpoints.load_config(workdir)
     folder = Path(config.pop("folder"))
     if "total_steps" not in config:
@@ -62,7 +63,15 @@ def evaluate(workdir: str, changes: Mapping[str, Any]) -> dict[str, Any]:
         if section not in SECTIONS or not name:
             raise UserError(f"--set {key}: no such option{nearest(section, SECTIONS)}.KEY")
         config[section] = {**config.get(section, {}), name: value}
-    mesh = parallel.make_mesh(**config["mesh"])
+    return folder, config, parallel.make_mesh(**config["mesh"])
+
+
+def evaluate(workdir: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Scores of one run's newest checkpoint: {'scores': {split: {name: value}}, ...}.
+
+    changes: of its config, 'section.key' -> value.
+    """
+    folder, config, mesh = opened(workdir, changes)
     if "task" not in config:
         return probed(workdir, folder, config, mesh)
     with jax.set_mesh(mesh):
@@ -89,11 +98,8 @@ def probed(
     workdir: str, folder: Path, config: Mapping[str, Any], mesh: jax.sharding.Mesh
 ) -> dict[str, Any]:
     """Scores of a pretrained encoder, and of an untrained one; see `tasks.probe`."""
-    modality, model = pretrain.make_model(config)
-    data = config["data"]
-    split = data.get("eval_split") or "test"
-    labelled = probe.labelled(modality, config, (data["split"].split("+")[0], split))
-    encode, scores = probe.make_encode(model), {}
+    splits, labelled, encode = frozen(config)
+    scores = {}
     with jax.set_mesh(mesh):
         task = pretrain.outline(config)
         params = stored(workdir, task, config, mesh)
@@ -104,7 +110,32 @@ def probed(
                 parts = (probe.tokens(encode, tree, part) for part in labelled)
                 found["attentive_probe"] = probe.attentive(*parts)
             scores |= {f"{key}{name}": value for key, value in found.items()}
-    return record(folder, config, {split: dict(sorted(scores.items()))}, params)
+    return record(folder, config, {splits[1]: dict(sorted(scores.items()))}, params)
+
+
+def frozen(config: Mapping[str, Any]) -> tuple[tuple[str, str], list[Labelled], Any]:
+    """Of a run of pretraining: the splits for training and test, their examples, the encoder."""
+    modality, model = pretrain.make_model(config)
+    data = config["data"]
+    splits = (data["split"].split("+")[0], data.get("eval_split") or "test")
+    return splits, probe.labelled(modality, config, splits), probe.make_encode(model)
+
+
+def features(workdir: str, changes: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """{SPLIT_x: [N, D], SPLIT_y: [N]}: what a pretrained encoder makes of labelled examples.
+
+    Means over the positions, or each frame that has a label; see `probe.features`.
+    Raises UserError: the run is one of fine-tuning.
+    """
+    _, config, mesh = opened(workdir, changes)
+    if "task" in config:
+        raise UserError(f"--features: {workdir} is no run of pretraining")
+    splits, labelled, encode = frozen(config)
+    with jax.set_mesh(mesh):
+        params = stored(workdir, pretrain.outline(config), config, mesh)
+        pairs = [probe.features(encode, params, part) for part in labelled]
+    parts = zip(splits, pairs, strict=True)
+    return {f"{split}_{name}": a for split, pair in parts for name, a in zip("xy", pair)}
 
 
 def record(
@@ -269,6 +300,7 @@ def parser() -> argparse.ArgumentParser:
     )
     found.add_argument("runs", nargs="+", metavar="WORKDIR")
     found.add_argument("--compare", action="store_true", help="each argument is a row of its own")
+    found.add_argument("--features", type=Path, metavar="FILE", help="keep features, not scores")
     found.add_argument("--json", type=Path, metavar="FILE")
     found.add_argument("--markdown", type=Path, metavar="FILE")
     found.add_argument(
@@ -293,6 +325,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser().parse_args(argv)
     changes = dict(map(change, options.set))
     places = [workdirs_of(text) for text in options.runs]
+    if options.features:
+        if len(places) > 1 or len(places[0][1]) > 1:
+            raise UserError("--features takes one run")
+        np.savez(options.features, **features(places[0][1][0], changes))
+        return
     runs = {path: evaluate(path, changes) for _, paths in places for path in paths}
     if options.compare:
         groups = {name: [runs[path] for path in paths] for name, paths in places}

@@ -1,4 +1,4 @@
-"""Learning-rate schedules and one optax chain: clip, AdamW, schedule."""
+"""Learning-rate schedules and one optax chain: clip, AdamW (or SGD, LARS), schedule."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -163,9 +163,27 @@ def scale_by_path(rates: Sequence[tuple[str, Any]]) -> optax.GradientTransformat
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
+def scale_by_trust(trust: float) -> optax.GradientTransformation:
+    """LARS: gradients of matrices at `trust` times the parameter's norm (You 2017; spec 2.3)."""
+
+    def scale(g, p):
+        if p.ndim < 2:
+            return g
+        size, length = jnp.linalg.norm(p.ravel()), jnp.linalg.norm(g.ravel())
+        return g * jnp.where((size > 0) & (length > 0), trust * size / length, 1.0)
+
+    def update(grads, state, params=None):
+        return jax.tree.map(scale, grads, params), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
 def make_optimizer(
     schedule: Schedule,
     *,
+    kind: str = "adamw",
+    momentum: float = 0.9,
+    trust: float = 0.001,
     betas: Sequence[float] = (0.9, 0.999),
     eps: float = 1e-8,
     eps_on: str = "corrected",
@@ -177,16 +195,25 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """AdamW with decoupled decay lr * weight_decay * p. Config section `optim`.
 
+    `kind`: 'adamw'; or 'sgd' and 'lars', for linear probes, with `momentum` (PyTorch's), decay as a
+    part of the gradients, and in 'lars' the `trust` ratio, but none for 1-D parameters.
     `no_decay`, `frozen`: path patterns of parameters that do not decay, or never change. `rates`:
     (path pattern, factor of the learning rate, or one for each stacked layer), the first match
     counts, 1 where none does. `clip`: limit of the global gradient norm, None for none. Moments are
     float32, like the parameters.
     """
-    steps = [clip_by_norm(clip)] if clip else []
-    steps.append(scale_by_adam(*betas, eps, eps_on))
+    decay, decayed = [], lambda params: jax.tree.map(lambda m: not m, by_path(params, no_decay))
     if weight_decay:
-        decayed = lambda params: jax.tree.map(lambda m: not m, by_path(params, no_decay))  # noqa: E731
-        steps.append(optax.add_decayed_weights(weight_decay, decayed))
+        decay = [optax.add_decayed_weights(weight_decay, decayed)]
+    directions = {
+        "adamw": [scale_by_adam(*betas, eps, eps_on), *decay],
+        "sgd": [*decay, optax.trace(momentum)],
+        "lars": [*decay, scale_by_trust(trust), optax.trace(momentum)],
+    }
+    if kind not in directions:
+        raise UserError(f"config.optim.kind: no optimiser '{kind}'{nearest(kind, directions)}")
+    steps = [clip_by_norm(clip)] if clip else []
+    steps += directions[kind]
     steps.append(optax.scale_by_learning_rate(schedule))
     if rates:
         steps.append(scale_by_path(rates))

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data2vec_jax import checkpoints, metrics, optim, train
+from data2vec_jax import checkpoints, metrics, optim, parallel, train
 from data2vec_jax.convert import loaded, ours
 from data2vec_jax.errors import UserError
 from data2vec_jax.modalities.contract import Layout
 from data2vec_jax.modalities.speech.inputs import Utterances
 from data2vec_jax.modalities.text.inputs import Rows, row_of
 from data2vec_jax.models import heads
-from data2vec_jax.tasks import classify, finetune
+from data2vec_jax.tasks import classify, finetune, pretrain
 
 GOLDENS = Path(__file__).parent / "goldens/checkpoints"
 LOSSES = [
@@ -102,6 +102,71 @@ def test_adapters_learn_alone_from_a_checkpoint(pretrained, tmp_path, capsys, do
         assert (tmp_path / "tokenizer").is_dir() and (tmp_path / "labels.json").is_file()
         again = train.train(config.to_dict(), tmp_path, begin=str(pretrained))  # nothing is left
         np.testing.assert_array_equal(leaves(again.params)[learned[0]], after[learned[0]])
+
+
+def test_a_linear_probe_equals_batch_norm_and_a_linear_layer_of_torch():
+    torch = pytest.importorskip("torch")
+    config = config_of("finetune_imagenet", "demo_mae", total_steps=3, eval_every=0)
+    config.model.width = 32
+    config.model.encoder.update(depth=1, mlp=32)
+    config.data.update(batch_size=16, eval_split="")
+    config.head.pooling, config.optim.kind = "class+mean", "sgd"
+    config.schedule = dict(kind="constant", peak=0.5)
+    config = config.to_dict()
+    mesh = parallel.make_mesh(devices=jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        task = classify.make(config)
+        run = train.Run(config, task, mesh)
+        state = run.init(seed=4)
+        first = jax.tree.map(np.asarray, state.params)
+        head, (_, model) = heads.make(config["head"]), pretrain.make_model(config)
+        encode = jax.jit(lambda p, batch: finetune.encode(model, head, p, batch).x)
+        norm, layer = torch.nn.BatchNorm1d(64, eps=1e-6, affine=False), torch.nn.Linear(64, 10)
+        with torch.no_grad():
+            layer.weight.copy_(torch.tensor(first["task"]["output"]["kernel"].T))
+            layer.bias.zero_()
+        sgd = torch.optim.SGD(layer.parameters(), lr=0.5, momentum=0.9)
+
+        def vectors(batch):
+            x = encode(first, batch)
+            return torch.tensor(np.concatenate([x[:, 0], x[:, 1:].mean(1)], -1))
+
+        for _, batch in zip(range(3), task.data(0), strict=False):
+            state, scalars = run.program(batch)(state, batch)
+            sgd.zero_grad()
+            label = torch.tensor(np.asarray(batch["label"])).long()
+            loss = torch.nn.functional.cross_entropy(layer(norm(vectors(batch))), label)
+            loss.backward()
+            sgd.step()
+            np.testing.assert_allclose(scalars["loss"], loss.item(), rtol=1e-4)
+        found = jax.tree.map(np.asarray, state.params)
+        logits = jax.jit(classify.make_predict(model, head))(state.params, batch)["logits"]
+    learned = found.pop("task")
+    jax.tree.map(np.testing.assert_array_equal, found, {k: first[k] for k in found})
+    np.testing.assert_allclose(learned["running_mean"], norm.running_mean, atol=1e-5)
+    np.testing.assert_allclose(learned["running_variance"], norm.running_var, rtol=1e-4)
+    np.testing.assert_allclose(learned["output"]["kernel"].T, layer.weight.detach(), atol=1e-4)
+    with torch.no_grad():
+        np.testing.assert_allclose(logits, layer(norm.eval()(vectors(batch))), atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("variant", "steps", "peak", "rows", "warmup"),
+    [
+        ("base_mae", 90 * 78, 6.4, 16_384, 780), ("large_mae", 50 * 78, 6.4, 16_384, 780),
+        ("base_dino", 100 * 1251, 0.004, 1_024, 0),
+    ],
+)  # fmt: skip
+def test_recipes_of_linear_probes(variant, steps, peak, rows, warmup):
+    config = config_of("finetune_imagenet", variant)
+    train.check_config(config.to_dict())
+    assert (config.total_steps, config.data.batch_size) == (steps, rows)
+    assert config.schedule.peak == pytest.approx(peak)
+    assert round(config.schedule.warmup * steps) == warmup
+    assert (config.optim.kind, config.head.batch_norm) == (
+        ("lars", True) if "mae" in variant else ("sgd", False)
+    )
+    assert (config.examples.operations, config.loss.to_dict(), config.layers) == (0, {}, None)
 
 
 def test_another_modality_is_refused(pretrained):

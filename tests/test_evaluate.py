@@ -4,10 +4,12 @@ import importlib
 import json
 import statistics
 
+import numpy as np
 import pytest
 
 from data2vec_jax import evaluate, metrics, train
 from data2vec_jax.errors import UserError
+from data2vec_jax.tasks import probe
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +77,8 @@ def test_other_examples_than_in_training(runs, tmp_path):
         evaluate.evaluate(str(runs / "b"), {"model.width": 3})
     with pytest.raises(UserError, match="no workdir"):
         evaluate.main([str(tmp_path)])
+    with pytest.raises(UserError, match="no run of pretraining"):
+        evaluate.main([str(runs / "b"), f"--features={tmp_path}/x.npz"])
 
 
 def test_a_pretrained_encoder_is_probed_beside_an_untrained_one(tmp_path):
@@ -89,6 +93,15 @@ def test_a_pretrained_encoder_is_probed_beside_an_untrained_one(tmp_path):
     assert set(scores) == probes | {f"{name} untrained" for name in probes}
     for name in probes:
         assert scores[name] == scores[f"{name} untrained"] > 0.15  # of ten classes
+    file = tmp_path / "features.npz"
+    evaluate.main([str(tmp_path / "a"), f"--features={file}"])
+    with np.load(file) as kept:
+        assert set(kept) == {"train_x", "train_y", "test_x", "test_y"}
+        assert kept["test_x"].shape == (len(kept["test_y"]), 32)
+        parts = [(kept[f"{name}_x"], kept[f"{name}_y"]) for name in ("train", "test")]
+    assert probe.knn(*parts) == scores["knn"]
+    with pytest.raises(UserError, match="takes one run"):
+        evaluate.main([str(tmp_path / "a"), str(tmp_path / "a"), f"--features={file}"])
     (tmp_path / "texts.csv").write_text("text\none\ntwo\n")
     with pytest.raises(UserError, match="no labels"):
         config = importlib.import_module("configs.text_v1").get_config("smoke")

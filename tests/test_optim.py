@@ -80,6 +80,31 @@ def test_adamw_equals_numpy(eps_on):
     assert np.abs(other - wanted).max() > 1e-3  # the two places of eps can be told apart
 
 
+def test_lars_and_sgd_equal_numpy():
+    rng = np.random.default_rng(0)
+    start = {"w": rng.normal(size=(4, 3)), "b": rng.normal(size=3)}
+    grads = [{k: rng.normal(size=v.shape) for k, v in start.items()} for _ in range(4)]
+    for kind, decay in (("lars", 0.0), ("lars", 0.1), ("sgd", 0.0), ("sgd", 0.1)):
+        tx = optim.make_optimizer(
+            lambda n: 0.5, kind=kind, momentum=0.8, weight_decay=decay, no_decay=("^b$",)
+        )
+        params = {k: jnp.asarray(v, jnp.float32) for k, v in start.items()}
+        state, wanted, speed = tx.init(params), dict(start), {"w": 0.0, "b": 0.0}
+        for grad in grads:
+            updates, state = tx.update(jax.tree.map(jnp.float32, grad), state, params)
+            params = optax.apply_updates(params, updates)
+            for k, g in grad.items():
+                g = g + (decay * wanted[k] if k == "w" else 0)
+                if kind == "lars" and k == "w":
+                    g = g * 0.001 * np.linalg.norm(wanted[k]) / np.linalg.norm(g)
+                speed[k] = 0.8 * speed[k] + g
+                wanted[k] = wanted[k] - 0.5 * speed[k]
+        for k, value in wanted.items():
+            np.testing.assert_allclose(params[k], value, rtol=2e-5, atol=1e-6)
+    with pytest.raises(UserError, match="no optimiser 'lasr', did you mean 'lars'"):
+        optim.make_optimizer(lambda n: 0.1, kind="lasr")
+
+
 def test_clip_no_decay_and_frozen():
     params = {"a": {"kernel": jnp.ones(3), "bias": jnp.ones(3)}, "b": {"kernel": jnp.ones(3)}}
     tx = optim.make_optimizer(

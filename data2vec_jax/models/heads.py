@@ -398,8 +398,53 @@ class Image(ImagePooler):
         return problem_loss(self.problem, outputs["logits"], labels["labels"])
 
 
+class LinearProbe(nn.Module):
+    """A linear classifier of an image on a frozen encoder: MAE's and DINO's protocols (spec 2.3).
+
+    pooling: 'class' token, 'mean' of the patches, or both joined, 'class+mean'. batch_norm: features
+    are normalised by the batch, without weights; a held-out image by running averages (momentum
+    0.1, unbiased variance), as PyTorch's BatchNorm1d does. deviation: of the first weights.
+    """
+
+    classes: int = 1000
+    pooling: str = "mean"
+    batch_norm: bool = False
+    eps: float = 1e-6
+    deviation: float = 0.01
+    problem: str | None = "single_label_classification"
+    freezes = True  # the encoder gets no gradient and drops nothing
+
+    @nn.compact
+    def __call__(self, features: Features, key: Key = None) -> Outputs:
+        """logits [B, C]; with a key the batch's statistics count, and go to `assigned`."""
+        x = features.x
+        parts = {"class": x[:, 0], "mean": jnp.mean(x[:, 1:], 1)}
+        wanted = self.pooling.split("+")
+        if not set(wanted) <= set(parts):
+            hint = nearest(self.pooling, ("class", "mean", "class+mean"))
+            raise UserError(f"config.head.pooling: no '{self.pooling}'{hint}")
+        x, assigned = jnp.concatenate([parts[name] for name in wanted], -1), {}
+        if self.batch_norm:
+            shape = (x.shape[-1],)
+            mean = self.param("running_mean", nn.initializers.zeros, shape)
+            variance = self.param("running_variance", nn.initializers.ones, shape)
+            if key is not None:
+                known, (mean, variance) = (mean, variance), (jnp.mean(x, 0), jnp.var(x, 0))
+                unbiased = variance * len(x) / max(len(x) - 1, 1)
+                new = (0.9 * a + 0.1 * b for a, b in zip(known, (mean, unbiased), strict=True))
+                assigned = {"assigned": dict(zip(("running_mean", "running_variance"), new))}
+            x = (x - mean) * jax.lax.rsqrt(variance + self.eps)
+        start = nn.initializers.normal(self.deviation)
+        return {"logits": nn.Dense(self.classes, kernel_init=start, name="output")(x)} | assigned
+
+    def loss(self, outputs: Outputs, labels: Outputs, features: Features) -> Array:
+        """labels int [B]."""
+        return problem_loss(self.problem, outputs["logits"], labels["labels"])
+
+
 HEADS: dict[str, Any] = {
     "image": Image,
+    "linear_probe": LinearProbe,
     "image_pooler": ImagePooler,
     "segmentation": Segmentation,
     "ctc": Ctc,

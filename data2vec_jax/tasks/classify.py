@@ -71,7 +71,8 @@ def make_loss(
                 channel_prob=0.0, channel_width=1,
             )  # fmt: skip
         features = finetune.encode(model, head, params, batch, keys[0], change)
-        logits = wide(head.apply({"params": params["task"]}, features, keys[1])["logits"])
+        outputs = head.apply({"params": params["task"]}, features, keys[1])
+        logits = wide(outputs["logits"])
         if problem == REGRESSION:
             errors = jnp.square(logits.reshape(label.shape) - scale * label).reshape(len(label), -1)
             return jnp.sum(jnp.mean(errors, -1)), jnp.float32(len(label)), {}
@@ -82,6 +83,8 @@ def make_loss(
         right = jnp.argmax(logits, -1) == label
         count = jnp.sum(used, dtype=jnp.float32)
         metrics = {} if mixes else {"accuracy": jnp.sum(right & used) / count}
+        if "assigned" in outputs:
+            metrics["assigned"] = {"task": outputs["assigned"]}
         return jnp.sum(jnp.where(used, losses, 0.0)), count, metrics
 
     def augmented(batch, targets, draw, key):

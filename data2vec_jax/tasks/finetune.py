@@ -164,8 +164,12 @@ def encode(
 ) -> Features:  # fmt: skip
     """What the encoder makes of a batch, for the head. key: dropout, None for none.
 
-    change: of the front end's output.
+    change: of the front end's output. A head that `freezes` the encoder has neither dropout nor
+    gradients in it.
     """
+    frozen = getattr(head, "freezes", False)
+    if frozen:
+        key, params = None, jax.lax.stop_gradient(params)
     keys = (None, None) if key is None else jax.random.split(key)
     apply = functools.partial(model.apply, {"params": params})
     tokens = change(apply(batch, keys[0], method="features"))

@@ -13,7 +13,7 @@ import optax
 
 from data2vec_jax.errors import UserError, nearest
 from data2vec_jax.objectives.targets import Draw
-from data2vec_jax.state import TrainState, ema_update, select
+from data2vec_jax.state import TrainState, ema_update, overlay, select
 
 Shapes = Mapping[str, jax.ShapeDtypeStruct]
 Scalars = dict[str, jax.Array]
@@ -26,7 +26,8 @@ class Task:
     shapes: one entry per bucket, the arrays of a *global* batch. shares: how often each occurs.
     init: key -> parameters, nested dicts of float32.
     loss: (params, teacher, batch, draw) -> (sum, count, metrics); the loss is sum / count over the
-      whole batch, whatever its split over devices or micro-batches.
+      whole batch, whatever its split over devices or micro-batches. metrics: scalars; and maybe
+      `assigned`, new values of parameters that are not learned, such as running averages.
     data: first batch number -> iterable of this process's rows of each global batch, numpy; None
       for a program that is compiled and not run.
     evals: name -> function of the state that returns scalars.
@@ -128,6 +129,7 @@ def make_train_step(
 
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        params = overlay(params, metrics.pop("assigned", {}))
         done = state.step + 1
         teacher = state.teacher
         if task.averaged:

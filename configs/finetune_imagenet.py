@@ -135,11 +135,11 @@ def _small(c: ConfigDict, variant: str) -> None:
 
 
 def _probe(c: ConfigDict, name: str, protocol: str) -> None:
-    c.model_changes = ConfigDict()  # the encoder as it was pretrained, and so its pixels' statistics
+    c.model_changes = ConfigDict()  # the encoder, and its pixels, are as in pretraining
     c.head = dict(name="linear_probe", classes=c.head.classes)
     c.examples.operations = 0
     c.loss = ConfigDict()
-    c.layers = config_dict.placeholder(dict)
+    del c.layers
     c.optim = dict(frozen=(r"^(?!task/output/)",), momentum=0.9, weight_decay=0.0)
     mae, demo = protocol == "mae", name == "demo"
     c.head.update(pooling="mean" if mae else "class+mean", batch_norm=mae)

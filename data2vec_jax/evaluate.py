@@ -135,7 +135,9 @@ def features(workdir: str, changes: Mapping[str, Any]) -> dict[str, np.ndarray]:
         params = stored(workdir, pretrain.outline(config), config, mesh)
         pairs = [probe.features(encode, params, part) for part in labelled]
     parts = zip(splits, pairs, strict=True)
-    return {f"{split}_{name}": a for split, pair in parts for name, a in zip("xy", pair)}
+    return {
+        f"{split}_{name}": a for split, pair in parts for name, a in zip("xy", pair, strict=True)
+    }
 
 
 def record(

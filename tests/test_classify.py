@@ -166,7 +166,7 @@ def test_recipes_of_linear_probes(variant, steps, peak, rows, warmup):
     assert (config.optim.kind, config.head.batch_norm) == (
         ("lars", True) if "mae" in variant else ("sgd", False)
     )
-    assert (config.examples.operations, config.loss.to_dict(), config.layers) == (0, {}, None)
+    assert config.examples.operations == 0 and not config.loss and "layers" not in config
 
 
 def test_another_modality_is_refused(pretrained):

@@ -101,7 +101,7 @@ def test_lars_and_sgd_equal_numpy():
                 wanted[k] = wanted[k] - 0.5 * speed[k]
         for k, value in wanted.items():
             np.testing.assert_allclose(params[k], value, rtol=2e-5, atol=1e-6)
-    with pytest.raises(UserError, match="no optimiser 'lasr', did you mean 'lars'"):
+    with pytest.raises(UserError, match="no optimiser 'lasr'; did you mean 'lars'"):
         optim.make_optimizer(lambda n: 0.1, kind="lasr")
 
 

@@ -401,9 +401,10 @@ class Image(ImagePooler):
 class LinearProbe(nn.Module):
     """A linear classifier of an image on a frozen encoder: MAE's and DINO's protocols (spec 2.3).
 
-    pooling: 'class' token, 'mean' of the patches, or both joined, 'class+mean'. batch_norm: features
-    are normalised by the batch, without weights; a held-out image by running averages (momentum
-    0.1, unbiased variance), as PyTorch's BatchNorm1d does. deviation: of the first weights.
+    pooling: 'class' token, 'mean' of the patches, or both joined, 'class+mean'. batch_norm: the
+    features of a batch are normalised, without weights; those of a held-out image by running
+    averages (momentum 0.1, unbiased variance), as by PyTorch's BatchNorm1d. deviation: of the
+    first weights.
     """
 
     classes: int = 1000
@@ -431,8 +432,10 @@ class LinearProbe(nn.Module):
             if key is not None:
                 known, (mean, variance) = (mean, variance), (jnp.mean(x, 0), jnp.var(x, 0))
                 unbiased = variance * len(x) / max(len(x) - 1, 1)
-                new = (0.9 * a + 0.1 * b for a, b in zip(known, (mean, unbiased), strict=True))
-                assigned = {"assigned": dict(zip(("running_mean", "running_variance"), new))}
+                assigned["assigned"] = {
+                    "running_mean": 0.9 * known[0] + 0.1 * mean,
+                    "running_variance": 0.9 * known[1] + 0.1 * unbiased,
+                }
             x = (x - mean) * jax.lax.rsqrt(variance + self.eps)
         start = nn.initializers.normal(self.deviation)
         return {"logits": nn.Dense(self.classes, kernel_init=start, name="output")(x)} | assigned

@@ -91,7 +91,8 @@ def token_blocks(
     tokens, offsets, overlong = cut(documents, room, eos)
     if overlong:
         logging.getLogger(__name__).warning(
-            "text blocks: left out %d lines of more than %d tokens; %d blocks remain",
+            "text blocks: left out %d lines of more than %d tokens; %d blocks remain "
+            "(mode 'none' cuts lines instead)",
             overlong,
             room - 1,
             len(offsets) - 1,

@@ -125,7 +125,10 @@ TASKS = {
     "glosses": Of(
         "WordNet glosses: 45 classes, 94,000 labels", "text", "finetune_text.py:demo",
         ("accuracy", "macro_f1"),
-        pretrain_options={**tokens(4_000, "glosses.csv"), "total_steps": 1_600},
+        pretrain_options={
+            **tokens(4_000, "glosses.csv"), "total_steps": 1_600, "schedule.peak": 2e-3,
+            "averaged": ("^embeddings/", "^encoder/"),
+        },
         finetune_options={**tokens(4_000, "glosses.csv"), "total_steps": 200},
     ),
     "adapters": Of(

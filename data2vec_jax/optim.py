@@ -163,21 +163,6 @@ def scale_by_path(rates: Sequence[tuple[str, Any]]) -> optax.GradientTransformat
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-def scale_by_trust(trust: float) -> optax.GradientTransformation:
-    """LARS: gradients of matrices at `trust` times the parameter's norm (You 2017; spec 2.3)."""
-
-    def scale(g, p):
-        if p.ndim < 2:
-            return g
-        size, length = jnp.linalg.norm(p.ravel()), jnp.linalg.norm(g.ravel())
-        return g * jnp.where((size > 0) & (length > 0), trust * size / length, 1.0)
-
-    def update(grads, state, params=None):
-        return jax.tree.map(scale, grads, params), state
-
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
-
-
 def make_optimizer(
     schedule: Schedule,
     *,
@@ -196,7 +181,7 @@ def make_optimizer(
     """AdamW with decoupled decay lr * weight_decay * p. Config section `optim`.
 
     `kind`: 'adamw'; or 'sgd' and 'lars', for linear probes, with `momentum` (PyTorch's), decay as a
-    part of the gradients, and in 'lars' the `trust` ratio, but none for 1-D parameters.
+    part of the gradients, and in 'lars' the `trust` ratio for matrices (You 2017; spec 2.3).
     `no_decay`, `frozen`: path patterns of parameters that do not decay, or never change. `rates`:
     (path pattern, factor of the learning rate, or one for each stacked layer), the first match
     counts, 1 where none does. `clip`: limit of the global gradient norm, None for none. Moments are
@@ -205,10 +190,12 @@ def make_optimizer(
     decay, decayed = [], lambda params: jax.tree.map(lambda m: not m, by_path(params, no_decay))
     if weight_decay:
         decay = [optax.add_decayed_weights(weight_decay, decayed)]
+    matrices = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)  # noqa: E731
+    slow = optax.masked(optax.scale_by_trust_ratio(trust_coefficient=trust), matrices)
     directions = {
         "adamw": [scale_by_adam(*betas, eps, eps_on), *decay],
         "sgd": [*decay, optax.trace(momentum)],
-        "lars": [*decay, scale_by_trust(trust), optax.trace(momentum)],
+        "lars": [*decay, slow, optax.trace(momentum)],
     }
     if kind not in directions:
         raise UserError(f"config.optim.kind: no optimiser '{kind}'{nearest(kind, directions)}")

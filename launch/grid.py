@@ -104,12 +104,11 @@ TASKS = {
         # Whole descriptions are longer than a row: they are cut, not left out.
         pretrain_options={
             **tokens(4_000, "descriptions.csv"), "examples.lengths": (64,),
-            "examples.mode": "none", "data.batch_size": 24,
+            "examples.mode": "none", "data.batch_size": 24, "total_steps": 1_600,
         },
         finetune_options={
             **tokens(4_000, "sections.csv"), "head.classes": 16, "total_steps": 200
         },
-        versions={"v1": {"total_steps": 1_600}, "v2": {"total_steps": 1_000, **OWN_EMBEDDINGS}},
     ),
     "languages": Of(
         "Spoken captions: 5 languages, 3,100 labels", "speech", "finetune_audio.py:demo",

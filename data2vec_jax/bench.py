@@ -28,6 +28,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from data2vec_jax import metrics, parallel, train
 from data2vec_jax.errors import UserError, run_main
+from data2vec_jax.objectives.targets import owns_features
 from data2vec_jax.tasks import pretrain
 from data2vec_jax.tasks.task import draw_of
 
@@ -227,7 +228,8 @@ def parts_of(subject: Subject, step_seconds: float) -> dict[str, float]:
         "gradients": gradients,
     }
     took = {name: _seconds(jax.jit(p), subject) for name, p in programs.items()}
-    shared = took["features"] if subject.modality.shares_features else 0.0
+    own = owns_features(subject.model, subject.state.teacher)
+    shared = 0.0 if own else took["features"]
     parts = {
         "frontend": took["frontend"],
         "masks": took["masks"],
@@ -370,7 +372,9 @@ def make_peer(subject: Subject, **options: Any) -> Any:
 
 def formula(subject: Subject) -> str:
     """How `flops_per_step` comes about, with its numbers (see `pretrain.step_flops`)."""
-    parts = pretrain.flops_by_part(subject.modality, subject.model, subject.sampler, subject.shapes)
+    parts = pretrain.flops_by_part(
+        subject.modality, subject.model, subject.sampler, subject.shapes, subject.config["averaged"]
+    )
     f, s, t = (f"{parts[k] / 1e9:.4g}" for k in ("frontend", "student", "teacher"))
     return (
         f"B (3 (F + M S) + T) = {subject.rows} (3 ({f} + {subject.clones} x {s}) + {t}) GFLOPs; "

@@ -152,12 +152,11 @@ def setup(case: Case) -> Setup:
     pytest.fail(f"generation {generation!r}, modality {modality!r} is unknown to the tests")
 
 
-def build(config: dict[str, Any], flags: Flags, batch: Any, **replaced: Any) -> dict[str, Any]:
-    """Model and objective of a config, made as in training. `replaced`: fields of the modality."""
+def build(config: dict[str, Any], flags: Flags, batch: Any) -> dict[str, Any]:
+    """Model and objective of a config, made as in training."""
     flags.finish()
     config |= {"dtype": "float32", "accumulate": 1}
     modality, model = pretrain.make_model(config)
-    modality = dataclasses.replace(modality, **replaced)
     objective, sampler = pretrain.make_objective(config, modality, model)
     sampler(batch)  # refuses options of masks that make no sense
     return dict(config=config, model=model, objective=objective, batch=batch)
@@ -377,8 +376,7 @@ def speech(case: Case) -> Setup:
     if padding is not None and padding.any():
         batch["length"] = jnp.asarray((padding == 0).sum(-1))
     return Setup(
-        # A teacher that is the whole model has features of its own.
-        **build(config, flags, batch, shares_features=not whole),
+        **build(config, flags, batch),
         visible=batch,
         mask=jnp.asarray(masked == 1),
         student=fairseq.SPEECH,

@@ -204,7 +204,7 @@ def setup(case: Case) -> Setup:
     if kind == "speech":  # ours, where it is theirs: at the end of the convolutions
         config["model"]["frontend"]["gradient"], gradient = gradient, 1.0
     decay = reference.fairseq_ema(case, flags)
-    built = reference.build(config, flags, part["batch"], shares_features=not own_front)
+    built = reference.build(config, flags, part["batch"])
     return Setup(
         **built,
         mask=jnp.asarray(masked.reshape(-1, clones, masked.shape[-1])),

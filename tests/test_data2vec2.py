@@ -115,7 +115,9 @@ def test_flops_grow_with_clones():
     _, sampler = pretrain.make_objective(config, modality, model)
     batch = {"image": jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.uint8),
              "example_id": jax.ShapeDtypeStruct((2,), jnp.uint32)}  # fmt: skip
-    one, four, seven = (pretrain.step_flops(modality, model, sampler, batch, m) for m in (1, 4, 7))
+    one, four, seven = (
+        pretrain.step_flops(modality, model, sampler, batch, ("",), m) for m in (1, 4, 7)
+    )
     assert seven - four == pytest.approx(four - one)
     # A student is 40 tokens through 12 blocks (10.3 M multiply-adds a token and block, attention
     # included), and 196 through the decoder; 3 passes, 2 rows, 2 FLOPs.
@@ -354,9 +356,10 @@ def test_initial_values():
 # The objective ------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize("modality", ["speech", "vision", "text"])
-def test_front_end_and_teacher_run_once_per_example(modality):
-    config, record, model, objective = smoke(modality, clones=3)
+def test_front_end_and_teacher_run_once_per_example(modality, own):
+    config, _, model, objective = smoke(modality, clones=3)
     batch, calls = batch_of(config, 2), []
 
     def note(method, args, kwargs, context):
@@ -372,13 +375,14 @@ def test_front_end_and_teacher_run_once_per_example(modality):
     def loss(key):
         params = model.init(key, batch)["params"]
         calls.clear()
-        return objective.loss(params, {}, batch, Draw(key, jnp.int32(0), key))[0]
+        teacher = {model.front: params[model.front]} if own else {}
+        return objective.loss(params, teacher, batch, Draw(key, jnp.int32(0), key))[0]
 
     with nn.intercept_methods(note):
         jax.eval_shape(loss, jax.random.key(0))
     students = [("features", 0, 2), ("encode", 2, 6), ("decode", 6, 6)]
     teacher = [("encode", 2, 2)]
-    if not record.shares_features:
+    if own:
         teacher = [("features", 0, 2), *teacher]
     assert calls == students + teacher
 

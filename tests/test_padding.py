@@ -50,7 +50,7 @@ def make(name, version, padding="exact", dtype=jnp.float32, **objective):
     make_loss = {1: data2vec1, 2: data2vec2}[version].make_loss
     return model, make_loss(
         model, lambda shapes: masking.make("independent", model.mask_shape(shapes), ratio=0.4),
-        modality.corrupt, modality.shares_features, **options,
+        modality.corrupt, **options,
     )  # fmt: skip
 
 

@@ -87,7 +87,8 @@ class Modality:
     model: config section `model` -> a linen module with the methods `features(batch, key)`,
       `encode(tokens, mask, key, record, collect, keep)`, `decode(x, mask, noise, valid, key)` if it
       has a `decoder`, `predict(x)`, and, without parameters, `mask_shape(shapes)` and
-      `valid_lengths(batch)`, and the field `padding` (see `check_padding`).
+      `valid_lengths(batch)`, and the fields `padding` (see `check_padding`) and `front`, the name
+      of the parameters that `features` reads.
     layout: config section `examples` -> Layout.
     examples: (source, like=None, **section `examples`) -> Examples. With `like`, the training
       examples, nothing is random and what they learned from the data (a tokenizer) is kept.
@@ -98,8 +99,6 @@ class Modality:
       front end's output to the predictions).
     corrupt: (model, batch, mask, draw) -> (what the student sees, what the teacher sees, mask of
       the loss), where masks change the *input* (text); None where they change the features.
-    shares_features: the teacher consumes the student's own unmasked features, where the student's
-      input is the same (speech, and text without `corrupt`).
     """
 
     name: str
@@ -111,7 +110,6 @@ class Modality:
     inputs: Callable[..., Inputs]
     flops: Callable[..., Mapping[str, float]]
     corrupt: Callable[..., Any] | None = None
-    shares_features: bool = False
 
 
 def get(name: str) -> Modality:

@@ -37,7 +37,6 @@ def make_loss(
     model: Any,
     sampler: Callable[[Mapping[str, Any]], masking.Sampler],
     corrupt: Callable[..., Any] | None = None,
-    shares_features: bool = False,
     *,
     top_k: int | Sequence[int],
     target: str = "ffn",
@@ -51,8 +50,7 @@ def make_loss(
     """The objective of a batch. Config section `objective`.
 
     model: see `modalities.contract.Modality`. sampler: shapes of a batch -> its mask sampler.
-    corrupt: masks the input rather than the features (text). shares_features: the teacher consumes
-    the student's own unmasked features, if there are any (speech).
+    corrupt: masks the input rather than the features (text).
 
     top_k: K uppermost blocks averaged, or the numbers of the blocks. target: 'ffn' or 'block'.
     layer_norms, final_norms: of each block's output, and of the average. beta: of smooth L1, 0 for
@@ -62,7 +60,6 @@ def make_loss(
     apply = model.apply
     factor = scale_of(scale, model.width)
     teach = make_teacher(model, top_k, target, layer_norms, final_norms)
-    shared = shares_features and corrupt is None
 
     def given(
         params: Any, teacher: Any, batch: Mapping[str, Array], visible: Mapping[str, Array],
@@ -84,7 +81,8 @@ def make_loss(
         prediction = apply(student, take(encoded.x, positions), method="predict")  # [B, M, D]
 
         # Teacher: the targets y, from the whole input, at each masked position.
-        teaching, targets = teach(params, teacher, batch, tokens if shared else None, collect)
+        unmasked = tokens if corrupt is None else None
+        teaching, targets = teach(params, teacher, batch, unmasked, collect)
         wanted = take(targets, positions)  # [B, M, D]
 
         # Objective: summed over the masked positions; their number divides it in the train step.

@@ -53,7 +53,6 @@ def make_loss(
     model: Any,
     sampler: Callable[[Mapping[str, Any]], masking.Sampler],
     corrupt: Callable[..., Any] | None = None,
-    shares_features: bool = False,
     *,
     clones: int,
     top_k: int | Sequence[int],
@@ -67,7 +66,7 @@ def make_loss(
 ) -> Objective:
     """The objective of a batch. Config section `objective`.
 
-    model, sampler, shares_features, top_k, target, layer_norms, final_norms, beta, scale: as in
+    model, sampler, top_k, target, layer_norms, final_norms, beta, scale: as in
     `data2vec1.make_loss`; the model has a `decoder`. corrupt: not used, masked tokens are left out
     of the input rather than replaced. clones: M. class_weight: of the class token's loss, a mean
     over rows, beside the regression, a mean over masked positions. noise_std: of what the decoder
@@ -107,8 +106,7 @@ def make_loss(
         prediction = apply(student, take(decoded, positions), method="predict")  # [B * M, N, D]
 
         # Teacher: the targets y, from the whole input, once per example.
-        shared = tokens if shares_features else None
-        teaching, targets = teach(params, teacher, batch, shared, collect)  # [B, T, D]
+        teaching, targets = teach(params, teacher, batch, tokens, collect)  # [B, T, D]
         wanted = take(targets, positions)  # [B * M, N, D]
 
         # Objective: summed over the masked positions of all students; see 1.0.

@@ -114,6 +114,11 @@ def normaliser(norms: Sequence[Norm], valid: Array | None = None) -> Callable[[A
     return apply
 
 
+def owns_features(model: Any, teacher: Mapping[str, Any]) -> bool:
+    """Whether the teacher averages parameters of the front end, so that its features differ."""
+    return model.front in teacher
+
+
 def make_teacher(
     model: Any, top_k: int | Sequence[int], target: str, layer_norms: Sequence[Norm],
     final_norms: Sequence[Norm],
@@ -125,14 +130,15 @@ def make_teacher(
 
     Returns (params, teacher, batch, tokens, collect) -> (what the encoder returned, y [B, T, D]).
     teacher: averaged leaves, which stand in for the student's (`state.ema_update`). tokens: the
-    student's features of the whole input where the teacher consumes them, None where it has its
-    own. No gradient passes.
+    student's features of the whole input, if it made any; a teacher that averages nothing of the
+    front end consumes them (`owns_features`). No gradient passes.
     """
     top_k = top_k if isinstance(top_k, int) else tuple(top_k)
 
     def teach(params, teacher, batch, tokens=None, collect=False):
         average = {"params": jax.lax.stop_gradient(overlay(params, teacher))}
-        whole = model.apply(average, batch, method="features") if tokens is None else tokens
+        own = tokens is None or owns_features(model, teacher)
+        whole = model.apply(average, batch, method="features") if own else tokens
         whole = jax.lax.stop_gradient(whole)
         counted = whole.valid if model.padding == "exact" else None
         record = Record(top_k, target, normaliser(layer_norms, counted))

@@ -16,7 +16,8 @@ from data2vec_jax.data import batches
 from data2vec_jax.data.sources import open_source
 from data2vec_jax.errors import UserError, check_section, nearest
 from data2vec_jax.modalities import contract
-from data2vec_jax.objectives.targets import Draw, axes_of
+from data2vec_jax.objectives.targets import Draw, axes_of, owns_features
+from data2vec_jax.state import select
 from data2vec_jax.tasks.task import Task
 
 OBJECTIVES = ("data2vec1", "data2vec2")
@@ -74,10 +75,7 @@ def make_objective(config: Mapping[str, Any], modality: contract.Modality, model
     def sampler(shapes):
         return sampler_of(model.mask_shape(shapes))
 
-    given = dict(
-        model=model, sampler=sampler, corrupt=modality.corrupt,
-        shares_features=modality.shares_features,
-    )  # fmt: skip
+    given = dict(model=model, sampler=sampler, corrupt=modality.corrupt)
     check_section("objective", options, objective.make_loss, given)
     if (name == "data2vec2") != (model.decoder is not None):
         raise UserError(
@@ -173,6 +171,7 @@ def _outline(config):
     options = data_options(**config["data"])
     check_section("examples", config["examples"], modality.layout)
     layout = modality.layout(**config["examples"])
+    clones = config["objective"].get("clones", 1)
     rows = batches.rows_of(layout.buckets, options["batch_size"], options["multiple"])
     shapes = [batches.batch_shapes(s, n) for s, n in zip(layout.shapes, rows, strict=True)]
     task = Task(
@@ -181,9 +180,7 @@ def _outline(config):
         init=initialiser(model, shapes[0]),
         loss=objective.loss,
         averaged=tuple(config["averaged"]),
-        flops=lambda batch: step_flops(
-            modality, model, sampler, batch, config["objective"].get("clones", 1)
-        ),
+        flops=lambda batch: step_flops(modality, model, sampler, batch, config["averaged"], clones),
     )
     return task, options, modality, model
 
@@ -213,19 +210,20 @@ def check_rows(shapes: Any, config: Mapping[str, Any]) -> None:
 
 
 def flops_by_part(
-    modality: contract.Modality, model: Any, sampler: Any, batch: Any
+    modality: contract.Modality, model: Any, sampler: Any, batch: Any, averaged: Sequence[str]
 ) -> dict[str, float]:
     """Forward FLOPs of one example: 'frontend', 'student' (of one masked input) and 'teacher'.
 
     With a decoder, a student sees only what is not masked. The teacher has neither decoder nor
-    head, and shares the front end where the modality says so.
+    head, and shares the front end unless it averages some of it.
     """
     example = {k: jax.ShapeDtypeStruct(s.shape[1:], s.dtype) for k, s in batch.items()}
     sample = sampler(batch)
     masked = sample.count(sample.length)
     seen = sample.length - (0 if model.decoder is None else masked)
     parts = modality.flops(model, example, masked, seen)
-    own = 0.0 if modality.shares_features else parts["frontend"]
+    params = jax.eval_shape(initialiser(model, batch), jax.random.key(0))
+    own = parts["frontend"] if owns_features(model, select(params, averaged)) else 0.0
     return {
         "frontend": parts["frontend"], "student": parts["student"],
         "teacher": parts["encoder"] + own,
@@ -233,14 +231,15 @@ def flops_by_part(
 
 
 def step_flops(
-    modality: contract.Modality, model: Any, sampler: Any, batch: Any, clones: int = 1
-) -> float:
+    modality: contract.Modality, model: Any, sampler: Any, batch: Any, averaged: Sequence[str],
+    clones: int = 1,
+) -> float:  # fmt: skip
     """FLOPs of a train step: B (3 (F + M S) + T), see `flops_by_part`.
 
     B rows; F front end and S each of the M = `clones` students, forward and backward (twice a
     forward); T teacher, forward only.
     """
-    parts = flops_by_part(modality, model, sampler, batch)
+    parts = flops_by_part(modality, model, sampler, batch, averaged)
     trained = parts["frontend"] + clones * parts["student"]
     return batch["example_id"].shape[0] * (3.0 * trained + parts["teacher"])
 

@@ -12,5 +12,4 @@ MODALITY = Modality(
     input_layout=inputs.layout,
     inputs=inputs.Utterances,
     flops=model.flops,
-    shares_features=True,
 )

@@ -4,7 +4,7 @@ B batch, M masks of an example, S samples, T frames, V of them visible, D width,
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -119,6 +119,7 @@ class SpeechModel(nn.Module):
     padding: str = "exact"
     mask_embedding_used: bool = True
     dtype: Any = jnp.float32
+    front: ClassVar[str] = "frontend"
 
     def setup(self):
         if self.decoder is None and self.mask_embedding_used:

@@ -57,5 +57,4 @@ MODALITY = Modality(
     inputs=inputs.Rows,
     flops=model.flops,
     corrupt=corrupt,
-    shares_features=True,
 )

@@ -5,7 +5,7 @@ B batch, M masks of an example, T tokens, V of them visible, D width.
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -102,6 +102,7 @@ class TextModel(nn.Module):
     teacher_sees: str = "all"
     padding: str = "exact"
     dtype: Any = jnp.float32
+    front: ClassVar[str] = "embeddings"
 
     def setup(self):
         if self.encoder.norm == "pre" or self.input_norm:

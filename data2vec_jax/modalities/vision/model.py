@@ -111,6 +111,7 @@ class VisionModel(nn.Module):
     dropout: float = 0.0
     dtype: Any = jnp.float32
     padding: ClassVar[str] = "exact"  # images have none
+    front: ClassVar[str] = "patches"
 
     @property
     def grid(self) -> tuple[int, int]:

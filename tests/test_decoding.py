@@ -158,6 +158,7 @@ def test_characters_of_transcripts_and_files(tmp_path):
 def test_transcripts_are_normalised():
     assert normalise_transcript(" It’s -- a «Test», no. 2!\n") == "IT'S A TEST NO"
     assert normalise_transcript("Ёлка, дом", keep="А-ЯЁ") == "ЁЛКА ДОМ"
+    assert normalise_transcript("Д'Артаньян", keep="А-Я") == "ДАРТАНЬЯН"
 
 
 def test_lexicon_files(tmp_path):

@@ -15,12 +15,12 @@ from data2vec_jax.errors import UserError
 from data2vec_jax.modalities.contract import Tokens
 from data2vec_jax.modalities.speech.data import normalise
 from data2vec_jax.modalities.speech.inputs import Utterances
-from data2vec_jax.modalities.speech.model import frames
+from data2vec_jax.modalities.speech.model import CONVS, frames, hop, reach
 from data2vec_jax.models import heads
 from data2vec_jax.models.losses import ctc_losses
 from data2vec_jax.objectives.targets import Draw
 from data2vec_jax.state import path_name
-from data2vec_jax.tasks import decoding, ngrams, transcribe
+from data2vec_jax.tasks import decoding, finetune, ngrams, transcribe
 from data2vec_jax.tasks.characters import SPECIALS, Characters
 from data2vec_jax.tasks.pretrain import make_model
 
@@ -237,33 +237,40 @@ def test_error_rates_of_the_best_path_and_of_a_beam_search(tmp_path):
         return {"logits": np.pad(logits, ((0, 3), (0, 0))), "frames": len(labels)}
 
     said = [frames_of("AB C"), frames_of("CAB", doubt=(2,)), None]
-    found = transcribe.score(said, Said(texts), characters=characters)
+    found = transcribe.score(said, Said(texts), characters=characters, step=320)
     assert found == {"wer": 2 / 4, "cer": 2 / 8, "left_out": 1 / 3}  # CBB for CAB, and nothing
     model = ngrams.train([["AB", "C"], ["CAB"], ["CAB", "C"]] * 3, 2)
     ngrams.write_arpa(model, tmp_path / "lm.arpa")
     found = transcribe.score(
-        said[:2], Said(texts[:2]), characters=characters, lm=str(tmp_path / "lm.arpa")
+        said[:2], Said(texts[:2]), characters=characters, step=320, lm=str(tmp_path / "lm.arpa")
     )
     assert found["wer"] == 1 / 3 and found["wer_lm"] == found["cer_lm"] == 0.0
     found = transcribe.score(  # of the weights that are tried, 0 leaves CBB as it is
-        said, Said(texts), characters=characters, lm=str(tmp_path / "lm.arpa"),
+        said, Said(texts), characters=characters, step=320, lm=str(tmp_path / "lm.arpa"),
         lm_weight=[0.0, 2.0], word_score=-1.0,
     )  # fmt: skip
     assert (found["lm_weight"], found["word_score"], found["wer_lm"]) == (2.0, -1.0, 1 / 4)
 
 
-def test_long_utterances_are_windows_whose_frames_fit_together():
-    """Frames that say where they begin: stitched windows are those of the whole utterance."""
+class Sounds(list):
+    uri = "sounds"
+    label_names, split, modality = None, "test", "speech"
 
-    class Sounds(list):
-        uri = "sounds"
-        label_names, split, modality = None, "test", "speech"
+    def lengths(self):
+        return np.array([len(item["audio"]) for item in self])
 
-        def lengths(self):
-            return np.array([len(item["audio"]) for item in self])
 
+def sounds(*lengths):
     rng = np.random.default_rng(0)
-    source = Sounds({"audio": rng.normal(size=n).astype(np.float32)} for n in (9_000, 50_123, 400))
+    return Sounds({"audio": rng.normal(size=n).astype(np.float32)} for n in lengths)
+
+
+@pytest.mark.parametrize("convs", [CONVS, CONVS[:-1], (*CONVS, (512, 2, 2))])
+def test_long_utterances_are_windows_whose_frames_fit_together(convs):
+    """Frames that say where they begin: stitched windows are those of the whole utterance."""
+    step = hop(convs)
+    assert step in (160, 320, 640)
+    source = sounds(9_000, 50_123, 1_000)
     options = dict(seconds=(0.5, 1.0), overlap=0.4)
     train = Utterances(source, **options)
     np.testing.assert_array_equal(train.bucket_of, [1, -1, 0])
@@ -276,10 +283,36 @@ def test_long_utterances_are_windows_whose_frames_fit_together():
         found = held_out.load(row, held_out.bucket_of[row], None)
         audio, start = found["audio"][: found["length"]], held_out.starts[row]
         np.testing.assert_array_equal(audio, whole[start : start + len(audio)])
-        count = frames(len(audio))
-        parts.append((start // 320, audio[: 320 * count : 320, None]))  # first sample of each
+        count = frames(len(audio), convs)
+        parts.append((start // step, audio[: step * count : step, None]))  # first sample of each
     found = transcribe.stitch(parts)
-    np.testing.assert_array_equal(found[:, 0], whole[: 320 * frames(50_123) : 320])
+    np.testing.assert_array_equal(found[:, 0], whole[: step * frames(50_123, convs) : step])
+
+
+def test_windows_must_fit_the_frames_of_the_model():
+    config = config_of("smoke").to_dict()
+    convs = (*CONVS, (16, 2, 2))  # a frame every 640 samples, made of 720
+    config["model"]["frontend"] = dict(convs=convs)
+    assert transcribe.job(config).score.keywords["step"] == 640
+    assert (hop(convs), reach(convs), reach()) == (640, 720, 400)
+    _, net = make_model(transcribe.complete(config))
+    Utterances(sounds(9_000), seconds=(1.0,), overlap=0.12).check(net)
+    for overlap in (0.1, 0.0):  # 14,400 samples apart; no shared frames
+        with pytest.raises(UserError, match="a frame every 640 and needs 80"):
+            Utterances(sounds(9_000), seconds=(1.0,), overlap=overlap).check(net)
+
+
+def test_an_utterance_without_a_frame_is_an_empty_transcript():
+    config = transcribe.complete(config_of("smoke").to_dict())
+    _, net = make_model(config)
+    head = heads.make(config["head"], "head")
+    batch = {"audio": jnp.zeros((2, 8_000)), "length": jnp.array([8_000, 5])}
+    params = finetune.initialiser(net, head, (), {
+        "audio": jax.ShapeDtypeStruct((1, 8_000), jnp.float32),
+        "length": jax.ShapeDtypeStruct((1,), jnp.int32),
+    })(jax.random.key(0))  # fmt: skip
+    found = transcribe.make_predict(net, head)(params, batch)
+    np.testing.assert_array_equal(found["frames"], [24, 0])
 
 
 def test_smoke_run_from_a_pretrained_encoder(tmp_path):

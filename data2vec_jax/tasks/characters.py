@@ -67,8 +67,8 @@ def from_transcripts(texts: Iterable[str]) -> Characters:
     return Characters((*SPECIALS, SPACE, *(c for c in found if c != SPACE)))
 
 
-def normalise_transcript(text: str, keep: str = "A-Z") -> str:
-    """Upper case, ' for typographic apostrophes, only the letters `keep` (as in a regular
-    expression's brackets), apostrophes and single spaces."""
+def normalise_transcript(text: str, keep: str = "A-Z'") -> str:
+    """Upper case, ' for typographic apostrophes, only the characters `keep` (as in a regular
+    expression's brackets) and single spaces."""
     text = re.sub("[\u2018\u2019\u02bc\u00b4`]", "'", text.upper())
-    return " ".join(re.sub(f"[^{keep}' ]", "", " ".join(text.split())).split())
+    return " ".join(re.sub(f"[^{keep} ]", "", " ".join(text.split())).split())

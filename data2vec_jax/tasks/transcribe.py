@@ -18,8 +18,7 @@ import numpy as np
 from data2vec_jax import masking
 from data2vec_jax.errors import UserError
 from data2vec_jax.modalities.contract import Tokens
-from data2vec_jax.modalities.speech.inputs import HOP
-from data2vec_jax.modalities.speech.model import CONVS, frames
+from data2vec_jax.modalities.speech.model import CONVS, frames, hop
 from data2vec_jax.models.heads import Ctc, Features
 from data2vec_jax.models.layers import wide
 from data2vec_jax.models.losses import ctc_losses
@@ -138,22 +137,26 @@ def make_predict(model: Any, head: Ctc) -> Callable[..., dict[str, Array]]:
     def predict(params, batch):
         features = finetune.encode(model, head, params, batch)
         logits = wide(head.apply({"params": params["task"]}, features)["logits"])
-        return {"logits": logits, "frames": features.lengths}
+        # An utterance shorter than what a frame is made of has none, or less than none.
+        return {"logits": logits, "frames": jnp.maximum(features.lengths, 0)}
 
     return predict
 
 
 def score(
-    predictions: Sequence[Any], inputs: Any, *, characters: Characters, lm: str | None = None,
-    lm_weight: float | Sequence[float] = 2.0, word_score: float | Sequence[float] = -1.0,
-    unit: str = "word", lexicon: str | None = None, beam: int = 50,
+    predictions: Sequence[Any], inputs: Any, *, characters: Characters, step: int,
+    lm: str | None = None, lm_weight: float | Sequence[float] = 2.0,
+    word_score: float | Sequence[float] = -1.0, unit: str = "word", lexicon: str | None = None,
+    beam: int = 50,
 ) -> dict[str, float]:  # fmt: skip
     """Config section `scoring`: wer and cer of the best path; with `lm`, of a beam search too.
 
     lm: an ARPA file. For the others see `decoding.Scorer`; lexicon: a file. Of several weights or
     word scores the best pair of these examples is used, and told. Utterances that were left out
-    count as empty transcripts, and their share is `left_out`.
+    count as empty transcripts, and their share is `left_out`. step: samples from frame to frame.
     """
+    if lexicon and not lm:
+        raise UserError("config.scoring.lexicon: it is for a beam search, which needs scoring.lm")
     source = inputs.utterances
     references = [
         transcript_of(source.field(i, "transcript"), characters, source.uri)
@@ -162,7 +165,7 @@ def score(
     logits = [None] * len(source)
     for number in range(len(source)):
         rows = np.flatnonzero(inputs.owner == number)
-        parts = [(inputs.starts[i] // HOP, predictions[i]) for i in rows]
+        parts = [(inputs.starts[i] // step, predictions[i]) for i in rows]
         if all(part is not None for _, part in parts):
             logits[number] = stitch([(at, p["logits"][: p["frames"]]) for at, p in parts])
     best = ["" if x is None else decoding.greedy(x[None])[0] for x in logits]
@@ -273,5 +276,6 @@ def outline(config: Mapping[str, Any]) -> Task:
 
 def job(config: Mapping[str, Any]) -> finetune.Job:
     """What CTC adds to fine-tuning."""
-    scored = functools.partial(score, characters=characters_of(config))
+    convs = config["model"].get("frontend", {}).get("convs", CONVS)
+    scored = functools.partial(score, characters=characters_of(config), step=hop(convs))
     return finetune.Job(make_loss, make_predict, scored, targets)

@@ -11,8 +11,9 @@ from data2vec_jax.data.sources import Part
 from data2vec_jax.errors import UserError
 from data2vec_jax.modalities.contract import Layout
 from data2vec_jax.modalities.speech.data import RATE, normalise
+from data2vec_jax.modalities.speech.model import hop, reach
 
-HOP = 320  # samples from one frame to the next, so that windows share their frames
+STEP = 320  # samples; windows are a multiple of them apart, so that they share their frames
 
 
 def layout(*, seconds: Sequence[float], cut: bool = False, overlap: float = 1.0) -> Layout:
@@ -22,9 +23,9 @@ def layout(*, seconds: Sequence[float], cut: bool = False, overlap: float = 1.0)
     longer ones are cut (training: at random, evaluation: in the middle); else they are left out of
     training, and in evaluation are windows of the longest length that share `overlap` seconds.
     """
-    if not 0 <= overlap < max(seconds, default=0) or round(overlap * RATE) % HOP:
+    if not 0 <= overlap < max(seconds, default=0) or round(overlap * RATE) % STEP:
         raise UserError(
-            f"config.examples.overlap: {overlap}; use a multiple of {HOP / RATE} s below the "
+            f"config.examples.overlap: {overlap}; use a multiple of {STEP / RATE} s below the "
             "longest length"
         )
     if not seconds or list(seconds) != sorted(set(seconds)) or seconds[0] <= 0:
@@ -39,8 +40,13 @@ def layout(*, seconds: Sequence[float], cut: bool = False, overlap: float = 1.0)
 
 def window_starts(length: int, size: int, overlap: int) -> range:
     """First samples of windows of `size` samples, the last of which reaches the end."""
-    step = (size - overlap) // HOP * HOP
+    step = window_step(size, overlap)
     return range(0, max(length - overlap, 1), step) if length > size else range(1)
+
+
+def window_step(size: int, overlap: int) -> int:
+    """Samples from one window of `size` samples to the next."""
+    return (size - overlap) // STEP * STEP
 
 
 class Utterances:
@@ -54,7 +60,7 @@ class Utterances:
         self.fixed, self.layout = like is not None, layout(**options)
         self.cut, longest = options.get("cut", False), self.layout.buckets[-1]
         whole = np.asarray(source.lengths())
-        overlap = round((layout.__kwdefaults__ | options)["overlap"] * RATE)
+        self.overlap = overlap = round((layout.__kwdefaults__ | options)["overlap"] * RATE)
         windows = self.fixed and not self.cut
         rows = [
             (number, start)
@@ -89,11 +95,22 @@ class Utterances:
         }  # fmt: skip
 
     def check(self, model: Any) -> None:
-        """The shortest utterance must have a frame; padding must not leak into statistics."""
+        """The shortest utterance must have a frame; padding must not leak into statistics; windows
+        must start with a frame, and leave none out.
+        """
         if model.frontend.norm == "group" and model.padding == "exact":
             raise UserError(
                 "config.model.frontend.norm: 'group' takes statistics over padding too; use "
                 "'layer', or config.model_changes.padding='reference'"
+            )
+        convs, step = model.frontend.convs, window_step(self.layout.buckets[-1], self.overlap)
+        between, least = hop(convs), reach(convs) - hop(convs)
+        if not self.cut and (step % between or self.overlap < least):
+            raise UserError(
+                f"config.examples: windows of long utterances are {step} samples apart and share "
+                f"{self.overlap}, but this model has a frame every {between} and needs {least}; "
+                f"make seconds - overlap a multiple of {between / RATE:g} s, and overlap at least "
+                f"{least / RATE:g} s"
             )
         used = self.lengths[self.bucket_of >= 0]
         shape = jax.ShapeDtypeStruct((int(used.min(initial=self.layout.buckets[0])),), np.float32)

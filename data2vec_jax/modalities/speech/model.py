@@ -3,6 +3,7 @@
 B batch, M masks of an example, S samples, T frames, V of them visible, D width, C channels.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -48,6 +49,19 @@ def frames(samples: Any, convs: Sequence[Sequence[int]] = CONVS) -> Any:
     """Number of frames of a waveform: floor((n - kernel) / stride) + 1 through the convolutions."""
     for _, kernel, stride in convs:
         samples = (samples - kernel) // stride + 1
+    return samples
+
+
+def hop(convs: Sequence[Sequence[int]] = CONVS) -> int:
+    """Samples from one frame to the next."""
+    return math.prod(stride for _, _, stride in convs)
+
+
+def reach(convs: Sequence[Sequence[int]] = CONVS) -> int:
+    """Samples that a frame is made of."""
+    samples = 1
+    for _, kernel, stride in reversed(convs):
+        samples = (samples - 1) * stride + kernel
     return samples
 
 

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict, config_dict
 
 def get_config(variant: str = "base") -> ConfigDict:
     if variant not in ("base", "demo"):
-        raise ValueError(f"no variant '{variant}' in {__name__}; choose from base, demo")
+        raise ValueError(f"no variant '{variant}'; choose from base, demo")
     steps = 30_000
     c = ConfigDict(
         dict(
@@ -40,7 +40,9 @@ def get_config(variant: str = "base") -> ConfigDict:
     )  # fmt: skip
     c.loss = dict(time_prob=0.6, time_width=5)
     c.scoring = dict(metrics=("accuracy", "macro_f1"))
-    c.adapter = config_dict.placeholder(dict)
+    c.adapter = dict(
+        targets=(), rank=8, alpha=16.0, dora=False, rank_stabilised=False, dropout=0.0
+    )  # fmt: skip
     c.schedule = dict(kind="cosine", peak=6e-5, warmup=5_000 / steps)
     c.optim = dict(betas=(0.9, 0.98), eps=1e-8, eps_on="raw", weight_decay=0.0)
     c.optim.frozen = (r"^frontend/(conv\d+/|norm\d+/|time_norm/)",)

@@ -28,7 +28,7 @@ TASKS = {
 def get_config(variant: str = "cola") -> ConfigDict:
     name, _, version = variant.partition(",")
     if name not in TASKS or version not in ("", "v2"):
-        raise ValueError(f"no variant '{variant}' in {__name__}; choose from {', '.join(TASKS)}")
+        raise ValueError(f"no variant '{variant}'; choose from {', '.join(TASKS)}")
     folder, rows, warmup, steps, peak, classes, metrics = TASKS[name]
     c = ConfigDict(
         dict(
@@ -57,7 +57,9 @@ def get_config(variant: str = "cola") -> ConfigDict:
         c.data.eval_split = "dev_matched,dev_mismatched"
     c.loss = dict(scale=0.2 if name == "stsb" else 1.0)  # scores from 0 to 5 become 0 to 1
     c.scoring = dict(metrics=metrics)
-    c.adapter = config_dict.placeholder(dict)
+    c.adapter = dict(
+        targets=(), rank=8, alpha=16.0, dora=False, rank_stabilised=False, dropout=0.0
+    )  # fmt: skip
     if version == "v2" and name != "rte":
         peak *= 2
     c.schedule = dict(kind="linear", peak=peak, warmup=warmup / steps)

@@ -37,6 +37,9 @@ def get_config(variant: str = "base") -> ConfigDict:
     # The head has a norm of its own.
     c.model_changes = dict(mean=HALF, std=HALF, final_norm=False)
     c.model_changes.encoder = dict(drop_path=0.2, dropout=0.0, attention_dropout=0.0)
+    # Each block's own table of relative positions, as in the released files; see `finetune._adopt`.
+    c.model_changes.shared_relative = False
+    c.model_changes.encoder.relative = (14, 14)
     c.head = dict(name="image", classes=1000, pooling="mean", start=1e-3)
     c.examples = dict(
         image=224, channels=3, scale=(0.08, 1.0), aspect=(3 / 4, 4 / 3), flip=0.5, operations=2,
@@ -51,7 +54,9 @@ def get_config(variant: str = "base") -> ConfigDict:
     )  # fmt: skip
     c.scoring = dict(metrics=("accuracy", "top5_accuracy"))
     c.layers = dict(decay=0.65, slow_embeddings=True)
-    c.adapter = config_dict.placeholder(dict)
+    c.adapter = dict(
+        targets=(), rank=8, alpha=16.0, dora=False, rank_stabilised=False, dropout=0.0
+    )  # fmt: skip
     c.schedule = dict(kind="cosine", peak=4e-3, floor=1e-6, inclusive=True, warmup=10 / 100)
     c.optim = dict(
         betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0,
@@ -156,6 +161,6 @@ def _probe(c: ConfigDict, name: str, protocol: str) -> None:
 
 def _unknown(variant: str) -> None:
     raise ValueError(
-        f"no variant '{variant}' in {__name__}; choose from base, large, base_v2, large_v2, "
+        f"no variant '{variant}'; choose from base, large, base_v2, large_v2, "
         "huge_v2, {base,large,demo}_{mae,dino}, demo, smoke"
     )

@@ -36,9 +36,7 @@ def get_config(variant: str = "10h") -> ConfigDict:
     split, _, size = variant.partition(",")
     small = variant in ("demo", "smoke")
     if not small and (split not in BASE or size not in ("", "large")):
-        raise ValueError(
-            f"no variant '{variant}' in {__name__}; choose from {', '.join(BASE)}, demo, smoke"
-        )
+        raise ValueError(f"no variant '{variant}'; choose from {', '.join(BASE)}, demo, smoke")
     recipe = (LARGE if size else BASE)["10h" if small else split]
     steps, peak, time, channel, layerdrop, freeze, repeat = recipe
     c = ConfigDict(
@@ -74,7 +72,9 @@ def get_config(variant: str = "10h") -> ConfigDict:
     )  # fmt: skip
     c.scoring = dict(lm=config_dict.placeholder(str), lm_weight=2.0, word_score=-1.0)
     c.scoring.update(lexicon=config_dict.placeholder(str), beam=50, unit="word")
-    c.adapter = config_dict.placeholder(dict)
+    c.adapter = dict(
+        targets=(), rank=8, alpha=16.0, dora=False, rank_stabilised=False, dropout=0.0
+    )  # fmt: skip
     c.schedule = dict(
         kind="tri_stage", peak=peak, warmup=0.1, hold=0.4, decay=0.5, end_scale=0.05
     )  # fmt: skip

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, config_dict
 
 def get_config(variant: str = "base") -> ConfigDict:
     if variant not in ("base", "large"):
-        raise ValueError(f"no variant '{variant}' in {__name__}; choose from base, large")
+        raise ValueError(f"no variant '{variant}'; choose from base, large")
     steps = 3 * 88_000 // 48  # epochs, windows of 384 tokens, rows of a batch
     c = ConfigDict(
         dict(
@@ -45,7 +45,9 @@ def get_config(variant: str = "base") -> ConfigDict:
         share=1.0, eval_source=config_dict.placeholder(str),
     )  # fmt: skip
     c.scoring = dict(top=20, longest=30)
-    c.adapter = config_dict.placeholder(dict)
+    c.adapter = dict(
+        targets=(), rank=8, alpha=16.0, dora=False, rank_stabilised=False, dropout=0.0
+    )  # fmt: skip
     c.schedule = dict(kind="linear", peak=3e-5 if variant == "base" else 1.5e-5, warmup=0.06)
     c.optim = dict(betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01)
     c.mesh = dict(data=-1, fsdp=1, slices=config_dict.placeholder(int))

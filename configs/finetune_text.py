@@ -18,7 +18,7 @@ VARIANTS = ("base", "lora", "dora", "demo", "demo_lora", "demo_dora", "smoke")
 
 def get_config(variant: str = "base") -> ConfigDict:
     if variant not in VARIANTS:
-        raise ValueError(f"no variant '{variant}' in {__name__}; choose from {', '.join(VARIANTS)}")
+        raise ValueError(f"no variant '{variant}'; choose from {', '.join(VARIANTS)}")
     steps = 3 * 120_000 // 32  # epochs, texts, rows of a batch
     c = ConfigDict(
         dict(
@@ -44,7 +44,9 @@ def get_config(variant: str = "base") -> ConfigDict:
     )  # fmt: skip
     c.loss = dict(smoothing=0.0)
     c.scoring = dict(metrics=("accuracy", "macro_f1"))
-    c.adapter = config_dict.placeholder(dict)
+    c.adapter = dict(
+        targets=(), rank=8, alpha=16.0, dora=False, rank_stabilised=False, dropout=0.0
+    )  # fmt: skip
     c.schedule = dict(kind="linear", peak=2e-5, warmup=0.06)
     c.optim = dict(betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01)
     c.mesh = dict(data=-1, fsdp=1, slices=config_dict.placeholder(int))
@@ -55,7 +57,7 @@ def get_config(variant: str = "base") -> ConfigDict:
     if variant == "smoke" or "demo" in (size, variant):
         _small(c)
     if adapter:
-        c.adapter = dict(targets=("blocks/",), rank=8, alpha=16, dora=adapter == "dora")
+        c.adapter.update(targets=("blocks/",), dora=adapter == "dora")
         # Small matrices that start at nothing; the demo's rate is high as it is.
         c.schedule.peak *= 3 if "demo" in size else 10
         c.optim.weight_decay = 0.0

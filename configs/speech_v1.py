@@ -74,5 +74,5 @@ def get_config(variant: str = "base") -> ConfigDict:
             eval_split="test", source="samples:speech", batch_size=8, multiple=8, workers=0
         )
     elif variant != "base":
-        raise ValueError(f"no variant '{variant}' in {__name__}; choose from base, large, smoke")
+        raise ValueError(f"no variant '{variant}'; choose from base, large, smoke")
     return c

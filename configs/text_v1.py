@@ -61,5 +61,5 @@ def get_config(variant: str = "base") -> ConfigDict:
         c.examples.update(lengths=(32, 64), vocab_size=1_000)
         c.data.update(eval_split="test", source="samples:glosses", batch_size=8, workers=0)
     elif variant != "base":
-        raise ValueError(f"no variant '{variant}' in {__name__}; choose from base, large, smoke")
+        raise ValueError(f"no variant '{variant}'; choose from base, large, smoke")
     return c

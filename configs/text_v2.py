@@ -68,5 +68,5 @@ def get_config(variant: str = "base") -> ConfigDict:
         c.data.update(source="samples:glosses", batch_size=8, workers=0)
         c.collapse = dict(warn_after=100)  # the head starts near zero, and so do predictions
     elif variant != "base":
-        raise ValueError(f"no variant '{variant}' in {__name__}; choose from base, large, smoke")
+        raise ValueError(f"no variant '{variant}'; choose from base, large, smoke")
     return c

@@ -67,5 +67,5 @@ def get_config(variant: str = "base") -> ConfigDict:
         c.data.update(eval_split="test", source="samples:digits", batch_size=8, workers=0)
         c.schedule.warmup = 0.25
     elif variant != "base":
-        raise ValueError(f"no variant '{variant}' in {__name__}; choose from base, large, smoke")
+        raise ValueError(f"no variant '{variant}'; choose from base, large, smoke")
     return c

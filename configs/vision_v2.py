@@ -82,5 +82,5 @@ def get_config(variant: str = "base") -> ConfigDict:
         c.data.update(source="samples:digits", batch_size=8, workers=0)
     elif variant not in ("base", "large"):
         choices = "base, large, huge, huge14, smoke"
-        raise ValueError(f"no variant '{variant}' in {__name__}; choose from {choices}")
+        raise ValueError(f"no variant '{variant}'; choose from {choices}")
     return c

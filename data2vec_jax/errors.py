@@ -3,9 +3,11 @@
 import argparse
 import difflib
 import inspect
+import numbers
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NoReturn
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NoReturn, get_args, get_origin
 
 STOPPED = 130  # exit code of a run that was interrupted: 128 + SIGINT, as a shell reports it
 
@@ -33,7 +35,8 @@ def nearest(name: str, choices: Iterable[str]) -> str:
 def check_section(
     section: str, options: Mapping[str, Any], function: Callable, given: Iterable[str] = ()
 ) -> None:
-    """Refuses keys of a config section that are not arguments of `function`.
+    """Refuses keys of a config section that are not arguments of `function`, and values that are
+    not of the annotated type.
 
     Every section of a config is the keyword arguments of exactly one function, so its signature
     is the schema. `given` names the arguments that the caller supplies itself.
@@ -48,9 +51,34 @@ def check_section(
     for key in options:
         if key not in parameters:
             raise UserError(f"{prefix}.{key}: no such option{nearest(key, parameters)}")
+        if wanted := misfit(options[key], parameters[key].annotation):
+            raise UserError(f"{prefix}.{key}: {options[key]!r} is not {wanted}")
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in options:
             raise UserError(f"{prefix}: missing option '{name}'")
+
+
+# What the annotations of options are called, and the values that they take.
+KINDS = {
+    bool: ("true or false", bool), int: ("a whole number", numbers.Integral),
+    float: ("a number", numbers.Real), str: ("a text", str), Sequence: ("a list", (list, tuple)),
+    Mapping: ("a section", Mapping), types.NoneType: ("null", types.NoneType),
+}  # fmt: skip
+
+
+def misfit(value: Any, annotation: Any) -> str:
+    """What `value` should be, or '' if it is that, or if the annotation is none of `KINDS`."""
+    union = get_origin(annotation) is types.UnionType
+    names = []
+    for each in get_args(annotation) if union else (annotation,):
+        each = get_origin(each) or each
+        if not isinstance(each, type) or each not in KINDS:
+            return ""
+        name, kind = KINDS[each]
+        if isinstance(value, kind) and (each is bool or not isinstance(value, bool)):
+            return ""
+        names.append(name)
+    return " or ".join(names)
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:

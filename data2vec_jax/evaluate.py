@@ -15,7 +15,6 @@ default test) must have labels: a class, or aligned phones of speech. --features
 features of one such run as they are, for what needs no training: neighbours, retrieval, clusters.
 """
 
-import argparse
 import json
 import statistics
 from collections.abc import Mapping, Sequence
@@ -26,8 +25,8 @@ import jax
 import numpy as np
 import optax
 
-from data2vec_jax import checkpoints, parallel
-from data2vec_jax.errors import UserError, nearest, run_main
+from data2vec_jax import checkpoints, parallel, train
+from data2vec_jax.errors import Arguments, UserError, nearest, run_main
 from data2vec_jax.modalities.contract import Labelled
 from data2vec_jax.state import TrainState, matches, path_name
 from data2vec_jax.tasks import pretrain, probe
@@ -61,8 +60,10 @@ def opened(
     for key, value in changes.items():
         section, _, name = key.partition(".")
         if section not in SECTIONS or not name:
-            raise UserError(f"--set {key}: no such option{nearest(section, SECTIONS)}.KEY")
+            known = [f"{choice}.{name or 'KEY'}" for choice in SECTIONS]
+            raise UserError(f"--set {key}: no such option{nearest(key, known)}")
         config[section] = {**config.get(section, {}), name: value}
+    train.check_config(config)
     return folder, config, parallel.make_mesh(**config["mesh"])
 
 
@@ -159,9 +160,11 @@ def train_seconds(folder: Path) -> float | None:
     found = sorted(folder.glob("checkpoints/*/position/data.json"), key=lambda p: int(p.parts[-3]))
     if not found:
         return None
-    watch = json.loads(found[-1].read_text()).get("stopwatch", {})
-    seconds = watch.get("seconds", watch)
-    return float(seconds["train"]) if "train" in seconds else None
+    try:
+        watch = json.loads(found[-1].read_text())["stopwatch"]
+        return float(watch.get("seconds", watch)["train"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def paper(config: Mapping[str, Any], split: str, metric: str) -> float | None:
@@ -183,39 +186,45 @@ def paper(config: Mapping[str, Any], split: str, metric: str) -> float | None:
 # Rows ---------------------------------------------------------------------------------------------
 
 
-def grouped(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """Runs by all of their config but the seed, and what comes with it."""
+def grouped(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, Any]]]]:
+    """Runs by all of their config but the seed, and what comes with it: each seed may start from
+    a pretraining of its own, but runs of one seed that start from two are not the same.
+    """
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for run in runs:
         config = json.loads(json.dumps(run["config"]))
-        for key in ("seed", "start"):
-            config.pop(key, None)
+        seed, _ = config.pop("seed"), config.pop("start", None)
         config["examples"].pop("tokenizer", None)
-        groups.setdefault(json.dumps(config, sort_keys=True), []).append(run)
-    return {name_of([run["workdir"] for run in group]): group for group in groups.values()}
+        key, number = json.dumps(config, sort_keys=True), 0
+        while seed in (other["seed"] for other in groups.get(f"{number} {key}", ())):
+            number += 1
+        groups.setdefault(f"{number} {key}", []).append(run)
+    return [(name_of([run["workdir"] for run in group]), group) for group in groups.values()]
 
 
 def name_of(workdirs: Sequence[str]) -> str:
     """One workdir, or what several have in common and `*`."""
     if len(workdirs) == 1:
         return workdirs[0]
-    same = 0
-    while len({path[: same + 1] for path in workdirs}) == 1:
-        same += 1
+    letters = enumerate(zip(*workdirs, strict=False))
+    same = next((i for i, found in letters if len(set(found)) > 1), min(map(len, workdirs)))
     return f"{workdirs[0][:same]}*"
 
 
 def workdirs_of(text: str) -> tuple[str, list[str]]:
     """'NAME=A,B' or 'A,B' -> name, workdirs; a folder stands for the workdirs in it."""
-    name, equals, places = text.rpartition("=")
+    name, _, places = ("", "", text) if Path(text).is_dir() else text.rpartition("=")
     found = []
     for place in places.split(","):
         folder = Path(place)
         inside = sorted(path.parent for path in folder.glob("*/config.json"))
-        found += [str(folder)] if (folder / "config.json").exists() else map(str, inside)
-        if not found:
+        inside = [folder] if (folder / "config.json").exists() else inside
+        if not inside:
             raise UserError(f"{place}: no workdir, and none in it")
-    return name if equals else places, found
+        found += map(str, inside)
+    if twice := {path for path in found if found.count(path) > 1}:
+        raise UserError(f"{text}: {min(twice)} is in it twice")
+    return name or places, found
 
 
 def summary(name: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -295,9 +304,9 @@ def markdown(lines: Sequence[Sequence[str]], rows: Sequence[Mapping[str, Any]], 
 # The command --------------------------------------------------------------------------------------
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Arguments:
     """The command's arguments."""
-    found = argparse.ArgumentParser(
+    found = Arguments(
         prog="python -m data2vec_jax.evaluate", description="Scores of fine-tuned checkpoints."
     )
     found.add_argument("runs", nargs="+", metavar="WORKDIR")
@@ -327,17 +336,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser().parse_args(argv)
     changes = dict(map(change, options.set))
     places = [workdirs_of(text) for text in options.runs]
+    for name in ("features", "json", "markdown"):  # before all the work
+        path = getattr(options, name)
+        if path and (path.is_dir() or not path.parent.is_dir()):
+            raise UserError(f"--{name}={path}: not a file in a folder that is there")
     if options.features:
         if len(places) > 1 or len(places[0][1]) > 1:
             raise UserError("--features takes one run")
         np.savez(options.features, **features(places[0][1][0], changes))
         return
-    runs = {path: evaluate(path, changes) for _, paths in places for path in paths}
+    # One run, however it is written.
+    names = {path: str(Path(path).resolve()) for _, paths in places for path in paths}
+    runs = {name: evaluate(path, changes) for path, name in names.items()}
     if options.compare:
-        groups = {name: [runs[path] for path in paths] for name, paths in places}
+        groups = [(name, [runs[names[path]] for path in paths]) for name, paths in places]
     else:
         groups = grouped(list(runs.values()))
-    rows = [summary(name, group) for name, group in groups.items()]
+    rows = [summary(name, group) for name, group in groups]
     by_folder = {run["workdir"]: run for run in runs.values()}
     lines = table(rows)
     print(plain(lines))

@@ -7,11 +7,10 @@ the words are written in: upper case, nothing else kept. The model's units are w
 --unit=character characters; `config.scoring.lm` and `evaluate --set scoring.lm=...` read it.
 """
 
-import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from data2vec_jax.errors import UserError, run_main
+from data2vec_jax.errors import Arguments, UserError, run_main
 from data2vec_jax.tasks import ngrams
 from data2vec_jax.tasks.characters import SPACE, Characters
 from data2vec_jax.tasks.transcribe import transcript_of
@@ -33,7 +32,7 @@ def sentences(path: str, characters: Characters, unit: str) -> Iterator[list[str
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command: see the module's docstring."""
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="python -m data2vec_jax.lm", description="An n-gram language model of text."
     )
     parser.add_argument("texts", nargs="+", metavar="TEXT")

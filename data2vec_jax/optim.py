@@ -44,7 +44,8 @@ def tri_stage(
 
     The paper says linear decay, the code decays exponentially (spec 11, trap 17).
     """
-    up, flat, down = (round(share * total_steps) for share in (warmup, hold, decay))
+    # Whole updates, rounded down, but for what a share loses in floating point.
+    up, flat, down = (int(share * total_steps + 1e-6) for share in (warmup, hold, decay))
     rate = math.log(end_scale) / max(down, 1)
 
     def schedule(n):

@@ -180,7 +180,7 @@ def train(
             state = run.init(config["seed"])
             if begin:
                 state, new = begin_from(begin, state, run.abstract)
-                state = state.replace(params=task.adopt(state.params, new))
+                state = state.replace(params=task.adopt(state.params, new, begin))
                 if first and verbose:
                     say(f"begins from {begin}; {len(new)} new parameters {new[:3] or ''}")
         if first and verbose:
@@ -260,9 +260,12 @@ def parse(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(config, values of the other `options`) from the command line.
 
-    options: name -> what it is, '' for a switch without a value. Raises UserError for what absl
-    would crash on.
+    options: name -> what it is, '' for a switch without a value. --help prints the command's
+    docstring and ends it. Raises UserError for what absl would crash on.
     """
+    if {"-h", "--help"} & set(argv):
+        print((sys.modules["__main__"].__doc__ or __doc__).strip())
+        sys.exit(0)
     values = flags.FlagValues()
     config_flags.DEFINE_config_file(
         "config", None, "config file, path.py:variant", flag_values=values
@@ -278,7 +281,8 @@ def parse(
         config = values.config
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         text = one_line(error)
-        if text[0] in "\"'":  # ml_collections quotes the name, with a hint at times, and no more
+        # ml_collections gives the name, at times quoted and with a hint, and no more.
+        if text[0] in "\"'" or isinstance(error, KeyError):
             text = text.replace("\\n", "; ").replace("\\'", "").strip("\"'")
             text = f"the config has no option {text}"
         raise UserError(text) from None
@@ -315,9 +319,11 @@ def write_json(path: str, result: Mapping[str, Any]) -> None:
 
 
 def one_line(error: Exception) -> str:
-    """The first line of an error's message that says something."""
+    """The first line of an error's message that says something; of a traceback in it, the last."""
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if any(line.startswith("Traceback (most recent call last)") for line in lines):
+        return lines[-1].removeprefix("ValueError: ")
     return lines[0] if lines else type(error).__name__
 
 

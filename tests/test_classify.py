@@ -2,6 +2,7 @@
 
 import importlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 
 from data2vec_jax import checkpoints, metrics, optim, parallel, train
 from data2vec_jax.convert import loaded, ours
+from data2vec_jax.data.sources import open_source
 from data2vec_jax.errors import UserError
 from data2vec_jax.modalities.contract import Layout
 from data2vec_jax.modalities.speech.inputs import Utterances
@@ -225,16 +227,21 @@ def test_rows_of_texts_and_pairs():
     assert row_of(list(range(5, 20)), None, ids, 8) == [0, 5, 6, 7, 8, 9, 10, 2]
 
     class Source(list):
-        pass
+        uri, split = "texts", "train"
 
     source = Source([{"text": "abc", "pair": "de"}, {"text": "abcdefghijk", "pair": "z"}])
-    rows = Rows.__new__(Rows)
-    rows.tokenizer = ids
-    rows = Rows(source, like=rows, lengths=(9, 12))
+    like = SimpleNamespace(tokenizer=ids, paired=True)
+    rows = Rows(source, like=like, lengths=(9, 12))
     np.testing.assert_array_equal(rows.bucket_of, [0, 1])
     found = rows.load(0, 0, None)["tokens"]
     np.testing.assert_array_equal(found, [0, 4, 5, 6, 2, 2, 7, 8, 2])
     assert len(rows.rows[1]) == 12
+    single = Source([{"text": "abc"}])
+    with pytest.raises(UserError, match="texts train: its examples have no second text"):
+        Rows(single, like=rows, lengths=(9, 12))
+    like = SimpleNamespace(tokenizer=ids, paired=False, source=single)
+    with pytest.raises(UserError, match="its examples have no second text"):
+        Rows(source, like=like, lengths=(9, 12))
 
 
 class Sounds:
@@ -326,6 +333,73 @@ def test_a_wrong_number_of_classes_is_refused():
     config["head"]["classes"] = 44
     with pytest.raises(UserError, match=r"head.classes: 44, but samples:glosses has 45"):
         classify.make(config)
+
+
+def targets_of(metrics=("accuracy",), **head):
+    head = heads.make(dict(name="sequence") | head, "head")
+    return classify.targets({"scoring": {"metrics": metrics}}, head)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "head", "message"),
+    [
+        ("acuracy", dict(classes=2), "no 'acuracy' of a single.*; did you mean 'accuracy'"),
+        ("mean_average_precision", dict(classes=2), "no 'mean_average_precision'"),
+        ("wer", dict(classes=2), "no 'wer'"),
+        ("macro_f1", dict(classes=1), "of a regression; choose from pearson, spearman"),
+        ("accuracy", dict(classes=2, problem=classify.SEVERAL), "mean_average_precision"),
+        ("pearson", dict(classes=2, problem=classify.REGRESSION), "classes: 2, but a regression"),
+    ],
+)  # fmt: skip
+def test_metrics_and_classes_that_are_not_of_the_problem_are_refused(metrics, head, message):
+    with pytest.raises(UserError, match=message):
+        targets_of((metrics,), **head)
+
+
+@pytest.mark.parametrize(
+    ("rows", "head", "message"),
+    [
+        ("label\na,1\nb,\nc,0", dict(classes=2), r"t\.csv:3: no label"),
+        ("label\na,1\nb,2.5", dict(classes=2), r"t\.csv:2: label 1.0 is not a class"),
+        ("label\na,1\nb,", dict(classes=1), r"t\.csv:3: no label"),
+        ("label\na,1\nb,x", dict(classes=1), r"t\.csv:3: label 'x' is not a number"),
+        ("labels\na,1\nb,x", dict(classes=2, problem=classify.SEVERAL), r"t\.csv:3: labels 'x'"),
+    ],
+)  # fmt: skip
+def test_labels_of_tables_are_checked_row_by_row(tmp_path, rows, head, message):
+    (tmp_path / "t.csv").write_text(f"text,{rows}\n")
+    metrics = {1: "pearson"}.get(head["classes"], "accuracy")
+    metrics = "mean_average_precision" if "problem" in head else metrics
+    targets = targets_of((metrics,), **head)
+    with pytest.raises(UserError, match=message):
+        targets.check(
+            open_source(f"manifest:{tmp_path}/t.csv", modality="text", label_names=targets.names)
+        )
+
+
+def test_missing_and_unknown_classes_of_other_sources_are_refused():
+    targets = targets_of(classes=3)
+    with pytest.raises(UserError, match="classes: 3, but a label is 7"):
+        targets.read({"label": 7}, 8)
+    with pytest.raises(UserError, match="labels None are not"):
+        classify.several(None, 4)
+    with pytest.raises(UserError, match=r"labels are classes \(adj.all, ...\), not numbers"):
+        targets_of(("pearson",), classes=1).check(open_source("samples:glosses", modality="text"))
+    rows = [{"logits": np.eye(3)[i], "label": np.int32(i + 1)} for i in range(3)]  # 3 is no class
+    assert classify.score(rows, None)["accuracy"] == 0.0
+
+
+def test_a_regression_learns_whole_numbers_as_they_are(tmp_path):
+    for name, labels in (("train", (10, 20, 100)), ("test", (15, 3))):
+        rows = "".join(f"text {label},{label}\n" for label in labels)
+        (tmp_path / f"{name}.csv").write_text(f"text,label\n{rows}")
+    targets = targets_of(("pearson",), classes=1)
+    options = finetune.data_options(source=f"manifest:{tmp_path}/{{split}}.csv", batch_size=2)
+    train_set = finetune.open_part(options, "text", targets.names)
+    test_set = finetune.open_split(options, "test", "text", train_set.label_names)
+    for source, wanted in ((train_set, [10, 20, 100]), (test_set, [15, 3])):
+        targets.check(source)
+        assert [float(targets.read(item, 8)["label"]) for item in source] == wanted
 
 
 # Recipes, typed from spec 2.1, 2.2 and 3.2 --------------------------------------------------------

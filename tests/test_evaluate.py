@@ -2,7 +2,9 @@
 
 import importlib
 import json
+import re
 import statistics
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -127,3 +129,58 @@ def test_a_pretrained_encoder_is_probed_beside_an_untrained_one(tmp_path):
 def test_the_paper_stands_beside_its_own_tasks_only(source, split, width, metric, wanted):
     config = {"data": {"source": source, "split": "1h"}, "model": {"width": width}}
     assert evaluate.paper(config, split, metric) == wanted
+
+
+def test_the_same_run_twice_and_rows_of_one_name(runs, tmp_path, monkeypatch):
+    out = tmp_path / "scores.json"
+    monkeypatch.chdir(runs)
+    evaluate.main(["b", str(runs / "b"), "a/0", f"--json={out}"])  # it is evaluated once
+    assert [row["seeds"] for row in json.loads(out.read_text())] == [[0], [0]]
+    evaluate.main(["--compare", "x=b", "x=a/0", f"--json={out}"])
+    rows = json.loads(out.read_text())
+    assert [(row["name"], Path(row["workdirs"][0]).name) for row in rows] == [
+        ("x", "b"),
+        ("x", "0"),
+    ]
+    for bad, why in (("x=b,typo", "typo: no workdir"), ("b,b", "b is in it twice")):
+        with pytest.raises(UserError, match=why):
+            evaluate.main(["--compare", bad])
+    (runs / "rate=1").symlink_to(runs / "b")
+    evaluate.main(["rate=1"])
+
+
+def test_runs_of_one_seed_from_two_starts_are_no_seeds_of_one():
+    starts = [(0, "p0"), (1, "p1"), (0, "q0"), (1, "q1")]
+    runs = [
+        {"workdir": f"r{i}", "seed": seed, "config": {"examples": {}, "seed": seed, "start": start}}
+        for i, (seed, start) in enumerate(starts)
+    ]
+    groups = evaluate.grouped(runs)
+    assert [(name, [run["workdir"] for run in group]) for name, group in groups] == [
+        ("r*", ["r0", "r1"]), ("r*", ["r2", "r3"]),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--json=/nowhere/x.json"], "--json=/nowhere/x.json: not a file in a folder"),
+        (["--markdown=/tmp"], "--markdown=/tmp: not a file"),
+        (["--jsn=x"], "unrecognized arguments: --jsn=x"),
+        (["--set", "data.batch_size=many"], "config.data.batch_size: 'many' is not a whole number"),
+        (["--set", "data.share=true"], "config.data.share: True is not a number"),
+        (["--set", "scoring.metrics=accuracy"], "scoring.metrics: 'accuracy' is not a list"),
+        (["--set", "mesh.fdsp=2"], "config.mesh.fdsp: no such option; did you mean 'fsdp'"),
+        (["--set", "scorin.metrics=[]"], "did you mean 'scoring.metrics'"),
+    ],
+)
+def test_wrong_words_are_refused_in_one_line(runs, options, why):
+    with pytest.raises(UserError, match=re.escape(why)):
+        evaluate.main([str(runs / "b"), *options])
+
+
+def test_a_damaged_stopwatch_costs_no_scores(runs, tmp_path):
+    (tmp_path / "checkpoints/3/position").mkdir(parents=True)
+    for text in ("{", "[]", '{"stopwatch": 3}'):
+        (tmp_path / "checkpoints/3/position/data.json").write_text(text)
+        assert evaluate.train_seconds(tmp_path) is None

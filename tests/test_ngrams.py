@@ -1,5 +1,6 @@
 """N-gram models: probabilities that sum to 1, Kneser-Ney by hand, KenLM's scores, ARPA files."""
 
+import gzip
 import json
 import math
 from pathlib import Path
@@ -125,6 +126,31 @@ def test_damaged_files_are_named(tmp_path, text, message):
     with pytest.raises(UserError, match=r"x\.arpa") as error:
         ngrams.read_arpa(tmp_path / "x.arpa")
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeff" + WHOLE,
+        WHOLE.replace("1=2", "1=2\nngram 2=0").replace("\\end", "\\2-grams:\n\n\\end"),
+    ],
+)
+def test_a_byte_order_mark_and_an_empty_section_are_read(tmp_path, text):
+    (tmp_path / "x.arpa").write_text(text, encoding="utf-8")
+    assert ngrams.read_arpa(tmp_path / "x.arpa").probs == {("a",): -0.3, ("</s>",): -0.3}
+
+
+def test_unk_of_srilm(tmp_path):
+    (tmp_path / "x.arpa").write_text(WHOLE.replace("-0.3\ta", "-1.5\t<UNK>"))
+    assert ngrams.read_arpa(tmp_path / "x.arpa").score((), "zzz") == -1.5
+
+
+def test_damaged_gzip_is_named(tmp_path):
+    damaged = bytearray(gzip.compress(WHOLE.encode()))
+    damaged[10] = 0xFF  # a kind of block that there is not
+    (tmp_path / "x.arpa.gz").write_bytes(damaged)
+    with pytest.raises(UserError, match=r"x\.arpa\.gz:0: not an ARPA file"):
+        ngrams.read_arpa(tmp_path / "x.arpa.gz")
 
 
 def test_mistakes():

@@ -3,8 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from data2vec_jax.errors import UserError
 from data2vec_jax.modalities.contract import Labelled
+from data2vec_jax.modalities.text.modality import MODALITY
 from data2vec_jax.modalities.vision.model import make_model
 from data2vec_jax.tasks import probe
 
@@ -93,3 +96,30 @@ def test_attention_finds_the_position_that_tells_and_no_padding():
     means = [(np.stack([r[v].mean(0) for r, v in zip(t.x, t.valid, strict=True)]), t.y)
              for t in (train, test)]  # fmt: skip
     assert probe.linear(*means) < 0.85
+
+
+def test_labels_of_tables_have_the_numbers_of_the_training_file(tmp_path):
+    def table(split, *labels):
+        rows = "".join(f"a text of some words {i},{label}\n" for i, label in enumerate(labels))
+        (tmp_path / f"{split}.csv").write_text(f"text,label\n{rows}")
+
+    def found():
+        data = {"source": f"manifest:{tmp_path}/{{split}}.csv", "split": "train"}
+        examples = {"lengths": (16,), "vocab_size": 300}
+        config = {"data": data, "examples": examples}
+        return [
+            part.labels.tolist() for part in probe.labelled(MODALITY, config, ("train", "test"))
+        ]
+
+    table("train", "a", "b", "c", "b")
+    table("test", "c", "b")
+    assert found() == [[0, 1, 2, 1], [2, 1]]
+    table("test", "b", "d")
+    with pytest.raises(UserError, match=r"test\.csv:3: unknown label 'd'"):
+        found()
+    table("test", "b", "")
+    with pytest.raises(UserError, match=r"test\.csv:3: no label"):
+        found()
+    table("train", "1", "0.5")
+    with pytest.raises(UserError, match=r"train\.csv:2: label 1.0 is not a class"):
+        found()

@@ -87,6 +87,8 @@ def test_librispeech_mistakes(libri):
     one_line("did you mean 'dev-other'", uri, "dev-othr", "speech")
     one_line("no folder", f"librispeech:{libri}/none/x", "10m", "speech")
     one_line("this is speech, not text", uri, "10m", "text")
+    with pytest.raises(UserError, match=r"no folder '1h/0' in '.*none'$"):
+        open_source(f"librispeech:{libri}/none", "10m", modality="speech")
     next((libri / "LibriSpeech" / "dev-other").rglob("*.flac")).unlink()
     one_line("116-288045.trans.txt:1: no file", uri, "dev-other", "speech")
 
@@ -166,6 +168,16 @@ def test_imagenet_mistakes(tmp_path):
     one_line("neither LOC_val_solution.csv", f"imagenet:{tmp_path}", "val", "vision")
     (tmp_path / "LOC_val_solution.csv").write_text("ImageId,PredictionString\n")
     one_line("no class is known", f"imagenet:{tmp_path}", "val", "vision")
+    for row in ("ILSVRC2012_val_00000001", "ILSVRC2012_val_00000001, "):
+        (tmp_path / "LOC_val_solution.csv").write_text(f"ImageId,PredictionString\n\n{row}\n")
+        message = "LOC_val_solution.csv:3: not an image and its class"
+        one_line(message, f"imagenet:{tmp_path}", "val", "vision")
+    (tmp_path / "LOC_val_solution.csv").unlink()
+    kit = tmp_path / "ILSVRC2012_devkit_t12" / "data"
+    kit.mkdir(parents=True)
+    for damaged in (b"", b"x", b"junk" * 100, bytes(range(256))):
+        (kit / "meta.mat").write_bytes(damaged)
+        one_line("data: unreadable devkit (", f"imagenet:{tmp_path}", "val", "vision")
     one_line("did you mean 'val'", f"imagenet:{tmp_path}", "vall", "vision")
 
 

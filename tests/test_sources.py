@@ -1,5 +1,6 @@
 """Sources: the shipped samples as they are, other formats by round trips, and every error."""
 
+import gzip
 import io
 import json
 import os
@@ -309,6 +310,20 @@ def test_manifest_tables(tmp_path):
     assert [item["label"] for item in source] == [1, 0] and source.label_names == ("-", "+")
 
 
+def test_labels_of_tables_that_are_numbers_or_missing(tmp_path):
+    write_file(tmp_path / "a.csv", "text,label\na,10\nb,20\nc,100\n")
+    source = open_source(f"manifest:{tmp_path}/a.csv", modality="text", label_names=())
+    assert [item["label"] for item in source] == [10.0, 20.0, 100.0] and source.label_names == ()
+    write_file(tmp_path / "b.csv", "text,label,split\na,dog,x\nb,,train\nc,cat,train\n")
+    source = open_source(f"manifest:{tmp_path}/b.csv", modality="text")
+    assert list(source.column("label")) == [None, 0] and source.label_names == ("cat", "dog")
+    part = sources.Part(source, [1, 0])
+    assert part.column("label") == [0, None] and part.where(1) == f"{tmp_path}/b.csv:3"
+    write_file(tmp_path / "c.jsonl", '{"text": "a", "label": null}\n')
+    source = open_source(f"manifest:{tmp_path}/c.jsonl", modality="text")
+    assert source[0]["label"] is None and source.label_names is None
+
+
 # ArrayRecord and TFDS.
 
 
@@ -509,6 +524,16 @@ def test_errors_of_audio(tmp_path):
     one_line(r"x\.flac: (unreadable|damaged) audio", folder, modality="speech")
     path.unlink()
 
+    path = write_audio(tmp_path / "x.wav", 1_000, subtype="PCM_16")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1_000])
+    one_line(r"x\.wav: damaged audio, ends after 1000 of 2000 bytes", folder, modality="speech")
+    at = whole.index(b"data") + 4
+    for size in (0xFFFFFFFF, 0x80000000, 0x7FFFF000):  # of streams
+        path.write_bytes(whole[:at] + size.to_bytes(4, "little") + whole[at + 4 :])
+        assert len(open_source(folder, modality="speech")[0]["audio"]) == 1_000
+    path.unlink()
+
     source = open_source(f"folder:{write_audio(tmp_path / 'y.wav', 9).parent}", modality="speech")
     (tmp_path / "y.wav").unlink()
     with pytest.raises(UserError, match=r"y\.wav: no such file"):
@@ -553,14 +578,23 @@ def test_errors_of_manifests(tmp_path):
           label_names=["not", "is"])  # fmt: skip
     place.write_bytes(b"text\n\xff\n")
     one_line(r"m\.tsv: unreadable table", f"manifest:{place}", modality="text")
+    fails(r"m\.tsv:3: unknown label '2'", "text\tlabel\na\t0\nb\t2\n", "text",
+          label_names=["0", "1", "3"])  # fmt: skip
+    fails(r"m\.tsv:2: unknown label '0'", "text\tlabel\na\t0\n", "text",
+          label_names=["1", "2", "3"])  # fmt: skip
+    fails(r"m\.tsv:3: label 'x' is not a number", "text\tlabel\na\t1\nb\tx\n", "text",
+          label_names=())  # fmt: skip
     place = tmp_path / "m.jsonl"
     fails(r"m\.jsonl:2: not JSON \(", '{"text": "a"}\n{"text"\n', "text")
     fails(r"m\.jsonl:2: no 'text'", '{"text": "a"}\n{"txt": "b"}\n', "text")
     fails(r"m\.jsonl:2: text is None, not a string", '{"text": "a"}\n{"text": null}\n', "text")
     fails(r"m\.jsonl:1: not a JSON object", "[1]\n", "text")
     place = tmp_path / "m.tsv.gz"
-    place.write_bytes(b"not gzip")
-    one_line(r"m\.tsv\.gz: unreadable table", f"manifest:{place}", modality="text")
+    damaged = bytearray(gzip.compress(b"text\n" + bytes(range(97, 123)) * 9))
+    damaged[10] = 0xFF  # a kind of block that there is not
+    for content in (b"not gzip", bytes(damaged)):
+        place.write_bytes(content)
+        one_line(r"m\.tsv\.gz: unreadable table", f"manifest:{place}", modality="text")
 
 
 def test_errors_of_array_records(tmp_path):

@@ -88,7 +88,8 @@ def export_adapter(checkpoint: Checkpoint, target: Path) -> Written:
             "adapters": {**config["adapters"], "saved": dict(zip(head, head, strict=True))},
         }
     entries = peft.tensors(config, checkpoint.entries, base.entries, table)
-    described = peft.describe(config, table)
+    (base_class,) = layout.describe(checkpoint.config)["architectures"]
+    described = peft.describe(config, table, base_class)
     with files.new_target(target) as draft:
         draft.mkdir()
         files.write_json(draft / peft.CONFIG, described)

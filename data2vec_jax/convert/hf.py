@@ -70,10 +70,11 @@ def described(
     said = [k for k in meaning if k in kept and k in named and kept[k] is not None]
     named = named | {k: kept[k] for k in said if meaning[k](kept[k]) == meaning[k](named[k])}
     count = fields.get(config, "task.classes")
-    if count is not None and labels(kept) != count:
+    if count is not None and (labels(kept) != count or "labels" in config):
         kept.pop("num_labels", None)
-        kept["id2label"] = {str(i): f"LABEL_{i}" for i in range(count)}
-        kept["label2id"] = {f"LABEL_{i}": i for i in range(count)}
+        names = config.get("labels") or [f"LABEL_{i}" for i in range(count)]
+        kept["id2label"] = {str(i): name for i, name in enumerate(names)}
+        kept["label2id"] = {name: i for i, name in enumerate(names)}
     kept.pop("torch_dtype", None)
     return kept | {"model_type": kind, "dtype": "float32", "torch_dtype": "float32"} | named
 

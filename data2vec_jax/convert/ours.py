@@ -6,6 +6,7 @@ of a training run is read as well.
 """
 
 import functools
+import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -114,8 +115,8 @@ def _home(path: Path) -> Path | None:
 def _open_ours(path: Path, home: Path) -> Checkpoint:
     config = files.read_json(home / "config.json")
     keep = (
-        "modality", "model", "adapter", "task", "teacher", "prenet", "adapters", "hf_major",
-        "origin",
+        "modality", "model", "adapter", "task", "labels", "teacher", "prenet", "adapters",
+        "hf_major", "origin",
     )  # fmt: skip
     training = config if "total_steps" in config else {}
     config = {key: config[key] for key in keep if config.get(key) is not None}
@@ -123,6 +124,8 @@ def _open_ours(path: Path, home: Path) -> Checkpoint:
         config = {key: config[key] for key in ("modality", "model")}
         if training.get("head"):
             config["task"] = {k: v for k, v in training["head"].items() if v is not None}
+        if (home / "labels.json").is_file():  # names of the classes that the run found in its data
+            config["labels"] = json.loads((home / "labels.json").read_text(encoding="utf-8"))
     weights = home / "model.safetensors"
     if weights.is_file():
         found: Mapping[str, Any] = tensorfiles.SafeTensors(weights)
@@ -135,7 +138,7 @@ def _open_ours(path: Path, home: Path) -> Checkpoint:
             fronts = ("frontend", "patches", "embeddings")
             whole = any(path.startswith(tuple(TEACHER + x for x in fronts)) for path in teacher)
             config["teacher"] = "model" if whole else "encoder"
-    if training.get("adapter"):
+    if (training.get("adapter") or {}).get("targets"):
         options = {k: v for k, v in training["adapter"].items() if k != "dropout"}
         base = {k: v for k, v in found.items() if not k.startswith(("task/", peft.OURS))}
         sites = adapters.find(nest(base), **options)

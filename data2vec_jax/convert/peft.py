@@ -302,8 +302,8 @@ def merge(config: Config, entries: list[Entry]) -> tuple[Config, list[Entry]]:
     return {key: value for key, value in config.items() if key != "adapters"}, merged
 
 
-def describe(config: Config, table: Table) -> Config:
-    """adapter_config.json: as it was, or what our sites amount to."""
+def describe(config: Config, table: Table, base: str) -> Config:
+    """adapter_config.json: as it was, or what our sites amount to. base: the class of the base."""
     section = config["adapters"]
     if "peft" in section:
         return section["peft"]
@@ -315,9 +315,12 @@ def describe(config: Config, table: Table) -> Config:
             if r:
                 rank[known[site.name, layer]], alpha[known[site.name, layer]] = r, s * r
     usual, strength = (Counter(x.values()).most_common(1)[0][0] for x in (rank, alpha))
+    family = re.match(r"Data2Vec(Audio|Text|Vision)", base)
+    library = family and f"transformers.models.data2vec.modeling_data2vec_{family[1].lower()}"
     other = lambda found, usual: {re.escape(k): v for k, v in found.items() if v != usual}  # noqa: E731
     return {
         "peft_type": "LORA", "base_model_name_or_path": section.get("base"), "task_type": None,
+        "auto_mapping": {"base_model_class": base, "parent_library": library} if library else None,
         "r": usual, "lora_alpha": strength, "target_modules": list(rank),
         "rank_pattern": other(rank, usual), "alpha_pattern": other(alpha, strength),
         "use_dora": any(site.dora for site in sites_of(config)), "use_rslora": False,

@@ -70,7 +70,8 @@ def open_librispeech(uri: str, place: str, split: str, sample_rate: int) -> Tabl
             folder = next((top / part for top in tops if (top / part).is_dir()), None)
             if folder is None:
                 found = [n for top in tops if top.is_dir() for n in subfolders(top)]
-                raise UserError(f"{uri}: no folder '{part}' in '{place}'{nearest(part, found)}")
+                hint = nearest(part, found) if found else ""
+                raise UserError(f"{uri}: no folder '{part}' in '{place}'{hint}")
             tables = sorted(folder.rglob("*.trans.txt"))
             if not tables:
                 raise UserError(f"{uri}: no transcripts (*.trans.txt) below '{folder}'")
@@ -132,8 +133,13 @@ def validation_classes(
     for folder in folders:
         solution, kit = folder / "LOC_val_solution.csv", folder / "ILSVRC2012_devkit_t12" / "data"
         if solution.is_file():
-            rows = [line.split(",") for line in lines_of(solution, uri)[1:] if line]
-            classes = {row[0]: row[1].split()[0] for row in rows}
+            classes = {}
+            for number, line in enumerate(lines_of(solution, uri)[1:], 2):
+                stem, _, prediction = line.partition(",")
+                if line and not prediction.strip():
+                    raise UserError(f"{solution}:{number}: not an image and its class")
+                if line:
+                    classes[stem] = prediction.split()[0]
             return classes, sorted({*names, *classes.values()})
         if kit.is_dir():
             import scipy.io
@@ -143,7 +149,7 @@ def validation_classes(
                 truth = (kit / "ILSVRC2012_validation_ground_truth.txt").read_text().split()
                 by_id = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in table}
                 found = [by_id[int(number)] for number in truth]
-            except (OSError, ValueError, KeyError) as error:
+            except Exception as error:  # scipy's reader raises whatever it stumbles over
                 raise unreadable(str(kit), "devkit", error) from error
             classes = {f"ILSVRC2012_val_{i:08}": name for i, name in enumerate(found, 1)}
             return classes, sorted({*names} or {*(by_id[i] for i in by_id if i <= 1000)})

@@ -20,8 +20,9 @@ Items hold, by modality:
     speech: audio, float32 [n] in [-1, 1], one channel (more are averaged); sample_rate, int
     vision: image, uint8 [H, W, 3], RGB (`samples:digits` alone are grey: [28, 28, 1])
     text:   text, str
-and, where the data has them: label (an int, index into `source.label_names`; or a float), path,
-and every other column or feature as it stands (transcript, ...).
+and, where the data has them: label (an int, index into `source.label_names`; or a float; None in
+a row of a table without one), path, and every other column or feature as it stands (transcript,
+...).
 
 Nothing is decoded before it is asked for, nothing is ever resampled, and what is wrong with the
 data is a `UserError` that names the file. Sources can be pickled and read from many threads.
@@ -36,6 +37,7 @@ import math
 import operator
 import os
 import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -70,8 +72,13 @@ FIELDS = {  # where records keep their input, in order of preference
 class Source(abc.ABC):
     """Examples of one split, by index.
 
-    label_names: names of the classes, or None; the phone set for `samples:speech`.
+    label_names: names of the classes, or None; the phone set for `samples:speech`; empty if the
+      source was opened for labels that are numbers.
+    rows: of tables and folders, where the rows are from, by which two splits can be found to be the
+      same; else None.
     """
+
+    rows: Any = None
 
     def __init__(
         self, uri: str, split: str, modality: str, label_names: Sequence[str] | None = None
@@ -103,8 +110,16 @@ class Source(abc.ABC):
         """`self[index].get(name)`, without decoding the example where that can be."""
         return self[index].get(name)
 
+    def column(self, name: str) -> Sequence[Any] | None:
+        """`field` of each example; None if there is none, or it would mean decoding them all."""
+        return None
+
+    def where(self, index: int) -> str:
+        """What errors call an example: its file and line, or its number."""
+        return f"{self.uri} {self.split}[{index}]"
+
     def __repr__(self) -> str:
-        names = "" if self.label_names is None else f", {len(self.label_names)} label names"
+        names = f", {len(self.label_names)} label names" if self.label_names else ""
         return (
             f"{type(self).__name__}({self.uri!r}, split={self.split!r}, "
             f"modality={self.modality!r}, {len(self):,} examples{names})"
@@ -124,8 +139,19 @@ class Part(Source):
     def _load(self, i: int) -> Item:
         return self._source[int(self._indices[i])]
 
+    @property
+    def rows(self) -> Any:
+        return self._source.rows
+
     def field(self, index: int, name: str) -> Any:
         return self._source.field(int(self._indices[index]), name)
+
+    def column(self, name: str) -> Sequence[Any] | None:
+        values = self._source.column(name)
+        return None if values is None else [values[i] for i in self._indices]
+
+    def where(self, index: int) -> str:
+        return self._source.where(int(self._indices[index]))
 
     def lengths(self) -> np.ndarray | None:
         lengths = self._source.lengths()
@@ -153,7 +179,7 @@ def open_source(
     modality: speech, vision or text.
     sample_rate: in Hz; audio of any other rate is refused.
     label_names: order of the classes; by default as found. Give a test set those of the train set
-      if it is a file of its own.
+      if it is a file of its own. Empty, (): the labels are numbers, not classes.
     key: column or feature that holds the audio, image (for tables: their path) or text.
     columns: manifest: names of the columns, for tables without a first line of names.
     data_dir: tfds: where NAME was prepared; default $TFDS_DATA_DIR or ~/tensorflow_datasets.
@@ -178,6 +204,36 @@ def open_source(
     return opener(uri, os.path.expanduser(place), split, modality, **options)
 
 
+def open_named(
+    uri: str, split: str, modality: str, names: Sequence[str] | None, key: str | None = None
+) -> Source:
+    """`open_source` with classes that are known already, unless the data has its own."""
+    own = uri.partition(":")[0] not in ("manifest", "folder")
+    return open_source(uri, split, modality=modality, key=key, label_names=None if own else names)
+
+
+def check_field(source: Source, name: str, check: Callable[[Any], Any]) -> None:
+    """Calls `check` with a field of each example, or of the first if all would be decoded for it.
+
+    Raises UserError: that of `check`, with the example's file and line.
+    """
+    column = source.column(name)
+    for i, value in enumerate([source.field(0, name)] if column is None else column):
+        try:
+            check(value)
+        except UserError as error:
+            raise UserError(f"{source.where(i)}: {error}") from error
+
+
+def class_of(label: Any) -> int:
+    """A label that is the index of a class. Raises UserError: it is none, or a number."""
+    if label is None:
+        raise UserError("no label")
+    if not isinstance(label, int | np.integer):
+        raise UserError(f"label {label!r} is not a class")
+    return int(label)
+
+
 # Decoding. `name` is what error messages call the file.
 
 
@@ -187,6 +243,7 @@ def open_audio(file: str | io.BytesIO, name: str, sample_rate: int) -> Iterator[
     try:
         with soundfile.SoundFile(file) as sound:
             check_rate(sound.samplerate, name, sample_rate)
+            check_whole(sound, name)
             yield sound
     except (soundfile.SoundFileError, OSError) as error:
         if isinstance(file, str) and not os.path.exists(file):
@@ -216,6 +273,17 @@ def check_rate(found: int, name: str, needed: int) -> None:
             f"{name}: sample rate is {found} Hz, needed {needed} Hz; convert it first "
             f"(ffmpeg -ar {needed}): nothing is resampled silently"
         )
+
+
+def check_whole(sound: Any, name: str) -> None:
+    """Raises UserError if a WAV file is shorter than its header says.
+
+    libsndfile corrects `sound.frames` then, and says so in its notes. A stream's header announces
+    2 or 4 GiB, for want of the length.
+    """
+    cut = re.search(r"^data : (\d+) \(should be (\d+)\)", sound.extra_info, re.MULTILINE)
+    if cut and int(cut[1]) < 0x7FFF0000:
+        raise UserError(f"{name}: damaged audio, ends after {cut[2]} of {cut[1]} bytes")
 
 
 def scale_audio(samples: np.ndarray, name: str) -> np.ndarray:
@@ -276,6 +344,7 @@ class TableSource(Source):
 
     columns: name -> list [N]. `path` (relative to `root`) or `text`; `samples`, the length of the
       audio; `label`; others are handed on.
+    file, lines: the table's own, and the line of each row.
     """
 
     def __init__(
@@ -287,8 +356,12 @@ class TableSource(Source):
         root: str = "",
         sample_rate: int = 16_000,
         label_names: Sequence[str] | None = None,
+        file: str = "",
+        lines: Sequence[int] = (),
     ):
         super().__init__(uri, split, modality, label_names)
+        self._file, self._lines = file, lines
+        self.rows = (file or root, list(lines or columns.get("path", ()))) if file or root else None
         columns = dict(columns)
         samples = columns.pop("samples", None) if modality == "speech" else None
         self._lengths = None if samples is None else np.array(samples, np.int64)
@@ -299,6 +372,12 @@ class TableSource(Source):
 
     def field(self, index: int, name: str) -> Any:
         return self._columns[name][index] if name in self._columns else None
+
+    def column(self, name: str) -> Sequence[Any] | None:
+        return self._columns.get(name)
+
+    def where(self, index: int) -> str:
+        return f"{self._file}:{self._lines[index]}" if self._lines else super().where(index)
 
     def _load(self, i: int) -> Item:
         item = {name: column[i] for name, column in self._columns.items()}
@@ -393,7 +472,7 @@ def open_manifest(
     wanted = "text" if modality == "text" else "path"
     try:
         root, names, numbers, cells = read_rows(place, modality == "speech", columns)
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
         raise unreadable(place, "table", error) from error
     if key is not None:
         if key not in names:
@@ -410,7 +489,7 @@ def open_manifest(
             if not isinstance(value, str):
                 raise UserError(f"{place}:{number}: {name} is {value!r}, not a string")
     if "label" in table:
-        table["label"], label_names = index_labels(table["label"], label_names, place)
+        table["label"], label_names = index_labels(table["label"], label_names, place, numbers)
     if "split" in table:
         table, numbers = select_split(table, numbers, split, uri)
     if modality == "speech" and "samples" in table:
@@ -420,7 +499,7 @@ def open_manifest(
         table["samples"] = [int(value) for value in table["samples"]]
     if "path" in table:
         check_paths(root, table["path"], numbers, place)
-    return TableSource(uri, split, modality, table, root, sample_rate, label_names)
+    return TableSource(uri, split, modality, table, root, sample_rate, label_names, place, numbers)
 
 
 def read_rows(place: str, audio: bool, columns: Sequence[str] | None) -> tuple:
@@ -504,30 +583,37 @@ def rows_of_split(splits: Sequence[str], split: str, uri: str) -> list[int]:
 
 
 def index_labels(
-    values: list, names: Sequence[str] | None, where: str
-) -> tuple[list[int | float], tuple[str, ...] | None]:
+    values: list, names: Sequence[str] | None, where: str, lines: Sequence[int] = ()
+) -> tuple[list[int | float | None], tuple[str, ...] | None]:
     """Labels as found -> their indices and the names of the classes, sorted (integers by value).
 
-    If all are numbers and some are not integers, they are no classes: floats and no names.
-    Integers are also taken as indices into names that were given. Raises UserError: unknown label.
+    If all are numbers and some are not integers, or the names that were given are none, (), they
+    are no classes: floats. Integers are also taken as indices into names that were given, if those
+    are not numbers themselves. A missing label (None or "") stays None.
+    lines: those of the values in the file `where`. Raises UserError: an unknown label, or one that
+    should be a number.
     """
-    values = [str(value) for value in values]
+    labels = [None if value in (None, "") else str(value) for value in values]
+    found = set(labels) - {None}
     if names is None:
-        found = set(values)
-        if all(is_number(value, int) for value in found):
-            names = sorted(found, key=int)
-        elif all(is_number(value, float) for value in found):
-            return [float(value) for value in values], None
-        else:
-            names = sorted(found)
-    index = {str(name): i for i, name in enumerate(names)}
-    if not set(values) <= set(index) and all(v.isdecimal() for v in values):
-        index = {str(i): i for i in range(len(names))}
-    for value in values:
-        if value not in index:
-            hint = nearest(value, index) if len(index) <= 50 else ""
-            raise UserError(f"{where}: unknown label '{value}'{hint}")
-    return [index[value] for value in values], tuple(map(str, names))
+        whole = all(is_number(label, int) for label in found)
+        if whole or not all(is_number(label, float) for label in found):
+            names = sorted(found, key=int if whole else None) or None
+    if names:
+        index = {str(name): i for i, name in enumerate(names)}
+        numeric = any(is_number(name, float) for name in index)
+        if not numeric and not found <= set(index) and all(v.isdecimal() for v in found):
+            index = {str(i): i for i in range(len(names))}
+    else:
+        index = {label: float(label) for label in found if is_number(label, float)}
+    for i, label in enumerate(labels):
+        if label is not None and label not in index:
+            place = f"{where}:{lines[i]}" if lines else where
+            if not names:
+                raise UserError(f"{place}: label '{label}' is not a number")
+            hint = nearest(label, index) if len(index) <= 50 else ""
+            raise UserError(f"{place}: unknown label '{label}'{hint}")
+    return [index.get(label) for label in labels], names and tuple(map(str, names))
 
 
 def is_number(text: str, kind: type) -> bool:

@@ -75,6 +75,11 @@ def find(
     root = math.sqrt(rank) if rank_stabilised else rank
     scale, sites, used = 1.0 if alpha is None else alpha / root, [], set()
     names = []
+    for target in targets:
+        try:
+            re.compile(target)
+        except re.error as error:
+            raise UserError(f"config.adapter.targets: '{target}': {error}") from None
     for kernel, shape in kernels(params):
         for name, part in places(kernel).items():
             found = [t for t in targets if re.search(t, name)]

@@ -7,6 +7,7 @@ none). The parameters are the encoder's and, under `task`, those of a head of `h
 
 import functools
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from data2vec_jax.data.sources import check_field, class_of
 from data2vec_jax.errors import UserError, nearest
 from data2vec_jax.models.layers import wide
 from data2vec_jax.tasks import finetune, mixing, scores, transcribe
@@ -116,9 +118,12 @@ def make_predict(model: Any, head: Any) -> Callable[..., dict[str, Array]]:
     return predict
 
 
-# Scores of numbers [N], and of a number for each class [N, C]; the others are of classes [N].
-OF_NUMBERS = ("pearson", "spearman")
-OF_LOGITS = {
+METRICS = {  # that mean something
+    REGRESSION: ("pearson", "spearman"),
+    SINGLE: ("accuracy", "f1", "macro_f1", "matthews", "top5_accuracy"),
+    SEVERAL: ("mean_average_precision",),
+}
+OF_LOGITS = {  # scores of a number for each class [N, C]; the others are of numbers or classes [N]
     "mean_average_precision": scores.mean_average_precision, "top5_accuracy": scores.top_accuracy,
 }  # fmt: skip
 
@@ -139,44 +144,59 @@ def score(
     logits, labels = (join([p[name] for p in kept]) for name in ("logits", "label"))
     found = {}
     if labels.ndim == 1 and labels.dtype.kind == "i":
-        used = labels >= 0
+        used = (labels >= 0) & (labels < logits.shape[-1])
         logits, labels = logits[used], labels[used]
         logs = logits - logits.max(-1, keepdims=True)
         logs = logs - np.log(np.exp(logs).sum(-1, keepdims=True))
         found["loss"] = float(-np.mean(logs[np.arange(len(labels)), labels]))
     for name in metrics:
         guesses = logits if name in OF_LOGITS else np.argmax(logits, -1)
-        guesses = logits[:, 0] if name in OF_NUMBERS else guesses
+        guesses = logits[:, 0] if name in METRICS[REGRESSION] else guesses
         found[name] = known[name](labels, guesses)
     return found
 
 
 def targets(config: Mapping[str, Any], head: Any) -> finetune.Targets:
-    """What an example holds: `label`, an int or a float, or `labels`, numbers of its classes."""
+    """What an example holds: `label`, an int or a float, or `labels`, numbers of its classes.
+
+    Raises UserError: a regression of several numbers, metrics that are not of the problem.
+    """
     problem, classes = problem_of(head), head.classes
-    number = problem == REGRESSION
+    column = "labels" if problem == SEVERAL else "label"
+    if problem == REGRESSION and classes != 1:
+        raise UserError(f"config.head.classes: {classes}, but a regression has 1 number a row")
+    metrics = {**score.__kwdefaults__, **config.get("scoring", {})}["metrics"]
+    for name in metrics:
+        if name not in METRICS[problem]:
+            hint = nearest(name, METRICS[problem])
+            raise UserError(f"config.scoring.metrics: no '{name}' of a {problem}{hint}")
 
     def shapes(length):
         shape = (classes,) if problem == SEVERAL else ()
         dtype = np.int32 if problem == SINGLE else np.float32
         return {"label": jax.ShapeDtypeStruct(shape, dtype)}
 
-    def read(item, length):
+    def value(label):
         if problem == SEVERAL:
-            return {"label": several(item["labels"], classes)}
-        label = item["label"]
-        return {"label": np.asarray(label, np.float32 if number else np.int32)}
+            return several(label, classes)
+        if problem == REGRESSION:
+            return np.asarray(number_of(label), np.float32)
+        if class_of(label) >= classes:
+            raise UserError(f"config.head.classes: {classes}, but a label is {label}")
+        return np.asarray(label, np.int32)
+
+    def read(item, length):
+        return {"label": value(item[column])}
 
     def check(source):
-        item = source[0]
-        column = "labels" if problem == SEVERAL else "label"
-        if column not in item:
+        if column not in source[0]:
             raise UserError(f"{source.uri}: its examples have no {column} (a column `{column}`)")
         names = source.label_names
-        if problem == SINGLE and not isinstance(item["label"], int):
-            raise UserError(f"{source.uri}: labels are {item['label']!r}, and not of classes")
-        if problem == SINGLE and names is not None and len(names) != classes:
+        if names and problem == SINGLE and len(names) != classes:
             raise UserError(f"config.head.classes: {classes}, but {source.uri} has {len(names)}")
+        if names and problem == REGRESSION and list(names) != [str(i) for i in range(len(names))]:
+            raise UserError(f"{source.uri}: labels are classes ({names[0]}, ...), not numbers")
+        check_field(source, column, value)
         seen.setdefault("names", names)
 
     def save(folder):
@@ -185,20 +205,34 @@ def targets(config: Mapping[str, Any], head: Any) -> finetune.Targets:
             (folder / "labels.json").write_text(text + "\n", encoding="utf-8")
 
     seen: dict[str, Any] = {}
-    return finetune.Targets(shapes, read, check, save)
+    names = () if problem == REGRESSION else None
+    return finetune.Targets(shapes, read, check, save, names)
+
+
+def number_of(label: Any) -> float:
+    """A label of a regression. Raises UserError: it is none."""
+    if label is None:
+        raise UserError("no label")
+    try:
+        found = float(label)
+    except (TypeError, ValueError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise UserError(f"label {label!r} is not a number")
+    return found
 
 
 def several(label: Any, classes: int) -> np.ndarray:
     """float32 [C], 1 for each class: numbers, or text such as '0 3 17' or '0,3,17'."""
-    numbers = label.replace(",", " ").split() if isinstance(label, str) else np.atleast_1d(label)
+    numbers = label.replace(",", " ").split() if isinstance(label, str) else label
     marks = np.zeros(classes, np.float32)
     try:
-        for number in map(int, numbers):
+        for number in map(int, np.atleast_1d(numbers)):
             if not 0 <= number < classes:
                 raise UserError(f"config.head.classes: {classes}, but a label is {number}")
             marks[number] = 1.0
-    except ValueError:
-        raise UserError(f"label '{label}' is not a list of numbers of classes") from None
+    except (TypeError, ValueError):
+        raise UserError(f"labels {label!r} are not a list of numbers of classes") from None
     return marks
 
 

@@ -5,6 +5,7 @@ B batch, T frames or tokens, D width. Parameters are the encoder's at the top, t
 """
 
 import functools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,13 +55,15 @@ class Job:
 class Targets:
     """shapes: bucket's length -> {name: shape}. read: (item, bucket's length) -> {name: array}.
 
-    check: of a source, raises UserError. save: writes what gives the numbers names.
+    check: of a source, raises UserError. save: writes what gives the numbers names. names: of the
+    classes, for `open_source`.
     """
 
     shapes: Callable[[int], Mapping[str, jax.ShapeDtypeStruct]]
     read: Callable[[Mapping[str, Any], int], Mapping[str, np.ndarray]]
     check: Callable[[Any], None] = lambda source: None
     save: Callable[[Path], None] = lambda folder: None
+    names: Sequence[str] | None = None
 
 
 def settings(
@@ -78,7 +81,7 @@ def settings(
     checkpoint. model_changes: options of the model that differ from either, such as dropouts.
     head: `heads.make`. examples: `layout` of the modality's inputs. data: `data_options`. loss:
     `make_loss` of the task. scoring: `scores` of the task. layers: `layerwise.layer_rates`, None
-    for one rate. adapter: `adapter_options`, None to train all. characters: of
+    for one rate. adapter: `adapter_options`, without `targets` to train all. characters: of
     transcripts, most frequent first.
     log_every, eval_every: in steps, 0 for never; the last step is always evaluated. start: for the
     record, the checkpoint that `--start` named.
@@ -102,11 +105,16 @@ def data_options(
 
 
 def adapter_options(
-    *, targets: Sequence[str], rank: int, alpha: float | None = None, dora: bool = False,
+    *, targets: Sequence[str] = (), rank: int = 8, alpha: float | None = None, dora: bool = False,
     rank_stabilised: bool = False, dropout: float = 0.0,
 ) -> dict[str, Any]:  # fmt: skip
     """Config section `adapter`: `adapters.find`, and dropout of what adapters read."""
     return locals()
+
+
+def adapts(config: Mapping[str, Any]) -> bool:
+    """Whether adapters are trained, and the network stays as it is."""
+    return bool((config.get("adapter") or {}).get("targets"))
 
 
 # The config ---------------------------------------------------------------------------------------
@@ -125,6 +133,13 @@ def complete(config: Mapping[str, Any], start: str | None = None) -> dict[str, A
             raise UserError(
                 f"--start={start}: this is {stored['modality']}, the config {config['modality']}"
             )
+        same = stored.get("adapter") == json.loads(json.dumps(config.get("adapter")))
+        others = adapts(stored) and not same
+        if others or stored.get("adapters"):
+            raise UserError(
+                f"--start={start}: this run would lose its adapters; merge them first: "
+                f"python -m data2vec_jax.convert {start} FOLDER --to=jax --merge"
+            )
         config["model"], config["start"] = stored["model"], str(start)
         if "tokenizer" in config["examples"] and not config["examples"]["tokenizer"]:
             own = Path(stored["folder"]) / "tokenizer"
@@ -141,6 +156,7 @@ def complete(config: Mapping[str, Any], start: str | None = None) -> dict[str, A
         optim["rates"] = layerwise.layer_rates(model["encoder"]["depth"], **config["layers"])
     if config.get("adapter"):
         check_section("adapter", config["adapter"], adapter_options)
+    if adapts(config):
         optim["frozen"] = (*optim.get("frozen", ()), ALONE)
     config["optim"] = optim
     return config
@@ -261,19 +277,19 @@ def _outline(config, job):
     rows = batches.rows_of(layout.buckets, data["batch_size"], data["multiple"], data["level"])
     shapes = [batches.batch_shapes(s, n) for s, n in zip(layout.shapes, rows, strict=True)]
     loss, predict = job.loss(model, head, **options), job.predict(model, head)
-    sites, given = [], {}
-    if config.get("adapter"):
+    sites = []
+    if adapts(config):
         options = adapter_options(**config["adapter"])
         dropout = options.pop("dropout")
         base = jax.eval_shape(initialiser(model, head, (), shapes[0]), jax.random.key(0))
         sites = adapters.find({k: v for k, v in base.items() if k != "task"}, **options)
         loss, predict = _with_adapters(loss, sites, dropout), adapted(predict, sites)
-        given["adopt"] = functools.partial(_adopt, sites)
     init = initialiser(model, head, sites, shapes[0])
     task = Task(
         shapes=shapes, shares=[1 / len(shapes)] * len(shapes), init=init, loss=loss,
         flops=functools.partial(step_flops, modality, model),
-        notes=layer_notes(config, init, model.encoder.depth), **given,
+        notes=layer_notes(config, init, model.encoder.depth),
+        adopt=functools.partial(_adopt, sites),
     )  # fmt: skip
     return task, data, modality, predict, targets
 
@@ -287,8 +303,20 @@ def _with_adapters(loss, sites, dropout):
     return run
 
 
-def _adopt(sites, params, new):
-    """DoRA's lengths are those of the kernels that have come in since they were made."""
+OWN_BIAS, SHARED_BIAS = ("encoder", "blocks", "relative_bias"), "relative_bias"
+
+
+def _adopt(sites, params, new, start):
+    """Blocks that have tables of relative positions of their own begin with the one that they
+    shared in pretraining (spec 2.1); DoRA's lengths are those of the kernels that have come in.
+    """
+    if "/".join(OWN_BIAS) in new and (SHARED_BIAS,) in checkpoints.held_paths(start, "params"):
+        params = jax.tree.map(lambda x: x, params)  # the same arrays in dicts of our own
+        blocks = params["encoder"]["blocks"]
+        own = blocks[OWN_BIAS[-1]]
+        table = {SHARED_BIAS: jax.ShapeDtypeStruct(own.shape[1:], own.dtype)}
+        table = checkpoints.load_params(start, table)[SHARED_BIAS]
+        blocks[OWN_BIAS[-1]] = jax.device_put(np.broadcast_to(table, own.shape), own.sharding)
     if not any(path.startswith("adapters/") and path.endswith("/magnitude") for path in new):
         return params
     lengths = jax.jit(lambda p: adapters.init(jax.random.key(0), sites, p))(params)
@@ -333,7 +361,7 @@ def make(config: Mapping[str, Any], job: Job) -> Task:
     """The fine-tuning task of a config. Reads the source's index, not its data (text: all)."""
     task, options, modality, predict, targets = _outline(config, job)
     inputs_of = job.inputs.Windows if job.inputs else modality.inputs
-    source = open_part(options, modality.name)
+    source = open_part(options, modality.name, targets.names)
     targets.check(source)
     inputs = inputs_of(source, **config["examples"])
     inputs.check(make_model(config)[1])
@@ -348,6 +376,12 @@ def make(config: Mapping[str, Any], job: Job) -> Task:
     evals = {}
     for split in filter(None, options["eval_split"].split(",")):
         held_out = open_split(options, split, modality.name, source.label_names)
+        if split != options["split"] and held_out.rows == source.rows and source.rows:
+            raise UserError(
+                f"config.data.eval_split: '{split}' of {held_out.uri} is the training examples "
+                "themselves; name others (a folder, a file or a column `split` for each split, or "
+                "config.data.eval_source), or none: ''"
+            )
         targets.check(held_out)
         held_out = Examples(inputs_of(held_out, like=inputs, **config["examples"]), targets)
         scoring = functools.partial(job.score, inputs=held_out.inputs, **config.get("scoring", {}))
@@ -369,10 +403,12 @@ def make(config: Mapping[str, Any], job: Job) -> Task:
     )
 
 
-def open_part(options: Mapping[str, Any], modality: str) -> sources.Source:
+def open_part(
+    options: Mapping[str, Any], modality: str, names: Sequence[str] | None = None
+) -> sources.Source:
     """The training examples of the section `data`, or a share of them."""
-    source = sources.open_source(
-        options["source"], options["split"], modality=modality, key=options["key"]
+    source = sources.open_named(
+        options["source"], options["split"], modality, names, options["key"]
     )
     share, repeat = options["share"], options["repeat"]
     if not 0 < share <= 1 or repeat < 1:
@@ -392,10 +428,7 @@ def open_split(
 ) -> sources.Source:
     """Held-out examples of the section `data`, with the classes of the training examples."""
     uri = options["eval_source"] or options["source"]
-    own = uri.partition(":")[0] not in ("manifest", "folder")
-    return sources.open_source(
-        uri, split, modality=modality, key=options["key"], label_names=None if own else names
-    )
+    return sources.open_named(uri, split, modality, names, options["key"])
 
 
 def evaluation(predict: Callable, examples: Any, options: Mapping[str, Any], score: Callable):

@@ -6,6 +6,7 @@ and in KenLM. A model is a dict in memory, meant for some million n-grams.
 
 import gzip
 import math
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 from data2vec_jax.errors import UserError
 
-START, END, UNKNOWN = "<s>", "</s>", "<unk>"
+START, END, UNKNOWN = "<s>", "</s>", "<unk>"  # SRILM also writes <UNK>
 NEVER = -99.0  # log10 probability of what is not predicted, such as <s>
 NO_UNKNOWN = -100.0  # of a unit outside a model that has no <unk>, as KenLM has it
 
@@ -148,9 +149,10 @@ def discounts(counts: Iterable[int]) -> tuple[float, float, float, float]:
 
 
 def open_text(path: str | Path, mode: str) -> Any:
-    """A UTF-8 file, compressed if it is called *.gz."""
+    """A UTF-8 file, compressed if it is called *.gz; read without a byte order mark."""
     opener = gzip.open if str(path).endswith(".gz") else open
-    return opener(path, mode + "t", encoding="utf-8", newline="\n")
+    encoding = "utf-8-sig" if mode == "r" else "utf-8"
+    return opener(path, mode + "t", encoding=encoding, newline="\n")
 
 
 def write_arpa(model: Ngrams, path: str | Path) -> None:
@@ -173,7 +175,7 @@ def read_arpa(path: str | Path) -> Ngrams:
     """Reads an ARPA file; *.gz too. Raises UserError with the line that is wrong."""
     probs: dict[Gram, float] = {}
     backoffs: dict[Gram, float] = {}
-    announced: dict[int, int] = {}
+    announced: Counter[int] = Counter()
     order, found, number, ended = -1, Counter(), 0, False  # order -1: before \data\, 0: within it
     try:
         with open_text(path, "r") as file:
@@ -191,7 +193,7 @@ def read_arpa(path: str | Path) -> Ngrams:
                     announced[int(n)] = int(count)
                 elif order > 0 and line:
                     prob, *rest = line.split()
-                    gram = tuple(rest[:order])
+                    gram = tuple(UNKNOWN if unit == "<UNK>" else unit for unit in rest[:order])
                     if len(gram) != order or len(rest) > order + 1:
                         raise ValueError(f"not a {order}-gram")
                     probs[gram] = float(prob)
@@ -200,7 +202,7 @@ def read_arpa(path: str | Path) -> Ngrams:
                         backoffs[gram] = float(rest[order])
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}:{number}: not an ARPA file ({error})") from error
     if not ended or not probs or found != announced:
         wanted = ", ".join(f"{c} {n}-grams" for n, c in sorted(announced.items())) or "no n-grams"

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from data2vec_jax.data.sources import open_source
+from data2vec_jax.data.sources import check_field, class_of, open_named, open_source
 from data2vec_jax.errors import UserError
 from data2vec_jax.modalities.contract import Labelled, Modality
 
@@ -22,15 +22,21 @@ def labelled(
 ) -> list[Labelled]:
     """Labelled examples of splits of a pretraining config's source, read as pretraining reads them.
 
-    Raises UserError: a split has neither classes nor aligned phones.
+    The classes are those of the first split. Raises UserError: a split has neither classes nor
+    aligned phones, or a class that the first has not.
     """
     data, options = config["data"], config["examples"]
-    names = (data["split"], *splits)
-    like, *sources = (open_source(data["source"], n, modality=modality.name) for n in names)
-    for source in sources:
-        if not {"label", "phones"} & source[0].keys():
+    like = open_source(data["source"], data["split"], modality=modality.name)
+    like, sources, names = modality.examples(like, **options), [], None
+    for split in splits:
+        source = open_named(data["source"], split, modality.name, names)
+        item = source[0]
+        if not {"label", "phones"} & item.keys():
             raise UserError(f"{source.uri}: its examples have no labels, so nothing can be probed")
-    like = modality.examples(like, **options)
+        if "label" in item:
+            check_field(source, "label", class_of)
+        names = source.label_names
+        sources.append(source)
     return [modality.labelled(source, like, **options) for source in sources]
 
 

@@ -36,8 +36,8 @@ class Task:
     order: fingerprint of the order of the examples, on which all processes must agree.
     notes: lines for the user at the start.
     save_assets: writes what the workdir needs beside the parameters (a tokenizer) into a folder.
-    adopt: (parameters, paths of those that the checkpoint of the start did not have) -> the
-      parameters, of which some new ones depend on others (DoRA's lengths).
+    adopt: (parameters, paths of those that the checkpoint of the start did not have, its path) ->
+      the parameters, of which some new ones depend on others (DoRA's lengths).
     """
 
     shapes: Sequence[Shapes]
@@ -51,7 +51,7 @@ class Task:
     order: str = ""
     notes: Sequence[str] = ()
     save_assets: Callable[[Path], None] = lambda folder: None
-    adopt: Callable[[dict[str, Any], Sequence[str]], dict[str, Any]] = lambda params, new: params
+    adopt: Callable[..., dict[str, Any]] = lambda params, new, start: params
 
 
 # A task's module has: settings, whose arguments are the config; complete, (config, start) -> the

@@ -35,7 +35,10 @@ def row_of(first: Sequence[int], second: Sequence[int] | None, ids: Any, size: i
 
 
 class Rows:
-    """tokens int32 [T] of the items' `text`, and `pair` where there is one."""
+    """tokens int32 [T] of the items' `text`, and `pair` where there is one.
+
+    like: the training examples. Raises UserError: either has pairs and the other has not.
+    """
 
     def __init__(self, source: Any, like: "Rows | None" = None, **options: Any):
         self.source, self.layout = source, layout(**options)
@@ -43,7 +46,14 @@ class Rows:
         items = [source[i] for i in range(len(source))]
         texts = self.tokenizer.encode_batch((item["text"] for item in items), literal=True)
         pairs: list[Any] = [None] * len(items)
-        if items and "pair" in items[0]:
+        self.paired = bool(items) and "pair" in items[0]
+        if like and items and self.paired != like.paired:
+            without = source if like.paired else like.source
+            raise UserError(
+                f"{without.uri} {without.split}: its examples have no second text (a column "
+                "`pair`), but the others have; training and evaluation read the same"
+            )
+        if self.paired:
             pairs = self.tokenizer.encode_batch((item["pair"] for item in items), literal=True)
         longest = self.layout.buckets[-1]
         self.rows = [

@@ -62,7 +62,7 @@ def check_section(
 KINDS = {
     bool: ("true or false", bool), int: ("a whole number", numbers.Integral),
     float: ("a number", numbers.Real), str: ("a text", str), Sequence: ("a list", (list, tuple)),
-    Mapping: ("a section", Mapping), types.NoneType: ("null", types.NoneType),
+    types.NoneType: ("null", types.NoneType),
 }  # fmt: skip
 
 

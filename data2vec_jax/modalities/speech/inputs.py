@@ -115,7 +115,8 @@ class Utterances:
         used = self.lengths[self.bucket_of >= 0]
         shape = jax.ShapeDtypeStruct((int(used.min(initial=self.layout.buckets[0])),), np.float32)
         if model.mask_shape({"audio": shape}) < 1:
-            raise UserError(f"{self.source.uri}: an utterance of {shape.shape[0]} samples is no frame")
+            length = shape.shape[0]
+            raise UserError(f"{self.source.uri}: an utterance of {length} samples has no frame")
 
     def save_assets(self, folder: Path) -> None:
         """Nothing beside the config."""

@@ -185,7 +185,13 @@ def test_an_adapter_of_ours_runs_there(kind, bases, tmp_path):
     wanted = loaded.load(tmp_path / "jax")(inputs_of(kind)[1]).logits
     assert np.abs(wanted - found(inputs_of(kind)[1]).logits).max() > 1e-2
     export.export(ours.open_checkpoint(tmp_path / "jax"), tmp_path / "adapter", "peft")
-    model = theirs.PeftModel.from_pretrained(base_model(bases, kind), tmp_path / "adapter")
+    base = base_model(bases, kind)
+    encoder = base.data2vec_vision if kind == "image" else base.data2vec_text
+    encoder.save_pretrained(tmp_path / "encoder")
+    for place in (bases / kind, tmp_path / "encoder"):  # the head comes with the adapter
+        again = loaded.load(tmp_path / "adapter", base=place)
+        np.testing.assert_allclose(again(inputs_of(kind)[1]).logits, wanted, atol=2e-5)
+    model = theirs.PeftModel.from_pretrained(base, tmp_path / "adapter")
     np.testing.assert_allclose(logits(model.eval(), kind), wanted, atol=2e-5)
 
 

@@ -168,6 +168,8 @@ def test_runs_of_one_seed_from_two_starts_are_no_seeds_of_one():
         (["--markdown=/tmp"], "--markdown=/tmp: not a file"),
         (["--jsn=x"], "unrecognized arguments: --jsn=x"),
         (["--set", "data.batch_size=many"], "config.data.batch_size: 'many' is not a whole number"),
+        (["--set", "data.batch_size=0"], "batch_size=0, multiple=None; use 1 or more"),
+        (["--set", "data.workers=-1"], "config.data: workers=-1, prefetch=4; use 0 or more"),
         (["--set", "data.share=true"], "config.data.share: True is not a number"),
         (["--set", "scoring.metrics=accuracy"], "scoring.metrics: 'accuracy' is not a list"),
         (["--set", "mesh.fdsp=2"], "config.mesh.fdsp: no such option; did you mean 'fsdp'"),

@@ -26,6 +26,8 @@ def rows_of(
 
     level: `batch_size` rows of each.
     """
+    if batch_size < 1 or (multiple is not None and multiple < 1):
+        raise UserError(f"config.data: batch_size={batch_size}, multiple={multiple}; use 1 or more")
     if level:
         return [batch_size] * len(buckets)
     multiple = multiple or math.gcd(batch_size, 8)
@@ -168,6 +170,10 @@ def stream(
 
     workers: processes that read batches; 0 reads in threads of this one. place: host -> devices.
     """
+    if workers < 0 or prefetch < 1:
+        raise UserError(
+            f"config.data: workers={workers}, prefetch={prefetch}; use 0 or more, and 1 or more"
+        )
     options = grain.ReadOptions(num_threads=0 if workers else 2, prefetch_buffer_size=prefetch)
     batches = grain.MapDataset.range(start, stop).map(read).to_iter_dataset(options)
     if workers:

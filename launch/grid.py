@@ -7,7 +7,8 @@
 For each task: data2vec 1.0 and 2.0 pretrain a small network on its inputs; then the same network,
 with the same fine-tuning, learns the labels from scratch and from each of them. A line of a task is
 kept as launch/grid/TASK-START.json, so the same command goes on where it stopped; to make a line
-again, remove its file. Two lines are made at a time, each on half of the cores.
+again, remove its file. Two lines are made at a time, each on half of the cores. The picture needs
+matplotlib.
 """
 
 import argparse
@@ -423,7 +424,10 @@ def main() -> None:
     results = known()
     tables = {f"grid of {kind}": table(kind, results) for kind in ("full", "short")}
     fill(ROOT / "README.md", tables | {"grid of adapters": adapters(results)})
-    draw(results)
+    try:
+        draw(results)
+    except ModuleNotFoundError as error:
+        failed.append(f"the picture (pip install {error.name})")
     if failed:
         sys.exit(f"error: {len(failed)} failed: {', '.join(failed)}")
 

@@ -150,7 +150,7 @@ FOLDERS = {
     "a layer": "encoder/blocks/down/kernel is [1, 48, 32], and should be [2, 48, 32]",
     "another architecture": "not data2vec; its weights are of another model",
     "another head": "it lacks 'task/",
-    "senseless config": "its settings make no model",
+    "senseless config": "source: config.model.encoder.heads: 'four' is not a whole number",
 }
 
 

@@ -74,6 +74,10 @@ def open_checkpoint(path: Any, base: Any = None) -> Checkpoint:
             raise UserError(f"{path} is not an adapter, so it has no base")
         home = _home(path)
         return _open_theirs(path) if home is None else _open_ours(path, home)
+    except UserError as error:
+        if str(error).startswith("config."):  # the options that its settings amount to
+            raise UserError(f"{path}: {error}") from error
+        raise
     except (TypeError, ValueError, KeyError, ZeroDivisionError, AttributeError) as error:
         reason = (str(error).splitlines() or ["?"])[0]
         raise UserError(

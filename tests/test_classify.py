@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from data2vec_jax import checkpoints, metrics, optim, parallel, train
-from data2vec_jax.convert import loaded, ours
+from data2vec_jax.convert import hf, loaded, ours
 from data2vec_jax.data.sources import open_source
 from data2vec_jax.errors import UserError
 from data2vec_jax.modalities.contract import Layout
@@ -102,6 +102,10 @@ def test_adapters_learn_alone_from_a_checkpoint(pretrained, tmp_path, capsys, do
         (line,) = [x for x in metrics.read_lines(tmp_path / metrics.FILE) if x["split"] == "test"]
         assert line["step"] == 2 and 0 <= line["accuracy"] <= 1 and line["loss"] > 3
         assert (tmp_path / "tokenizer").is_dir() and (tmp_path / "labels.json").is_file()
+        names = open_source("samples:glosses", "train", modality="text").label_names
+        told = hf.described(ours.open_checkpoint(tmp_path).config, "data2vec-text", {})
+        assert told["id2label"] == {str(i): name for i, name in enumerate(names)}
+        assert [told["label2id"][name] for name in names] == list(range(len(names)))
         again = train.train(config.to_dict(), tmp_path, begin=str(pretrained))  # nothing is left
         np.testing.assert_array_equal(leaves(again.params)[learned[0]], after[learned[0]])
 

@@ -372,8 +372,9 @@ def make_peer(subject: Subject, **options: Any) -> Any:
 
 def formula(subject: Subject) -> str:
     """How `flops_per_step` comes about, with its numbers (see `pretrain.step_flops`)."""
+    own = owns_features(subject.model, subject.state.teacher)
     parts = pretrain.flops_by_part(
-        subject.modality, subject.model, subject.sampler, subject.shapes, subject.config["averaged"]
+        subject.modality, subject.model, subject.sampler, subject.shapes, own
     )
     f, s, t = (f"{parts[k] / 1e9:.4g}" for k in ("frontend", "student", "teacher"))
     return (

@@ -212,7 +212,7 @@ def name_of(workdirs: Sequence[str]) -> str:
 
 
 def workdirs_of(text: str) -> tuple[str, list[str]]:
-    """'NAME=A,B' or 'A,B' -> name, workdirs; a folder stands for the workdirs in it."""
+    """'NAME=A,B' or 'A,B' -> name, absolute workdirs; a folder stands for the workdirs in it."""
     name, _, places = ("", "", text) if Path(text).is_dir() else text.rpartition("=")
     found = []
     for place in places.split(","):
@@ -221,7 +221,7 @@ def workdirs_of(text: str) -> tuple[str, list[str]]:
         inside = [folder] if (folder / "config.json").exists() else inside
         if not inside:
             raise UserError(f"{place}: no workdir, and none in it")
-        found += map(str, inside)
+        found += (str(path.resolve()) for path in inside)  # one run, however it is written
     if twice := {path for path in found if found.count(path) > 1}:
         raise UserError(f"{text}: {min(twice)} is in it twice")
     return name or places, found
@@ -345,11 +345,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError("--features takes one run")
         np.savez(options.features, **features(places[0][1][0], changes))
         return
-    # One run, however it is written.
-    names = {path: str(Path(path).resolve()) for _, paths in places for path in paths}
-    runs = {name: evaluate(path, changes) for path, name in names.items()}
+    once = dict.fromkeys(path for _, paths in places for path in paths)
+    runs = {path: evaluate(path, changes) for path in once}
     if options.compare:
-        groups = [(name, [runs[names[path]] for path in paths]) for name, paths in places]
+        groups = [(name, [runs[path] for path in paths]) for name, paths in places]
     else:
         groups = grouped(list(runs.values()))
     rows = [summary(name, group) for name, group in groups]

@@ -116,7 +116,7 @@ def test_flops_grow_with_clones():
     batch = {"image": jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.uint8),
              "example_id": jax.ShapeDtypeStruct((2,), jnp.uint32)}  # fmt: skip
     one, four, seven = (
-        pretrain.step_flops(modality, model, sampler, batch, ("",), m) for m in (1, 4, 7)
+        pretrain.step_flops(modality, model, sampler, batch, True, m) for m in (1, 4, 7)
     )
     assert seven - four == pytest.approx(four - one)
     # A student is 40 tokens through 12 blocks (10.3 M multiply-adds a token and block, attention

@@ -142,7 +142,7 @@ def _open_ours(path: Path, home: Path) -> Checkpoint:
             fronts = ("frontend", "patches", "embeddings")
             whole = any(path.startswith(tuple(TEACHER + x for x in fronts)) for path in teacher)
             config["teacher"] = "model" if whole else "encoder"
-    if (training.get("adapter") or {}).get("targets"):
+    if adapters.switched_on(training.get("adapter")):
         options = {k: v for k, v in training["adapter"].items() if k != "dropout"}
         base = {k: v for k, v in found.items() if not k.startswith(("task/", peft.OURS))}
         sites = adapters.find(nest(base), **options)

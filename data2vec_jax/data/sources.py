@@ -361,7 +361,6 @@ class TableSource(Source):
     ):
         super().__init__(uri, split, modality, label_names)
         self._file, self._lines = file, lines
-        self.rows = (file or root, list(lines or columns.get("path", ()))) if file or root else None
         columns = dict(columns)
         samples = columns.pop("samples", None) if modality == "speech" else None
         self._lengths = None if samples is None else np.array(samples, np.int64)
@@ -378,6 +377,11 @@ class TableSource(Source):
 
     def where(self, index: int) -> str:
         return f"{self._file}:{self._lines[index]}" if self._lines else super().where(index)
+
+    @property
+    def rows(self) -> Any:
+        rows = self._lines or self._columns.get("path")
+        return (self._file or self._root, rows) if rows else None
 
     def _load(self, i: int) -> Item:
         item = {name: column[i] for name, column in self._columns.items()}

@@ -58,6 +58,11 @@ def places(kernel: str) -> dict[str, int | None]:
     return {name: None}
 
 
+def switched_on(section: Mapping[str, Any] | None) -> bool:
+    """Whether a config section `adapter` names targets; without, all parameters are trained."""
+    return bool(section and section.get("targets"))
+
+
 def find(
     params: Tree, *, targets: Sequence[str], rank: int, alpha: float | None = None,
     dora: bool = False, rank_stabilised: bool = False,

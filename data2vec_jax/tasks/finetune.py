@@ -23,7 +23,7 @@ from data2vec_jax.errors import UserError, check_section
 from data2vec_jax.modalities import contract
 from data2vec_jax.models import adapters, heads
 from data2vec_jax.models.heads import Features
-from data2vec_jax.state import matches, path_name
+from data2vec_jax.state import matches, overlay, path_name
 from data2vec_jax.tasks import layerwise
 from data2vec_jax.tasks.pretrain import check_rows, data_notes, make_model, placed
 from data2vec_jax.tasks.task import Task
@@ -112,11 +112,6 @@ def adapter_options(
     return locals()
 
 
-def adapts(config: Mapping[str, Any]) -> bool:
-    """Whether adapters are trained, and the network stays as it is."""
-    return bool((config.get("adapter") or {}).get("targets"))
-
-
 # The config ---------------------------------------------------------------------------------------
 
 
@@ -133,9 +128,8 @@ def complete(config: Mapping[str, Any], start: str | None = None) -> dict[str, A
             raise UserError(
                 f"--start={start}: this is {stored['modality']}, the config {config['modality']}"
             )
-        same = stored.get("adapter") == json.loads(json.dumps(config.get("adapter")))
-        others = adapts(stored) and not same
-        if others or stored.get("adapters"):
+        theirs, own = stored.get("adapter"), json.loads(json.dumps(config.get("adapter")))
+        if stored.get("adapters") or (adapters.switched_on(theirs) and theirs != own):
             raise UserError(
                 f"--start={start}: this run would lose its adapters; merge them first: "
                 f"python -m data2vec_jax.convert {start} FOLDER --to=jax --merge"
@@ -156,7 +150,7 @@ def complete(config: Mapping[str, Any], start: str | None = None) -> dict[str, A
         optim["rates"] = layerwise.layer_rates(model["encoder"]["depth"], **config["layers"])
     if config.get("adapter"):
         check_section("adapter", config["adapter"], adapter_options)
-    if adapts(config):
+    if adapters.switched_on(config.get("adapter")):
         optim["frozen"] = (*optim.get("frozen", ()), ALONE)
     config["optim"] = optim
     return config
@@ -278,7 +272,7 @@ def _outline(config, job):
     shapes = [batches.batch_shapes(s, n) for s, n in zip(layout.shapes, rows, strict=True)]
     loss, predict = job.loss(model, head, **options), job.predict(model, head)
     sites = []
-    if adapts(config):
+    if adapters.switched_on(config.get("adapter")):
         options = adapter_options(**config["adapter"])
         dropout = options.pop("dropout")
         base = jax.eval_shape(initialiser(model, head, (), shapes[0]), jax.random.key(0))
@@ -303,20 +297,19 @@ def _with_adapters(loss, sites, dropout):
     return run
 
 
-OWN_BIAS, SHARED_BIAS = ("encoder", "blocks", "relative_bias"), "relative_bias"
+BIAS = "relative_bias"  # the name of a table of relative positions, shared or of each block
 
 
 def _adopt(sites, params, new, start):
     """Blocks that have tables of relative positions of their own begin with the one that they
     shared in pretraining (spec 2.1); DoRA's lengths are those of the kernels that have come in.
     """
-    if "/".join(OWN_BIAS) in new and (SHARED_BIAS,) in checkpoints.held_paths(start, "params"):
-        params = jax.tree.map(lambda x: x, params)  # the same arrays in dicts of our own
-        blocks = params["encoder"]["blocks"]
-        own = blocks[OWN_BIAS[-1]]
-        table = {SHARED_BIAS: jax.ShapeDtypeStruct(own.shape[1:], own.dtype)}
-        table = checkpoints.load_params(start, table)[SHARED_BIAS]
-        blocks[OWN_BIAS[-1]] = jax.device_put(np.broadcast_to(table, own.shape), own.sharding)
+    if f"encoder/blocks/{BIAS}" in new and (BIAS,) in checkpoints.held_paths(start, "params"):
+        own = params["encoder"]["blocks"][BIAS]
+        shared = {BIAS: jax.ShapeDtypeStruct(own.shape[1:], own.dtype)}
+        shared = checkpoints.load_params(start, shared)[BIAS]
+        own = jax.device_put(np.broadcast_to(shared, own.shape), own.sharding)
+        params = overlay(params, {"encoder": {"blocks": {BIAS: own}}})
     if not any(path.startswith("adapters/") and path.endswith("/magnitude") for path in new):
         return params
     lengths = jax.jit(lambda p: adapters.init(jax.random.key(0), sites, p))(params)
@@ -376,7 +369,7 @@ def make(config: Mapping[str, Any], job: Job) -> Task:
     evals = {}
     for split in filter(None, options["eval_split"].split(",")):
         held_out = open_split(options, split, modality.name, source.label_names)
-        if split != options["split"] and held_out.rows == source.rows and source.rows:
+        if split != options["split"] and source.rows and held_out.rows == source.rows:
             raise UserError(
                 f"config.data.eval_split: '{split}' of {held_out.uri} is the training examples "
                 "themselves; name others (a folder, a file or a column `split` for each split, or "

@@ -171,16 +171,22 @@ def _outline(config):
     options = data_options(**config["data"])
     check_section("examples", config["examples"], modality.layout)
     layout = modality.layout(**config["examples"])
-    clones = config["objective"].get("clones", 1)
     rows = batches.rows_of(layout.buckets, options["batch_size"], options["multiple"])
     shapes = [batches.batch_shapes(s, n) for s, n in zip(layout.shapes, rows, strict=True)]
+    init, averaged = initialiser(model, shapes[0]), tuple(config["averaged"])
+    clones = config["objective"].get("clones", 1)
+
+    @functools.cache
+    def own_front():
+        return owns_features(model, select(jax.eval_shape(init, jax.random.key(0)), averaged))
+
     task = Task(
         shapes=shapes,
         shares=[1 / len(shapes)] * len(shapes),
-        init=initialiser(model, shapes[0]),
+        init=init,
         loss=objective.loss,
-        averaged=tuple(config["averaged"]),
-        flops=lambda batch: step_flops(modality, model, sampler, batch, config["averaged"], clones),
+        averaged=averaged,
+        flops=lambda batch: step_flops(modality, model, sampler, batch, own_front(), clones),
     )
     return task, options, modality, model
 
@@ -210,28 +216,26 @@ def check_rows(shapes: Any, config: Mapping[str, Any]) -> None:
 
 
 def flops_by_part(
-    modality: contract.Modality, model: Any, sampler: Any, batch: Any, averaged: Sequence[str]
+    modality: contract.Modality, model: Any, sampler: Any, batch: Any, own_front: bool
 ) -> dict[str, float]:
     """Forward FLOPs of one example: 'frontend', 'student' (of one masked input) and 'teacher'.
 
     With a decoder, a student sees only what is not masked. The teacher has neither decoder nor
-    head, and shares the front end unless it averages some of it.
+    head, and shares the front end unless it has its own (`own_front`, see `owns_features`).
     """
     example = {k: jax.ShapeDtypeStruct(s.shape[1:], s.dtype) for k, s in batch.items()}
     sample = sampler(batch)
     masked = sample.count(sample.length)
     seen = sample.length - (0 if model.decoder is None else masked)
     parts = modality.flops(model, example, masked, seen)
-    params = jax.eval_shape(initialiser(model, batch), jax.random.key(0))
-    own = parts["frontend"] if owns_features(model, select(params, averaged)) else 0.0
     return {
         "frontend": parts["frontend"], "student": parts["student"],
-        "teacher": parts["encoder"] + own,
+        "teacher": parts["encoder"] + own_front * parts["frontend"],
     }  # fmt: skip
 
 
 def step_flops(
-    modality: contract.Modality, model: Any, sampler: Any, batch: Any, averaged: Sequence[str],
+    modality: contract.Modality, model: Any, sampler: Any, batch: Any, own_front: bool,
     clones: int = 1,
 ) -> float:  # fmt: skip
     """FLOPs of a train step: B (3 (F + M S) + T), see `flops_by_part`.
@@ -239,7 +243,7 @@ def step_flops(
     B rows; F front end and S each of the M = `clones` students, forward and backward (twice a
     forward); T teacher, forward only.
     """
-    parts = flops_by_part(modality, model, sampler, batch, averaged)
+    parts = flops_by_part(modality, model, sampler, batch, own_front)
     trained = parts["frontend"] + clones * parts["student"]
     return batch["example_id"].shape[0] * (3.0 * trained + parts["teacher"])
 

@@ -111,6 +111,7 @@ TASKS = {
         finetune_options={
             **tokens(4_000, "sections.csv"), "head.classes": 16, "total_steps": 200
         },
+        versions={"v2": {"schedule.peak": 2e-3}},
     ),
     "languages": Of(
         "Spoken captions: 5 languages, 3,100 labels", "speech", "finetune_audio.py:demo",

@@ -25,12 +25,14 @@ import jax
 import numpy as np
 import optax
 
-from data2vec_jax import checkpoints, parallel, train
-from data2vec_jax.errors import Arguments, UserError, nearest, run_main
+from data2vec_jax.cli.arguments import Arguments, run_main
+from data2vec_jax.core import checkpoints, sharding
+from data2vec_jax.core.errors import UserError, nearest
+from data2vec_jax.core.state import TrainState, matches, path_name
+from data2vec_jax.core.train_step import init_state
 from data2vec_jax.modalities.contract import Labelled
-from data2vec_jax.state import TrainState, matches, path_name
 from data2vec_jax.tasks import pretrain, probe
-from data2vec_jax.tasks.task import init_state, module_of
+from data2vec_jax.tasks.registry import check_config, task_module
 
 SECTIONS = ("data", "scoring", "mesh")  # of a config, what may be changed here
 PLAIN = (" loss", " lm_weight", " word_score")  # ends of the names of what is no share
@@ -47,7 +49,7 @@ LIBRISPEECH = {  # word error rates on test-other with the 4-gram
 }
 
 
-def opened(
+def open_run(
     workdir: str, changes: Mapping[str, Any]
 ) -> tuple[Path, dict[str, Any], jax.sharding.Mesh]:
     """Folder, config with changes ('section.key' -> value), and mesh of a run of training."""
@@ -63,8 +65,8 @@ def opened(
             known = [f"{choice}.{name or 'KEY'}" for choice in SECTIONS]
             raise UserError(f"--set {key}: no such option{nearest(key, known)}")
         config[section] = {**config.get(section, {}), name: value}
-    train.check_config(config)
-    return folder, config, parallel.make_mesh(**config["mesh"])
+    check_config(config)
+    return folder, config, sharding.make_mesh(**config["mesh"])
 
 
 def evaluate(workdir: str, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,38 +74,38 @@ def evaluate(workdir: str, changes: Mapping[str, Any]) -> dict[str, Any]:
 
     changes: of its config, 'section.key' -> value.
     """
-    folder, config, mesh = opened(workdir, changes)
+    folder, config, mesh = open_run(workdir, changes)
     if "task" not in config:
-        return probed(workdir, folder, config, mesh)
+        return probe_run(workdir, folder, config, mesh)
     with jax.set_mesh(mesh):
-        task = module_of(config).make(config)
+        task = task_module(config).make(config)
         if not task.evals:
             raise UserError(f"{workdir}: config.data.eval_split names no held-out examples")
-        params = stored(workdir, task, config, mesh)
+        params = load_params(workdir, task, config, mesh)
         state = TrainState(np.int32(0), params, {}, (), jax.random.key(0))
         scores = {split: dict(run(state)) for split, run in task.evals.items()}
     return record(folder, config, scores, params)
 
 
-def stored(workdir: str, task: Any, config: Mapping[str, Any], mesh: jax.sharding.Mesh) -> Any:
+def load_params(workdir: str, task: Any, config: Mapping[str, Any], mesh: jax.sharding.Mesh) -> Any:
     """Parameters of a run's newest checkpoint, on the mesh."""
     shapes = jax.eval_shape(task.init, jax.random.key(0))
-    places = parallel.shardings(shapes, mesh, **config.get("sharding", {}))
+    places = sharding.shardings(shapes, mesh, **config.get("sharding", {}))
     abstract = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, places
     )
     return checkpoints.load_params(workdir, abstract)
 
 
-def probed(
+def probe_run(
     workdir: str, folder: Path, config: Mapping[str, Any], mesh: jax.sharding.Mesh
 ) -> dict[str, Any]:
     """Scores of a pretrained encoder, and of an untrained one; see `tasks.probe`."""
-    splits, labelled, encode = frozen(config)
+    splits, labelled, encode = frozen_encoder(config)
     scores = {}
     with jax.set_mesh(mesh):
-        task = pretrain.outline(config)
-        params = stored(workdir, task, config, mesh)
+        task = pretrain.abstract_task(config)
+        params = load_params(workdir, task, config, mesh)
         untrained = init_state(task, optax.identity(), jax.random.key(config["seed"])).params
         for name, tree in (("", params), (" untrained", untrained)):
             found = dict(probe.probe(encode, tree, *labelled))
@@ -114,7 +116,7 @@ def probed(
     return record(folder, config, {splits[1]: dict(sorted(scores.items()))}, params)
 
 
-def frozen(config: Mapping[str, Any]) -> tuple[tuple[str, str], list[Labelled], Any]:
+def frozen_encoder(config: Mapping[str, Any]) -> tuple[tuple[str, str], list[Labelled], Any]:
     """Of a run of pretraining: the splits for training and test, their examples, the encoder."""
     modality, model = pretrain.make_model(config)
     data = config["data"]
@@ -128,12 +130,12 @@ def features(workdir: str, changes: Mapping[str, Any]) -> dict[str, np.ndarray]:
     Means over the positions, or each frame that has a label; see `probe.features`.
     Raises UserError: the run is one of fine-tuning.
     """
-    _, config, mesh = opened(workdir, changes)
+    _, config, mesh = open_run(workdir, changes)
     if "task" in config:
         raise UserError(f"--features: {workdir} is no run of pretraining")
-    splits, labelled, encode = frozen(config)
+    splits, labelled, encode = frozen_encoder(config)
     with jax.set_mesh(mesh):
-        params = stored(workdir, pretrain.outline(config), config, mesh)
+        params = load_params(workdir, pretrain.abstract_task(config), config, mesh)
         pairs = [probe.features(encode, params, part) for part in labelled]
     parts = zip(splits, pairs, strict=True)
     return {

@@ -22,8 +22,12 @@ import jax
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # a checkout need not be installed
 
-from data2vec_jax import metrics, parallel, report, train
-from data2vec_jax.errors import run_main
+from data2vec_jax import train
+from data2vec_jax.cli.arguments import parse, run_main
+from data2vec_jax.core import sharding
+from data2vec_jax.core.run import Run
+from data2vec_jax.metrics.writer import FILE, read_lines
+from data2vec_jax.report import page
 from data2vec_jax.tasks import pretrain, probe
 
 FINAL = ("loss", "target_std", "pred_std")
@@ -35,11 +39,11 @@ LABELS = {"vision": 1_000, "speech": 20_000, "text": 1_000}
 def run_variant(modality_name: str, version: int, seeds: int, folder: Path) -> dict[str, Any]:
     """Pretrains and probes `seeds` encoders of a demo config; one compiled program for all."""
     start, variant = time.time(), f"{modality_name},v{version}"
-    config, _ = train.parse(["demo", f"--config={ROOT}/configs/demo.py:{variant}", "--workdir=-"])
+    config, _ = parse(["demo", f"--config={ROOT}/configs/demo.py:{variant}", "--workdir=-"])
     modality, model = pretrain.make_model(config)
     examples = probe.labelled(modality, config, ("train", "test"))
     encode = probe.make_encode(model)
-    mesh = parallel.make_mesh(**config["mesh"])
+    mesh = sharding.make_mesh(**config["mesh"])
     programs: dict[Any, Any] = {}
     scores = {name: {"untrained": [], "pretrained": []} for name in PROBES}
     last = []
@@ -47,14 +51,14 @@ def run_variant(modality_name: str, version: int, seeds: int, folder: Path) -> d
         print(f"{variant}, seed {seed}: {config['total_steps']} steps", file=sys.stderr, flush=True)
         config["seed"] = seed
         with jax.set_mesh(mesh):
-            untrained = train.Run(config, pretrain.make(config), mesh).init(seed).params
+            untrained = Run(config, pretrain.make(config), mesh).init(seed).params
         workdir = folder / f"seed{seed}"
         state = train.train(config, workdir, programs=programs, verbose=seed == 0)
         for kind, params in (("untrained", untrained), ("pretrained", state.params)):
             found = probe.probe(encode, params, *examples, limit=LABELS[modality_name])
             for name in PROBES:
                 scores[name][kind].append(found[name])
-        lines = metrics.read_lines(workdir / metrics.FILE)
+        lines = read_lines(workdir / FILE)
         last.append([line for line in lines if line["split"] == "train"][-1])
     final = {k: statistics.mean(line[k] for line in last) for k in FINAL}
     return scores | final | {"seconds": time.time() - start}
@@ -103,8 +107,8 @@ def main() -> None:
                 )
                 path = options.workdir / "summary.json"
                 path.write_text(json.dumps(summary, indent=1) + "\n")
-        report.main([str(options.workdir)])
-        (options.workdir / "probes.svg").write_text(report.picture(summary))
+        page.main([str(options.workdir)])
+        (options.workdir / "probes.svg").write_text(page.picture(summary))
         print(table(summary))
         print(f"{(time.time() - start) / 60:.1f} minutes; report: {options.workdir}/report.html")
 

@@ -14,7 +14,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from test_step import config_of
 
-from data2vec_jax import masking, parallel, processes, train
+from data2vec_jax import masking
+from data2vec_jax.core import distributed, sharding
+from data2vec_jax.core.run import Run
 from data2vec_jax.tasks import pretrain
 
 STEPS = 20
@@ -54,17 +56,17 @@ def take_steps(name, data, fsdp, devices=None):
     if 1 < jax.local_device_count() < len(devices):
         # As on TPU pods, where a process holds rows of a batch that are not adjacent.
         devices = [*devices[::2], *devices[1::2]]
-    mesh = parallel.make_mesh(data, fsdp, devices=devices)
+    mesh = sharding.make_mesh(data, fsdp, devices=devices)
 
     def whole(tree):
-        processes.meet()  # this compiles
+        distributed.barrier()  # this compiles
         return multihost_utils.process_allgather(tree, tiled=True)
 
     found = {}
     with jax.set_mesh(mesh):
         task = pretrain.make(options)
         task = dataclasses.replace(task, loss=showing_masks(task.loss))
-        run = train.Run(options, task, mesh)
+        run = Run(options, task, mesh)
         state = run.init(options["seed"])
         for step, batch in enumerate(task.data(0)):
             state, metrics = run.program(batch)(state, batch)
@@ -81,10 +83,10 @@ def take_steps(name, data, fsdp, devices=None):
 
 
 if __name__ == "__main__":
-    processes.start()
+    distributed.start()
     for job in sys.argv[2:]:
         name, _, sizes = job.partition(":")
         found = take_steps(name, *map(int, sizes.split(",")))
-        if processes.first():
+        if distributed.is_main_process():
             np.savez(Path(sys.argv[1]) / f"{name}.npz", **found)
-    processes.meet()
+    distributed.barrier()

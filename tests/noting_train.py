@@ -13,6 +13,7 @@ import time
 import jax
 
 from data2vec_jax import train
+from data2vec_jax.core.run import Run
 
 
 def noting(program, path, pause):
@@ -35,5 +36,5 @@ def noting(program, path, pause):
 
 
 if __name__ == "__main__":
-    train.Run.program = noting(train.Run.program, sys.argv[1], float(sys.argv[2]))
+    Run.program = noting(Run.program, sys.argv[1], float(sys.argv[2]))
     train.main(["train", *sys.argv[3:]])

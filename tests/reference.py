@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import pytest
 from recorded import Case
 
-from data2vec_jax import optim, state
 from data2vec_jax.convert import beit, fairseq, tables
 from data2vec_jax.convert.tables import Table
+from data2vec_jax.core import optimizer, state
 from data2vec_jax.tasks import pretrain
 
 # Sections of a case's json that hold flags. Everything else in it is a note or a result.
@@ -562,5 +562,5 @@ def vision(case: Case) -> Setup:
 
 def make_optimizer(setup: Setup) -> tuple[Any, Callable]:
     """(optimiser, schedule), as the loop makes them."""
-    schedule = optim.make_schedule(setup.config["total_steps"], **setup.config["schedule"])
-    return optim.make_optimizer(schedule, **setup.config["optim"]), schedule
+    schedule = optimizer.make_schedule(setup.config["total_steps"], **setup.config["schedule"])
+    return optimizer.make_optimizer(schedule, **setup.config["optim"]), schedule

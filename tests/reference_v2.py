@@ -33,14 +33,15 @@ from recorded import (
 )  # fmt: skip
 from reference import ANY, Flags
 
-from data2vec_jax import state
-from data2vec_jax.convert import fairseq2, tables
+from data2vec_jax.convert import fairseq_v2, tables
+from data2vec_jax.core import state
+from data2vec_jax.core.task import Task
+from data2vec_jax.core.train_step import init_state, make_train_step
 from data2vec_jax.models.decoder import fill
-from data2vec_jax.models.encoder import Record
+from data2vec_jax.models.encoder import TargetSpec
 from data2vec_jax.models.layers import repeat
 from data2vec_jax.models.positions import sincos
 from data2vec_jax.objectives import targets
-from data2vec_jax.tasks.task import Task, init_state, make_train_step
 
 NEUTRAL = {
     "model": dict(
@@ -101,9 +102,9 @@ class Setup:
     decay: Callable[[Any], Any]
     scaled: tuple[str, float]
 
-    def given(self, params: Any, teacher: Any, collect: bool = False) -> targets.Stages:
+    def given(self, params: Any, teacher: Any, collect: bool = False) -> targets.Intermediates:
         """The objective with the recorded draws."""
-        return self.objective.given(
+        return self.objective.forward_with_masks(
             self.scale_gradient(params), self.share(params, teacher), self.batch, self.mask,
             self.most, self.noise, None, collect=collect,
         )  # fmt: skip
@@ -211,7 +212,7 @@ def setup(case: Case) -> Setup:
         noise=jnp.asarray(case.arrays["batch/decoder_noise"]) + part.get("noise", 0.0),
         most=int(masked.sum(-1).max()),
         table=part["table"],
-        teacher=fairseq2.TEACHER_BLOCKS if blocks_only else part["table"],
+        teacher=fairseq_v2.TEACHER_BLOCKS if blocks_only else part["table"],
         mode=MODES[case.info["modality"]],
         prenet=prenet,
         shared=prenet if blocks_only else 0,
@@ -317,7 +318,7 @@ def speech(case: Case, flags: Flags, width: int) -> dict[str, Any]:
             ),
         ),
         batch=batch,
-        table=fairseq2.speech(is_deep(case), input_norm),
+        table=fairseq_v2.speech(is_deep(case), input_norm),
     )  # fmt: skip
 
 
@@ -345,7 +346,7 @@ def vision(case: Case, flags: Flags, width: int) -> dict[str, Any]:
             initializer="bert",
         ),
         batch={"image": jnp.asarray(case.arrays["batch/image"].transpose(0, 2, 3, 1))},
-        table=fairseq2.vision(is_deep(case), inner is not None),
+        table=fairseq_v2.vision(is_deep(case), inner is not None),
         noise=noise,
     )
 
@@ -368,7 +369,7 @@ def text(case: Case, flags: Flags, width: int) -> dict[str, Any]:
             scale=not modality("no_scale_embedding", True),
         ),
         batch={"tokens": jnp.asarray(tokens)},
-        table=fairseq2.text(is_deep(case)),
+        table=fairseq_v2.text(is_deep(case)),
     )  # fmt: skip
 
 
@@ -380,7 +381,7 @@ PARTS = {"speech": speech, "vision": vision, "text": text}
 
 def read(setup: Setup, table: tables.Table, arrays: Mapping[str, np.ndarray]) -> Any:
     """Their arrays -> our tree."""
-    arrays, _ = fairseq2.joined(arrays)
+    arrays, _ = fairseq_v2.joined(arrays)
     if setup.config["model"]["alibi"] and not setup.config["model"]["alibi"]["learned"]:
         name = f"modality_encoders.{setup.mode}.alibi_scale"  # a constant of ours
         constant = arrays.pop(name, np.float32(setup.config["model"]["alibi"]["scale"]))
@@ -392,7 +393,7 @@ def read(setup: Setup, table: tables.Table, arrays: Mapping[str, np.ndarray]) ->
 
 def write(setup: Setup, tree: Any) -> dict[str, np.ndarray]:
     """Our tree -> their arrays."""
-    return fairseq2.parted(tables.write(setup.table, tree), setup.prenet, setup.mode)
+    return fairseq_v2.parted(tables.write(setup.table, tree), setup.prenet, setup.mode)
 
 
 def read_teacher(setup: Setup, student: Any, arrays: Mapping[str, np.ndarray]) -> Any:
@@ -414,7 +415,7 @@ def read_teacher(setup: Setup, student: Any, arrays: Mapping[str, np.ndarray]) -
 
 def write_teacher(setup: Setup, params: Any, teacher: Any) -> dict[str, np.ndarray]:
     """Everything that the teacher uses under its recorded names."""
-    if setup.teacher is not fairseq2.TEACHER_BLOCKS:
+    if setup.teacher is not fairseq_v2.TEACHER_BLOCKS:
         return write(setup, state.overlay(params, teacher))
     return {
         name.removeprefix("blocks."): array
@@ -495,7 +496,7 @@ def forward_and_gradients(setup: Setup):
     return program
 
 
-# Stages that the objective does not keep -> the group that they are reported in.
+# Intermediates that the objective does not keep -> the group that they are reported in.
 STAGES = dict(
     decoder_in="decoder", decoder_out="decoder", target_layers_raw="targets",
     target_layers_normed="targets", target_avg="targets", target_full="targets",
@@ -503,13 +504,13 @@ STAGES = dict(
 )  # fmt: skip
 
 
-def derive(setup: Setup, params: Any, stages: targets.Stages) -> dict[str, jax.Array]:
+def derive(setup: Setup, params: Any, stages: targets.Intermediates) -> dict[str, jax.Array]:
     """The stages of `STAGES`."""
     mask = setup.mask.reshape(-1, setup.mask.shape[-1])
     rows, objective = len(mask), setup.config["objective"]
     apply, x = functools.partial(setup.model.apply, {"params": params}), stages.student.x
     valid = repeat(stages.tokens.valid, rows)
-    chosen = Record(objective["top_k"], "", None).layers(setup.model.encoder.depth)
+    chosen = TargetSpec(objective["top_k"], "", None).layers(setup.model.encoder.depth)
     raw = stages.teacher.ffn if objective["target"] == "ffn" else stages.teacher.layers
     raw = raw[np.array(chosen)][:, :, raw.shape[2] - mask.shape[1] :]
     norm = targets.normaliser(objective["layer_norms"])
@@ -524,15 +525,15 @@ def derive(setup: Setup, params: Any, stages: targets.Stages) -> dict[str, jax.A
         pred_var=watched["pred_std"],
         target_var=watched["target_std"],
     )
-    if stages.student.extra is not None and stages.student.extra.shape[1]:
-        found["cls_pred"] = stages.student.extra[:, -1]
+    if stages.student.class_tokens is not None and stages.student.class_tokens.shape[1]:
+        found["cls_pred"] = stages.student.class_tokens[:, -1]
         found["cls_target"] = repeat(jnp.mean(stages.targets, 1), rows)
     return found
 
 
 def check_stages(setup: Setup, compare, stages, seen, derived) -> None:
     case, (rows, length) = compare.case, compare.case.arrays["batch/mask"].shape
-    extra = stages.student.extra
+    extra = stages.student.class_tokens
     E = 0 if extra is None else extra.shape[1]
     # Theirs are in the order in which visible tokens happened to be gathered.
     order = np.argsort(np.argsort(case.arrays["batch/ids_keep"], axis=1), axis=1)
@@ -557,7 +558,7 @@ def check_stages(setup: Setup, compare, stages, seen, derived) -> None:
     for name, value in derived.items():
         activation(STAGES[name], name, value)
     some = np.asarray(stages.weights) > 0
-    activation("targets", "target", np.asarray(stages.wanted)[some])
+    activation("targets", "target", np.asarray(stages.masked_targets)[some])
     activation("prediction", "pred", np.asarray(stages.prediction)[some])
     visible = case.arrays["batch/ids_keep"].shape[1]
     for name, value in {

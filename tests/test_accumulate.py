@@ -7,9 +7,11 @@ import pytest
 from recorded import quick_jit
 from test_step import config_of, quiet
 
-from data2vec_jax import masking, parallel, train
-from data2vec_jax.errors import UserError
-from data2vec_jax.state import path_name
+from data2vec_jax import masking
+from data2vec_jax.core import sharding
+from data2vec_jax.core.errors import UserError
+from data2vec_jax.core.run import Run
+from data2vec_jax.core.state import path_name
 from data2vec_jax.tasks import pretrain
 
 # Relative: of the loss, and in L2 of each tensor.
@@ -19,9 +21,9 @@ UPDATES = 3
 
 def first_state(config):
     """Of all runs of a config: another program may round the initial values in another way."""
-    mesh = parallel.make_mesh(1, 1, devices=jax.devices()[:1])
+    mesh = sharding.make_mesh(1, 1, devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
-        state = train.Run(config, pretrain.make(config), mesh).init(0)
+        state = Run(config, pretrain.make(config), mesh).init(0)
     wide = jnp.float64 if jax.config.jax_enable_x64 else jnp.float32
     return jax.device_get(jax.tree.map(lambda x: x.astype(wide) if is_real(x) else x, state))
 
@@ -43,9 +45,9 @@ def run(config, state, devices, monkeypatch):
         return drawn
 
     monkeypatch.setattr(masking, "sample", noted)
-    mesh = parallel.make_mesh(devices, 1, devices=jax.devices()[:devices])
+    mesh = sharding.make_mesh(devices, 1, devices=jax.devices()[:devices])
     with jax.set_mesh(mesh):
-        job = train.Run(config, pretrain.make(config), mesh)
+        job = Run(config, pretrain.make(config), mesh)
         state = jax.device_put(state, jax.NamedSharding(mesh, jax.P()))
         # In float32 the program that trains: a quickly compiled one rounds its sums more coarsely.
         wide = jax.config.jax_enable_x64

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data2vec_jax.errors import UserError
+from data2vec_jax.core.errors import UserError
 from data2vec_jax.models import adapters
 from data2vec_jax.models.adapters import Site
 from data2vec_jax.models.encoder import Encoder

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data2vec_jax import metrics, train
+from data2vec_jax import train
 from data2vec_jax.convert import loaded, ours
-from data2vec_jax.errors import UserError
+from data2vec_jax.core.errors import UserError
+from data2vec_jax.metrics.writer import FILE, read_lines
 from data2vec_jax.modalities.text import windows
 from data2vec_jax.models import heads
 from data2vec_jax.tasks import answer
@@ -120,7 +121,7 @@ def test_a_small_network_learns_to_answer(tmp_path):
     config.data.update(source=f"squad:{tmp_path}", batch_size=16, workers=0)
     config.schedule.peak = 1e-2
     train.train(config.to_dict(), tmp_path / "run", verbose=False)
-    lines = metrics.read_lines(tmp_path / "run" / metrics.FILE)
+    lines = read_lines(tmp_path / "run" / FILE)
     losses = [line["loss"] for line in lines if line["split"] == "train"]
     assert losses[-1] < losses[0] / 3
     (line,) = [line for line in lines if line["split"] == "dev"]

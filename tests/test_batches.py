@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from data2vec_jax.data.batches import Plan, RowBlocks, global_shapes, stream
-from data2vec_jax.errors import UserError
+from data2vec_jax.core.errors import UserError
+from data2vec_jax.data.batches import HostBatchReader, Plan, global_shapes, stream
 from data2vec_jax.modalities.contract import Layout
 
 
@@ -72,11 +72,11 @@ def test_a_bucket_too_small_for_a_batch_moves_down():
 @pytest.mark.parametrize("owners", [[[0, 1, 2, 3]], [[0, 1], [2, 3]], [[0, 2], [1, 3]]])
 def test_processes_read_their_own_rows(owners):
     examples, plan = Numbers(LENGTHS), plan_of(LENGTHS)
-    whole = RowBlocks(plan, examples)
+    whole = HostBatchReader(plan, examples)
     for n in (0, 7, plan.per_epoch + 1):
         batch = whole(n)
         for own in owners:
-            part = RowBlocks(plan, examples, own, count=4)(n)
+            part = HostBatchReader(plan, examples, own, count=4)(n)
             for key in ("x", "example_id"):
                 blocks = np.split(batch[key], 4)
                 np.testing.assert_array_equal(np.concatenate([blocks[i] for i in own]), part[key])
@@ -92,7 +92,7 @@ def test_the_digest_tells_orders_apart():
 
 def test_draws_differ_between_epochs():
     examples = Numbers([2] * 8)
-    read = RowBlocks(plan_of([2] * 8), examples)
+    read = HostBatchReader(plan_of([2] * 8), examples)
     first, second = (
         {int(i): row[-1] for i, row in zip(batch["example_id"], batch["x"], strict=True)}
         for batch in (read(0), read(1))
@@ -102,7 +102,7 @@ def test_draws_differ_between_epochs():
 
 
 def test_stream_starts_anywhere():
-    read = RowBlocks(plan_of(LENGTHS), Numbers(LENGTHS))
+    read = HostBatchReader(plan_of(LENGTHS), Numbers(LENGTHS))
     options = dict(workers=0, prefetch=2, place=lambda batch: batch)
     whole = [b["x"] for b in stream(read, 0, 12, **options)]
     tail = [b["x"] for b in stream(read, 5, 12, **options)]

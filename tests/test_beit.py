@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data2vec_jax.convert import export, loaded, ours, pickles
-from data2vec_jax.errors import UserError
+from data2vec_jax.core.errors import UserError
 from data2vec_jax.models.positions import relative_index
 
 torch = pytest.importorskip("torch")

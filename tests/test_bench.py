@@ -14,13 +14,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from data2vec_jax import bench, peer
+from data2vec_jax.bench import benchmark, torch_baseline
 from data2vec_jax.convert import export
 from data2vec_jax.convert.ours import Checkpoint
 from data2vec_jax.convert.tables import entries_of, flatten
-from data2vec_jax.errors import UserError
+from data2vec_jax.core.errors import UserError
+from data2vec_jax.core.train_step import step_keys
 from data2vec_jax.tasks import pretrain
-from data2vec_jax.tasks.task import draw_of
 
 ALL = [f"{modality}_v{version}" for modality in ("speech", "text", "vision") for version in (1, 2)]
 
@@ -35,12 +35,12 @@ def config_of(name, variant):
 
 def subject_of(name):
     """A smoke config without dropout, not compiled, in float32."""
-    config = bench.sized(config_of(name, "smoke"), None, jax.devices()[:1])
+    config = benchmark.sized(config_of(name, "smoke"), None, jax.devices()[:1])
     config["model"]["dropout"] = 0.0
     config["model"]["encoder"] |= dict(
         dropout=0.0, attention_dropout=0.0, layerdrop=0.0, drop_path=0.0
     )
-    return bench.Subject(config, jax.devices()[:1])
+    return benchmark.Subject(config, jax.devices()[:1])
 
 
 def give_weights(other, subject):
@@ -71,12 +71,12 @@ def conv_backward_flops(gradient, x, kernel, *_, **__):
 @pytest.mark.parametrize("name", ["speech_v1", "text_v1", "vision_v1"])
 def test_peer_has_our_loss_and_our_flops(name):
     subject = subject_of(name)
-    other = bench.make_peer(subject, attention="eager")
+    other = benchmark.make_peer(subject, attention="eager")
     give_weights(other, subject)
 
     @jax.jit
     def ours(state, batch):
-        stages = subject.objective.stages(state.params, state.teacher, batch, draw_of(state))
+        stages = subject.objective.forward(state.params, state.teacher, batch, step_keys(state))
         return stages.total / stages.count
 
     loss = float(ours(subject.state, subject.host_batch))
@@ -92,12 +92,12 @@ def test_peer_has_our_loss_and_our_flops(name):
 
 
 def test_bench_with_peer_writes_numbers_that_agree(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(bench, "BLOCKS", 2)
-    monkeypatch.setattr(bench, "LEAST_BLOCKS", 2)
-    monkeypatch.setattr(bench, "DATA_STEPS", 2)
+    monkeypatch.setattr(benchmark, "BLOCKS", 2)
+    monkeypatch.setattr(benchmark, "LEAST_BLOCKS", 2)
+    monkeypatch.setattr(benchmark, "DATA_STEPS", 2)
     file = tmp_path / "bench.json"
     config = f"--config={conftest.ROOT / 'configs/vision_v1.py'}:smoke"
-    bench.main(["bench", config, "--peer", "--batch=3", f"--json={file}"])
+    benchmark.main(["bench", config, "--peer", "--batch=3", f"--json={file}"])
     said, result = capsys.readouterr().out, json.loads(file.read_text())
     assert result["batch_size"] == 3
     assert result["examples_per_second"] == pytest.approx(3 / result["step_seconds"])
@@ -116,13 +116,13 @@ def test_bench_with_peer_writes_numbers_that_agree(tmp_path, monkeypatch, capsys
 
 def test_peer_is_of_1_0_only():
     with pytest.raises(UserError, match=r"1\.0 only"):
-        peer.check(config_of("vision_v2", "base"))
+        torch_baseline.check(config_of("vision_v2", "base"))
 
 
 def test_wrong_options_are_one_line(capsys):
     config = f"--config={conftest.ROOT / 'configs/vision_v1.py'}:smoke"
     with pytest.raises(SystemExit) as stopped:
-        bench.main(["bench", config, "--batch=many"])
+        benchmark.main(["bench", config, "--batch=many"])
     assert stopped.value.code == 2
     assert capsys.readouterr().err.startswith("error: --batch=many")
 
@@ -130,36 +130,36 @@ def test_wrong_options_are_one_line(capsys):
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("axis", ["batch", "length", "depth", "width", "clones"])
 def test_sweep_scales_one_size_and_flops_follow(name, axis):
-    base = bench.sized(config_of(name, "base"), None, jax.devices()[:1])
+    base = benchmark.sized(config_of(name, "base"), None, jax.devices()[:1])
     flops, sizes = [], []
-    for share in bench.SHARES:
-        config = bench.scaled(base, axis, share)
+    for share in benchmark.SHARES:
+        config = benchmark.scaled(base, axis, share)
         if config is None:
             assert axis == "clones" and name.endswith("1")
             return
-        sizes.append(bench.sizes_of(config))
-        task = pretrain.outline(config)
+        sizes.append(benchmark.sizes_of(config))
+        task = pretrain.abstract_task(config)
         flops.append(task.flops(task.shapes[-1]))
-    assert sizes[-1 if axis != "batch" else 0] == bench.sizes_of(base)
+    assert sizes[-1 if axis != "batch" else 0] == benchmark.sizes_of(base)
     changed = {key for key in sizes[0] if sizes[0][key] != sizes[-1][key]}
     assert changed == {axis}
-    grows = bench.exponent([s[axis] for s in sizes], flops)
+    grows = benchmark.exponent([s[axis] for s in sizes], flops)
     least, most = {"width": (0.5, 2.0), "length": (0.98, 1.3), "batch": (1, 1)}.get(axis, (0.4, 1))
     assert least - 1e-6 <= grows <= most + 1e-6
 
 
 def test_exponent_is_that_of_a_power_law():
-    assert bench.exponent([1, 2, 4], [3 * n**1.5 for n in (1, 2, 4)]) == pytest.approx(1.5)
-    assert math.isclose(bench.exponent([1, 2], [5, 5]), 0.0, abs_tol=1e-12)
+    assert benchmark.exponent([1, 2, 4], [3 * n**1.5 for n in (1, 2, 4)]) == pytest.approx(1.5)
+    assert math.isclose(benchmark.exponent([1, 2], [5, 5]), 0.0, abs_tol=1e-12)
 
 
-# launch/benchmarks.py -----------------------------------------------------------------------------
+# launch/experiments/benchmarks.py -----------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def launch():
     spec = importlib.util.spec_from_file_location(
-        "benchmarks", conftest.ROOT / "launch/benchmarks.py"
+        "benchmarks", conftest.ROOT / "launch/experiments/benchmarks.py"
     )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -171,7 +171,7 @@ def test_the_page_holds_the_committed_benchmarks(launch):
     assert results
     for name, table in launch.tables(results).items():
         assert f"<!-- {name} -->\n{table}\n<!-- end of {name} -->\n" in text, (
-            "python launch/benchmarks.py --tables"
+            "python launch/experiments/benchmarks.py --tables"
         )
     wanted = launch.commands("cpu")
     for name, result in results.items():

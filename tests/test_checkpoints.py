@@ -31,8 +31,9 @@ import pytest
 import tensorstore
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from data2vec_jax.checkpoints import Checkpoints, load_params
-from data2vec_jax.errors import UserError, check_section
+from data2vec_jax.core.checkpoints import Checkpoints, load_params
+from data2vec_jax.core.config import check_section
+from data2vec_jax.core.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
 

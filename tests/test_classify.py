@@ -9,15 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data2vec_jax import checkpoints, metrics, optim, parallel, train
+from data2vec_jax import train
 from data2vec_jax.convert import hf, loaded, ours
+from data2vec_jax.core import checkpoints, optimizer, sharding
+from data2vec_jax.core.errors import UserError
+from data2vec_jax.core.run import Run
 from data2vec_jax.data.sources import open_source
-from data2vec_jax.errors import UserError
+from data2vec_jax.metrics.writer import FILE, read_lines
 from data2vec_jax.modalities.contract import Layout
 from data2vec_jax.modalities.speech.inputs import Utterances
 from data2vec_jax.modalities.text.inputs import Rows, row_of
 from data2vec_jax.models import heads
 from data2vec_jax.tasks import classify, finetune, pretrain
+from data2vec_jax.tasks.registry import check_config
 
 GOLDENS = Path(__file__).parent / "goldens/checkpoints"
 LOSSES = [
@@ -99,7 +103,7 @@ def test_adapters_learn_alone_from_a_checkpoint(pretrained, tmp_path, capsys, do
         kernel = before["encoder/blocks/up/kernel"]
         found = after["adapters/encoder/blocks/up/magnitude"]
         np.testing.assert_allclose(found, np.linalg.norm(kernel, axis=1), atol=2e-3)
-        (line,) = [x for x in metrics.read_lines(tmp_path / metrics.FILE) if x["split"] == "test"]
+        (line,) = [x for x in read_lines(tmp_path / FILE) if x["split"] == "test"]
         assert line["step"] == 2 and 0 <= line["accuracy"] <= 1 and line["loss"] > 3
         assert (tmp_path / "tokenizer").is_dir() and (tmp_path / "labels.json").is_file()
         names = open_source("samples:glosses", "train", modality="text").label_names
@@ -119,10 +123,10 @@ def test_a_linear_probe_equals_batch_norm_and_a_linear_layer_of_torch():
     config.head.pooling, config.optim.kind = "class+mean", "sgd"
     config.schedule = dict(kind="constant", peak=0.5)
     config = config.to_dict()
-    mesh = parallel.make_mesh(devices=jax.devices()[:1])
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
         task = classify.make(config)
-        run = train.Run(config, task, mesh)
+        run = Run(config, task, mesh)
         state = run.init(seed=4)
         first = jax.tree.map(np.asarray, state.params)
         head, (_, model) = heads.make(config["head"]), pretrain.make_model(config)
@@ -165,7 +169,7 @@ def test_a_linear_probe_equals_batch_norm_and_a_linear_layer_of_torch():
 )  # fmt: skip
 def test_recipes_of_linear_probes(variant, steps, peak, rows, warmup):
     config = config_of("finetune_imagenet", variant)
-    train.check_config(config.to_dict())
+    check_config(config.to_dict())
     assert (config.total_steps, config.data.batch_size) == (steps, rows)
     assert config.schedule.peak == pytest.approx(peak)
     assert round(config.schedule.warmup * steps) == warmup
@@ -178,21 +182,21 @@ def test_recipes_of_linear_probes(variant, steps, peak, rows, warmup):
 def test_another_modality_is_refused(pretrained):
     config = config_of("finetune_imagenet", "smoke").to_dict()
     with pytest.raises(UserError, match="this is text, the config vision"):
-        finetune.complete(config, str(pretrained))
+        finetune.resolve_config(config, str(pretrained))
 
 
 def test_encoders_of_2_0_lose_their_decoder():
     config = config_of("finetune_imagenet", "smoke").to_dict()
     config["model"] = config_of("vision_v2", "smoke").model.to_dict()
-    model = finetune.complete(config)["model"]
+    model = finetune.resolve_config(config)["model"]
     assert model["decoder"] is None and model["mask_embedding"] is False
     assert model["encoder"]["drop_path"] == 0.1 and model["encoder"]["depth"] == 3
 
 
 @pytest.mark.parametrize(("variant", "blocks"), [("base", 12), ("large", 24)])
 def test_the_layer_table_is_printed_at_the_start(variant, blocks):
-    config = finetune.complete(config_of("finetune_imagenet", variant).to_dict())
-    notes = classify.outline(config).notes
+    config = finetune.resolve_config(config_of("finetune_imagenet", variant).to_dict())
+    notes = classify.abstract_task(config).notes
     rows = {line.split()[0]: line.split()[1:] for line in notes}
     lowest, first, last = (0.65 ** (blocks + 1 - i) for i in (0, 1, blocks))
     assert rows["class_token"] == ["0", f"{lowest:.4g}", "no"]
@@ -206,7 +210,7 @@ def test_the_layer_table_is_printed_at_the_start(variant, blocks):
 
 
 def test_the_linear_schedule():
-    rate = optim.make_schedule(5_336, kind="linear", peak=1e-5, warmup=320 / 5_336)
+    rate = optimizer.make_schedule(5_336, kind="linear", peak=1e-5, warmup=320 / 5_336)
     for step, value in ((0, 0), (160, 5e-6), (320, 1e-5), (2_828, 5e-6), (5_336, 0)):
         assert float(rate(step)) == pytest.approx(value, abs=1e-12)
 
@@ -333,7 +337,7 @@ def test_scores_of_classes_numbers_and_several_classes():
 
 
 def test_a_wrong_number_of_classes_is_refused():
-    config = finetune.complete(config_of("finetune_text", "smoke").to_dict())
+    config = finetune.resolve_config(config_of("finetune_text", "smoke").to_dict())
     config["head"]["classes"] = 44
     with pytest.raises(UserError, match=r"head.classes: 44, but samples:glosses has 45"):
         classify.make(config)
@@ -425,7 +429,7 @@ RATES = {  # of the authors' schedules
 @pytest.mark.parametrize("variant", IMAGENET)
 def test_recipes_of_images(variant):
     config = config_of("finetune_imagenet", variant)
-    train.check_config(config.to_dict())
+    check_config(config.to_dict())
     found = (
         config.total_steps, config.schedule.peak, config.schedule.floor,
         round(config.schedule.warmup * config.total_steps), config.data.batch_size,
@@ -436,7 +440,7 @@ def test_recipes_of_images(variant):
     assert (config.loss.cutmix, config.loss.smoothing, config.loss.erasing) == (1.0, 0.1, 0.25)
     assert config.layers.slow_embeddings == ("v2" not in variant)
     assert ("mean" in config.model_changes) == ("v2" not in variant)  # 1.0: 0.5, 2.0: ImageNet's
-    rate = optim.make_schedule(config.total_steps, **config.schedule.to_dict())
+    rate = optimizer.make_schedule(config.total_steps, **config.schedule.to_dict())
     for step, value in RATES.get(variant, ()):
         assert float(rate(step)) == pytest.approx(value, rel=2e-5)
 
@@ -457,12 +461,12 @@ GLUE = {  # rows, warm-up, steps, peak of 1.0 and 2.0, metrics
 def test_recipes_of_glue(task):
     rows, warmup, steps, peak, peak2, names = GLUE[task]
     config = config_of("finetune_glue", task)
-    train.check_config(config.to_dict())
+    check_config(config.to_dict())
     assert config.schedule.peak == peak
     assert config_of("finetune_glue", f"{task},v2").schedule.peak == peak2
     assert (config.total_steps, config.data.batch_size) == (steps, rows)
     assert round(config.schedule.warmup * steps) == warmup
     assert " ".join(config.scoring.metrics) == names
     assert config.optim.weight_decay == 0.1 and config.optim.eps == 1e-6
-    shapes = classify.outline(finetune.complete(config.to_dict())).shapes
+    shapes = classify.abstract_task(finetune.resolve_config(config.to_dict())).shapes
     assert {s["tokens"].shape[0] for s in shapes} == {rows}  # whatever the length

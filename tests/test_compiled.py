@@ -18,7 +18,9 @@ import conftest  # sets the number of devices, also where this file is a script
 import jax
 import pytest
 
-from data2vec_jax import bench, parallel, train
+from data2vec_jax.bench import benchmark
+from data2vec_jax.core import sharding
+from data2vec_jax.core.run import Run
 from data2vec_jax.tasks import pretrain
 
 FILE = Path(__file__).with_name("compiled.json")
@@ -37,16 +39,16 @@ def compiled(name: str) -> dict[str, float]:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config("smoke").to_dict()
-    mesh = parallel.make_mesh(**config["mesh"])
+    mesh = sharding.make_mesh(**config["mesh"])
     with jax.set_mesh(mesh):
-        task = pretrain.outline(config)
-        program = train.Run(config, task, mesh).program(task.shapes[-1])
+        task = pretrain.abstract_task(config)
+        program = Run(config, task, mesh).program(task.shapes[-1])
     cost, text = program.cost_analysis(), program.as_text()
     found = re.findall(COLLECTIVES, text)
     counts = {kind: found.count(kind) for kind in sorted(set(found))}
     return {
         "flops": cost["flops"], "bytes_accessed": cost["bytes accessed"],
-        "peak_bytes": bench.peak_bytes(program), "fusions": len(re.findall(r" fusion\(", text)),
+        "peak_bytes": benchmark.peak_bytes(program), "fusions": len(re.findall(r" fusion\(", text)),
         "collectives": counts,
     }  # fmt: skip
 

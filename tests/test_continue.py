@@ -14,12 +14,13 @@ import reference_v2
 from recorded import LOSS, NAMES, load, quick_jit
 
 import data2vec_jax
-from data2vec_jax import checkpoints, train
+from data2vec_jax import train
 from data2vec_jax.convert import __main__ as command
 from data2vec_jax.convert import pickles
 from data2vec_jax.convert.tables import entries_of, flatten
-from data2vec_jax.errors import UserError
-from data2vec_jax.state import TrainState, select
+from data2vec_jax.core import checkpoints
+from data2vec_jax.core.errors import UserError
+from data2vec_jax.core.state import TrainState, select
 
 CASES = [name for name in NAMES if "generation" in load(name).info]
 
@@ -57,7 +58,7 @@ def first_state(model, batch, averaged, path):
     shapes = jax.eval_shape(model.init, jax.random.key(0), batch)["params"]
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     state = TrainState(jnp.int32(0), zeros, select(zeros, averaged), (), jax.random.key(0))
-    return checkpoints.begin_from(path, state, jax.eval_shape(lambda: state))
+    return checkpoints.init_from(path, state, jax.eval_shape(lambda: state))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -76,7 +77,9 @@ def test_first_loss_is_the_recorded_one(name, tmp_path):
     else:
         most = int(setup.mask.sum(-1).max())
         given = (setup.batch, setup.visible, setup.mask, most, None)
-        program = quick_jit(lambda params, teacher: setup.objective.given(params, teacher, *given))
+        program = quick_jit(
+            lambda params, teacher: setup.objective.forward_with_masks(params, teacher, *given)
+        )
         stages = program(state.params, state.teacher)
     sums = second or setup.sums
     loss = float(stages.total if sums else stages.total / stages.count)

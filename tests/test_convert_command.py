@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 import data2vec_jax
-from data2vec_jax import checkpoints, tensorfiles
 from data2vec_jax.convert import __main__ as command
 from data2vec_jax.convert import files, ours, pickles
 from data2vec_jax.convert.tables import entries_of, flatten
-from data2vec_jax.errors import UserError
-from data2vec_jax.state import TrainState
+from data2vec_jax.core import checkpoints, safetensors
+from data2vec_jax.core.errors import UserError
+from data2vec_jax.core.state import TrainState
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDENS = ROOT / "tests/goldens/checkpoints"
@@ -119,11 +119,11 @@ def damaged(folder, kind):
     elif kind == "config is no json":
         (source / "config.json").write_text("{")
     elif kind in ("half", "a layer"):
-        state = tensorfiles.SafeTensors(weights)
+        state = safetensors.SafeTensors(weights)
         names = [
             n for n in state if ("layer.1.output" not in n if kind == "a layer" else n > "query")
         ]
-        tensorfiles.write_safetensors(
+        safetensors.write_safetensors(
             folder / "new", entries_of({n: np.array(state[n]) for n in names}), {"format": "pt"}
         )
         (folder / "new").replace(weights)
@@ -201,11 +201,11 @@ def sharded(folder):
     """The checkpoint in two files and an index of them."""
     source = folder / "source"
     shutil.copytree(TEXT, source)
-    state = tensorfiles.SafeTensors(source / "model.safetensors")
+    state = safetensors.SafeTensors(source / "model.safetensors")
     names, places = sorted(state), {}
     for number, part in enumerate((names[::2], names[1::2])):
         shard = f"model-0000{number + 1}-of-00002.safetensors"
-        tensorfiles.write_safetensors(
+        safetensors.write_safetensors(
             source / shard, entries_of({n: np.array(state[n]) for n in part}), {"format": "pt"}
         )
         places |= dict.fromkeys(part, shard)

@@ -8,10 +8,10 @@ import types
 import numpy as np
 import pytest
 
-from data2vec_jax import tensorfiles
 from data2vec_jax.convert import files, pickles
 from data2vec_jax.convert.tables import Entry, entries_of
-from data2vec_jax.errors import UserError
+from data2vec_jax.core import safetensors
+from data2vec_jax.core.errors import UserError
 
 torch = pytest.importorskip("torch")
 safetensors_torch = pytest.importorskip("safetensors.torch")
@@ -29,7 +29,7 @@ TENSORS = {
 
 def as_numpy(tensor):
     if tensor.dtype == torch.bfloat16:
-        return tensor.contiguous().view(torch.int16).numpy().view(tensorfiles.dtype_of("bfloat16"))
+        return tensor.contiguous().view(torch.int16).numpy().view(safetensors.dtype_of("bfloat16"))
     return tensor.numpy()
 
 
@@ -41,10 +41,10 @@ def same(ours, theirs):
 def test_safetensors_both_ways(tmp_path):
     tensors = {name: tensor.contiguous() for name, tensor in TENSORS.items()}
     safetensors_torch.save_file(tensors, tmp_path / "theirs", {"format": "pt"})
-    read = tensorfiles.SafeTensors(tmp_path / "theirs")
+    read = safetensors.SafeTensors(tmp_path / "theirs")
     assert read.metadata == {"format": "pt"} and {*read} == {*tensors}
     assert all(same(read[name], tensor) for name, tensor in tensors.items())
-    tensorfiles.write_safetensors(tmp_path / "ours", entries_of(read), {"format": "pt"})
+    safetensors.write_safetensors(tmp_path / "ours", entries_of(read), {"format": "pt"})
     back = safetensors_torch.load_file(tmp_path / "ours")
     assert all(torch.equal(back[name], tensor) for name, tensor in tensors.items())
 
@@ -60,10 +60,10 @@ def test_damaged_safetensors_are_named(tmp_path):
     ):
         (tmp_path / "cut").write_bytes(data[:cut])
         with pytest.raises(UserError, match=message):
-            tensorfiles.SafeTensors(tmp_path / "cut")
+            safetensors.SafeTensors(tmp_path / "cut")
     (tmp_path / "cut").write_bytes((50).to_bytes(8, "little") + b"no JSON" * 20)
     with pytest.raises(UserError, match="not a safetensors file"):
-        tensorfiles.SafeTensors(tmp_path / "cut")
+        safetensors.SafeTensors(tmp_path / "cut")
 
 
 def equal(ours, theirs):

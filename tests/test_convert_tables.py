@@ -9,7 +9,7 @@ from recorded import NAMES, load
 
 from data2vec_jax.convert import beit, fairseq, tables
 from data2vec_jax.convert.tables import FUSED_BIAS, FUSED_LINEAR, LINEAR, Row, Table
-from data2vec_jax.errors import UserError
+from data2vec_jax.core.errors import UserError
 from data2vec_jax.modalities import contract
 
 LAYOUTS = {  # by a name that only this layout has

@@ -18,14 +18,14 @@ from recorded import Case, quick_jit
 from test_step import assert_close, config_of, quiet, run_steps
 
 from data2vec_jax import masking
-from data2vec_jax.convert import fairseq2, tables
-from data2vec_jax.errors import UserError
+from data2vec_jax.convert import fairseq_v2, tables
+from data2vec_jax.core.errors import UserError
+from data2vec_jax.core.train_step import StepKeys
 from data2vec_jax.modalities import contract
 from data2vec_jax.models.decoder import Decoder, fill
 from data2vec_jax.models.layers import convolve, take
 from data2vec_jax.models.positions import sincos
 from data2vec_jax.objectives import data2vec2
-from data2vec_jax.objectives.targets import Draw
 from data2vec_jax.tasks import pretrain
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -262,15 +262,17 @@ def test_objective_equals_the_plain_one(name):
 @pytest.mark.parametrize("name", ["MA_audio_v2", "MV_image_v2", "MT_text_v2_base"])
 def test_weights_survive_the_way_to_ours_and_back(name):
     mode = {"A": "AUDIO", "V": "IMAGE", "T": "TEXT"}[name[1]]
-    table = {"AUDIO": fairseq2.speech, "IMAGE": fairseq2.vision, "TEXT": fairseq2.text}[mode]()
+    table = {"AUDIO": fairseq_v2.speech, "IMAGE": fairseq_v2.vision, "TEXT": fairseq_v2.text}[
+        mode
+    ]()
     with np.load(GOLDENS / f"{name}.npz") as arrays:
         theirs = {k[8:]: arrays[k] for k in arrays.files if k.startswith("student/")}
-    joined, prenet = fairseq2.joined(theirs)
+    joined, prenet = fairseq_v2.joined(theirs)
     tree = tables.read(table, joined)
     assert len(tree["encoder"]["blocks"]["qkv"]["bias"]) == prenet + sum(
         name.startswith("blocks.") and name.endswith("qkv.bias") for name in theirs
     )
-    back = fairseq2.parted(tables.write(table, tree), prenet, mode)
+    back = fairseq_v2.parted(tables.write(table, tree), prenet, mode)
     theirs = {k: v for k, v in theirs.items() if "fixed_positional" not in k}
     assert {*back} == {*theirs}
     for key, value in theirs.items():
@@ -332,7 +334,7 @@ def test_noise_depends_on_step_and_example_only():
 
     def draw(step, ids):
         ids = jnp.asarray(ids, jnp.uint32)
-        return np.asarray(data2vec2.draw_noise(Draw(key, jnp.int32(step), key), ids, shape))
+        return np.asarray(data2vec2.draw_noise(StepKeys(key, jnp.int32(step), key), ids, shape))
 
     first = draw(4, [7, 9]).reshape(2, *shape)
     np.testing.assert_array_equal(first[1], draw(4, [9]))
@@ -375,8 +377,8 @@ def test_front_end_and_teacher_run_once_per_example(modality, own):
     def loss(key):
         params = model.init(key, batch)["params"]
         calls.clear()
-        teacher = {model.front: params[model.front]} if own else {}
-        return objective.loss(params, teacher, batch, Draw(key, jnp.int32(0), key))[0]
+        teacher = {model.frontend_params: params[model.frontend_params]} if own else {}
+        return objective.loss(params, teacher, batch, StepKeys(key, jnp.int32(0), key))[0]
 
     with nn.intercept_methods(note):
         jax.eval_shape(loss, jax.random.key(0))
@@ -399,7 +401,7 @@ def test_the_texts_teacher_sees_the_students_dropout():
 
     @quick_jit
     def targets(key):
-        return objective.given(params, {}, batch, mask, 32, noise, key).targets
+        return objective.forward_with_masks(params, {}, batch, mask, 32, noise, key).targets
 
     one, again, other = (targets(jax.random.key(k)) for k in (1, 1, 2))
     np.testing.assert_array_equal(one, again)
@@ -409,7 +411,7 @@ def test_the_texts_teacher_sees_the_students_dropout():
 def test_class_loss_is_a_mean_over_rows_beside_a_mean_over_positions():
     config, _, model, with_class = smoke("vision", class_weight=2.5)
     without = smoke("vision", class_weight=0.0)[-1]
-    batch, draw = batch_of(config, 4), Draw(jax.random.key(1), jnp.int32(3), jax.random.key(2))
+    batch, draw = batch_of(config, 4), StepKeys(jax.random.key(1), jnp.int32(3), jax.random.key(2))
     params = init(model, batch)
 
     def sums(objective, rows):
@@ -428,7 +430,7 @@ def test_class_loss_is_a_mean_over_rows_beside_a_mean_over_positions():
         noise = jnp.zeros((8, 49, 32))
         stages = with_class.given(params, {}, batch, mask, 40, noise, None)
         middle = jnp.repeat(stages.targets.mean(1), 2, axis=0)
-        return jnp.square(stages.student.extra[:, 0] - middle).sum(-1) / np.sqrt(32)
+        return jnp.square(stages.student.class_tokens[:, 0] - middle).sum(-1) / np.sqrt(32)
 
     mean = quick_jit(parts)(batch).mean()
     np.testing.assert_allclose((total - plain) / count, 2.5 * mean, rtol=1e-5)

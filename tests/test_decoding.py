@@ -6,14 +6,14 @@ import itertools
 import numpy as np
 import pytest
 
-from data2vec_jax.errors import UserError
+from data2vec_jax.core.errors import UserError
 from data2vec_jax.tasks import decoding, ngrams
 from data2vec_jax.tasks.characters import (
     LIBRISPEECH,
     Characters,
     from_transcripts,
     normalise_transcript,
-)  # fmt: skip
+)
 
 NAMES = Characters(["<pad>", "|", "a", "b"])
 WORDS = ngrams.train([["a", "b"], ["a", "ab"], ["b", "a"], ["ab"], ["a"]], 3)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data2vec_jax.models.encoder import Encoder, Record
+from data2vec_jax.models.encoder import Encoder, TargetSpec
 from data2vec_jax.models.layers import convolve
 from data2vec_jax.models.positions import relative_index, token_positions
 from data2vec_jax.objectives.targets import normaliser, regression
@@ -88,7 +88,7 @@ def test_equals_numpy(norm):
 @pytest.mark.parametrize("top_k", [1, 2, 3])
 def test_accumulated_targets_are_the_mean_of_the_collected(what, top_k):
     encoder, params, x = setup()
-    record = Record(top_k, what, normaliser(("instance", "layer")), skip=1)
+    record = TargetSpec(top_k, what, normaliser(("instance", "layer")), skip=1)
     out = encoder.apply({"params": params}, x, record=record, collect=True)
     lean = encoder.apply({"params": params}, x, record=record)
     layers = np.asarray(out.ffn if what == "ffn" else out.layers, np.float64)[-top_k:, :, 1:]

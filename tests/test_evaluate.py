@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data2vec_jax import evaluate, metrics, train
-from data2vec_jax.errors import UserError
+from data2vec_jax import evaluate, train
+from data2vec_jax.core.errors import UserError
+from data2vec_jax.metrics.writer import FILE, read_lines
 from data2vec_jax.tasks import probe
 
 
@@ -32,7 +33,7 @@ def runs(tmp_path_factory):
 
 def recorded(folder):
     """The scores that the loop wrote."""
-    (line,) = [x for x in metrics.read_lines(folder / metrics.FILE) if x["split"] == "test"]
+    (line,) = [x for x in read_lines(folder / FILE) if x["split"] == "test"]
     return line
 
 

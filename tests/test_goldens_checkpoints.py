@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 from recorded import quick_jit
 
-from data2vec_jax import tensorfiles
 from data2vec_jax.convert import export, files, layouts, loaded, ours, peft, pickles
 from data2vec_jax.convert.tables import entries_of, flatten, nest
+from data2vec_jax.core import safetensors
 from data2vec_jax.modalities.speech import processor as speech
 from data2vec_jax.modalities.text import tokenizer
 from data2vec_jax.modalities.vision.processor import Processor
@@ -173,8 +173,8 @@ def names_of_version_4(case, checkpoint, tmp_path):
     wanted, tree = checkpoint.tree(), found.tree()
     assert wanted.keys() == tree.keys() and all(same(wanted[k], tree[k]) for k in wanted)
     export.export(found, tmp_path / "older_again", "hf")
-    before = tensorfiles.SafeTensors(older / "model.safetensors")
-    after = tensorfiles.SafeTensors(tmp_path / "older_again/model.safetensors")
+    before = safetensors.SafeTensors(older / "model.safetensors")
+    after = safetensors.SafeTensors(tmp_path / "older_again/model.safetensors")
     assert {*before} == {*after} and all(same(before[k], after[k]) for k in before)
 
 
@@ -190,7 +190,7 @@ def there_and_back(case, checkpoint, tmp_path):
     assert set(before.state) <= set(after.state) <= set(before.state) | tied
     wrong = [name for name in before.state if not same(before.state[name], after.state[name])]
     assert not wrong
-    copies = tensorfiles.SafeTensors(tmp_path / "hf/model.safetensors")
+    copies = safetensors.SafeTensors(tmp_path / "hf/model.safetensors")
     assert copies.metadata == {"format": "pt"}
     changed = {k for k, v in before.config.items() if after.config.get(k) != v}
     assert not changed
@@ -326,7 +326,7 @@ def run_peft(case, tmp_path):
     export.export(checkpoint, tmp_path / "jax", "jax")
     export.export(ours.open_checkpoint(tmp_path / "jax"), tmp_path / "peft", "peft")
     before, after = (
-        tensorfiles.SafeTensors(folder / peft.WEIGHTS[0])
+        safetensors.SafeTensors(folder / peft.WEIGHTS[0])
         for folder in (case.folder, tmp_path / "peft")
     )
     assert {*before} == {*after} and all(same(before[name], after[name]) for name in before)

@@ -33,14 +33,16 @@ from recorded import (
     quick_jit,
 )  # fmt: skip
 
-from data2vec_jax import metrics, optim
 from data2vec_jax.convert import fairseq, tables
+from data2vec_jax.core import optimizer
+from data2vec_jax.core.state import overlay, restrict, select
+from data2vec_jax.core.task import Task
+from data2vec_jax.core.train_step import init_state, make_train_step
+from data2vec_jax.metrics.statistics import mean_std
 from data2vec_jax.modalities.speech.model import TimeNorm, frames
 from data2vec_jax.models import layers, positions
-from data2vec_jax.models.encoder import Record
+from data2vec_jax.models.encoder import TargetSpec
 from data2vec_jax.objectives import targets
-from data2vec_jax.state import overlay, restrict, select
-from data2vec_jax.tasks.task import Task, init_state, make_train_step
 
 NOISE = 1e-6  # share of the global norm below which a gradient counts as zero
 # Parameters whose true gradient is zero (the last one: under a norm over time).
@@ -129,7 +131,7 @@ def forward(setup):
             return out
 
         with nn.intercept_methods(record):
-            stages = setup.objective.given(
+            stages = setup.objective.forward_with_masks(
                 params, teacher, setup.batch, setup.visible, setup.mask, most, None, collect=True
             )
         return stages.total / stages.count, (stages, seen)
@@ -164,12 +166,16 @@ def check_stages(setup, compare, stages, seen) -> None:
         compare.check("features", "fwd/feature_padding_mask", padding, 0.0)
     activation("layers", "student_layer_out", student.layers, teacher.layers)
     activation("layers", "student_blocks_out", student.layers)
-    whole = student.x if student.extra is None else jnp.concatenate([student.extra, student.x], 1)
+    whole = (
+        student.x
+        if student.class_tokens is None
+        else jnp.concatenate([student.class_tokens, student.x], 1)
+    )
     activation("layers", "student_encoder_out", whole, teacher.x)
 
-    chosen = Record(objective["top_k"], "", None).layers(model.encoder.depth)
+    chosen = TargetSpec(objective["top_k"], "", None).layers(model.encoder.depth)
     raw = teacher.ffn if objective["target"] == "ffn" else teacher.layers
-    skip = 0 if student.extra is None else student.extra.shape[1]
+    skip = 0 if student.class_tokens is None else student.class_tokens.shape[1]
     raw = raw[np.array(chosen), :, skip:]
     activation("targets", "target_layers_raw", raw)
     counted = None if model.padding == "reference" else valid
@@ -177,7 +183,7 @@ def check_stages(setup, compare, stages, seen) -> None:
     activation("targets", "target_layers_normed", jnp.stack([norm(layer) for layer in raw]))
     activation("targets", "target_avg", teacher.targets)
     activation("targets", "target_full", stages.targets)
-    activation("targets", "target", stages.wanted[rows])
+    activation("targets", "target", stages.masked_targets[rows])
     activation("prediction", "pred", stages.prediction[rows])
 
     unit = 1.0 if setup.sums else 1.0 / stages.count
@@ -229,7 +235,7 @@ def replay(setup, student, owned, updates: int):
     tx, schedule = reference.make_optimizer(setup)
 
     def loss(params, teacher, batch, draw):
-        stages = setup.objective.given(
+        stages = setup.objective.forward_with_masks(
             params, teacher, batch, setup.visible, setup.mask, most, None
         )
         return stages.total, stages.count, targets.monitor(stages)
@@ -365,13 +371,13 @@ def run_schedules(case: Case) -> dict[str, float]:
         total, schedule = reference.fairseq_schedule(section)
         # At its end their cosine starts anew, at a step that is never used.
         until = total if schedule["kind"] == "cosine" else np.inf
-        check("lr", name, optim.make_schedule(total, **schedule), until)
+        check("lr", name, optimizer.make_schedule(total, **schedule), until)
     for name, section in info.get("ema_beit", {}).items():
         decay = reference.beit_decay(*(section[flag] for flag in BEIT_EMA))
         check("ema_beit", name, lambda n, decay=decay: decay(n + 1))
     for name, section in info.get("lr_beit", {}).items():
         total, schedule = reference.beit_schedule(section)
-        check("lr_beit", name, optim.make_schedule(total, **schedule))
+        check("lr_beit", name, optimizer.make_schedule(total, **schedule))
     return compare.finish()
 
 
@@ -527,8 +533,8 @@ def unit_adam(compare, names, params):
             flags, raw = fairseq_flags, "raw"
         else:
             flags, raw = params["adamw"], "corrected"
-        tx = optim.make_optimizer(
-            optim.make_schedule(len(grads), kind="constant", peak=flags["lr"]),
+        tx = optimizer.make_optimizer(
+            optimizer.make_schedule(len(grads), kind="constant", peak=flags["lr"]),
             betas=flags.get("betas", (0.9, 0.999)), eps=flags.get("eps", 1e-8), eps_on=raw,
             weight_decay=flags.get("weight_decay", flags.get("wd")),
             clip=flags.get("clip_norm") or None,
@@ -547,7 +553,7 @@ def unit_adam(compare, names, params):
 
 def unit_collapse_metric(compare, names, params):
     compare.skip("collapse_metric/y")
-    ours = metrics.mean_std(jnp.asarray(names["y"]))
+    ours = mean_std(jnp.asarray(names["y"]))
     compare.check("collapse_metric", "collapse_metric/value", ours, LOSS)
 
 

@@ -15,7 +15,7 @@ from recorded import quick_jit
 
 from data2vec_jax.convert import export, files, loaded, ours
 from data2vec_jax.convert.tables import nest
-from data2vec_jax.errors import UserError
+from data2vec_jax.core.errors import UserError
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -6,10 +6,11 @@ B batch.
 import numpy as np
 import pytest
 
-from data2vec_jax import tensorfiles, train
+from data2vec_jax.cli.arguments import parse
 from data2vec_jax.convert import export, files, loaded, ours
 from data2vec_jax.convert.tables import entries_of
-from data2vec_jax.errors import UserError
+from data2vec_jax.core import safetensors
+from data2vec_jax.core.errors import UserError
 from data2vec_jax.modalities.vision.processor import Processor
 
 torch = pytest.importorskip("torch")
@@ -150,7 +151,7 @@ def test_there_and_back(name, tmp_path):
     export.export(ours.open_checkpoint(tmp_path / "hf"), tmp_path / "jax", "jax")
     export.export(ours.open_checkpoint(tmp_path / "jax"), tmp_path / "again", "hf")
     before, after = (
-        tensorfiles.SafeTensors(tmp_path / x / "model.safetensors") for x in ("hf", "again")
+        safetensors.SafeTensors(tmp_path / x / "model.safetensors") for x in ("hf", "again")
     )
     assert {*before} == {*after}
     assert [k for k in before if before[k].tobytes() != after[k].tobytes()] == []
@@ -169,7 +170,7 @@ def test_heads_of_both_versions(tmp_path):
         checkpoint.path, checkpoint.config | {"hf_major": 4}, checkpoint.entries
     )
     export.export(older, tmp_path / "4", "hf")
-    names = {*tensorfiles.SafeTensors(tmp_path / "4/model.safetensors")}
+    names = {*safetensors.SafeTensors(tmp_path / "4/model.safetensors")}
     assert "decode_head.psp_modules.2.1.bn.running_var" in names
     assert "auxiliary_head.conv_cat.conv.weight" in names
     assert not [name for name in names if "convolution" in name or "normalization" in name]
@@ -195,7 +196,7 @@ def test_the_processor_is_written(tmp_path):
 def test_a_pretraining_recipe_becomes_a_model_there(tmp_path):
     """vision 1.0 as configs/vision_v1.py has it, in small, with weights as if it had been trained;
     there and back."""
-    config, _ = train.parse(["test", "--config=configs/vision_v1.py:smoke", "--workdir=-"])
+    config, _ = parse(["test", "--config=configs/vision_v1.py:smoke", "--workdir=-"])
     config = {"modality": "vision", "model": config["model"]}
     rng = np.random.default_rng(0)
     tree = {

@@ -11,7 +11,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from test_step import config_of
 
-from data2vec_jax import hlo, parallel, train
+from data2vec_jax.core import sharding
+from data2vec_jax.core.run import Run
+from data2vec_jax.plan import hlo
 from data2vec_jax.tasks import pretrain
 
 
@@ -62,13 +64,13 @@ def test_convolutions(length, kernel, stride, padding, spread, groups):
 
 
 def test_messages_in_loops_count_as_often_as_they_run():
-    mesh = parallel.make_mesh(2, 4)
-    split, rows = NamedSharding(mesh, P(None, "fsdp")), NamedSharding(mesh, parallel.BATCH)
+    mesh = sharding.make_mesh(2, 4)
+    split, rows = NamedSharding(mesh, P(None, "fsdp")), NamedSharding(mesh, sharding.BATCH)
     w = jax.ShapeDtypeStruct((6, 64, 128), jnp.float32, sharding=split)
     x = jax.ShapeDtypeStruct((16, 64), jnp.float32, sharding=rows)
 
     def forward(w, x):
-        layer = lambda x, w: (jnp.tanh(x @ parallel.gather(w))[:, :64], None)  # noqa: E731
+        layer = lambda x, w: (jnp.tanh(x @ sharding.gather(w))[:, :64], None)  # noqa: E731
         return jnp.sum(lax.scan(layer, x, w)[0])
 
     with jax.set_mesh(mesh):
@@ -224,10 +226,10 @@ def test_the_analytic_count_is_that_of_the_program(name):
     """Student, teacher, clones, front end, decoder: products of the compiled step on one device."""
     config = config_of(name).to_dict()
     config["model"]["width"] = 64  # or the monitor's own product, of width x width, would show
-    mesh = parallel.make_mesh(1, 1, devices=jax.devices()[:1])
+    mesh = sharding.make_mesh(1, 1, devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
-        task = pretrain.outline(config)
-        run = train.Run(config, task, mesh)
+        task = pretrain.abstract_task(config)
+        run = Run(config, task, mesh)
         batch = task.shapes[-1]
         lowered = run._jit_step.lower(run.abstract, batch)
     counted = hlo.read(lowered.compile().as_text()).flops

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data2vec_jax.errors import UserError
+from data2vec_jax.core.errors import UserError
 from data2vec_jax.models.encoder import Encoder
 from data2vec_jax.models.layers import ACTIVATIONS
 

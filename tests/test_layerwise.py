@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from data2vec_jax.errors import UserError
+from data2vec_jax.core.errors import UserError
 from data2vec_jax.tasks import layerwise
 from data2vec_jax.tasks.pretrain import make_model
 

@@ -27,8 +27,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data2vec_jax import masking, parallel
-from data2vec_jax.errors import UserError
+from data2vec_jax import masking
+from data2vec_jax.core import sharding
+from data2vec_jax.core.errors import UserError
+from data2vec_jax.masking.sampler import choose
 
 HERE = pathlib.Path(__file__).parent
 GOLDENS = pathlib.Path(os.environ.get("DATA2VEC_GOLDENS", HERE / "goldens/pretraining"))
@@ -472,9 +474,9 @@ def test_mask_does_not_depend_on_the_devices():
     sampler, key = ROWS["spans"](), jax.random.key(5)
     batch = {"ids": np.arange(16, dtype=np.uint32), "valid": np.arange(105, 121, dtype=np.int32)}
     alone = masking.sample(sampler, key, 2, batch["ids"], 2, batch["valid"])
-    mesh = parallel.make_mesh(devices=jax.devices()[: math.gcd(len(jax.devices()), 16)])
+    mesh = sharding.make_mesh(devices=jax.devices()[: math.gcd(len(jax.devices()), 16)])
     with jax.set_mesh(mesh):
-        rows = parallel.to_global(batch, mesh)
+        rows = sharding.to_global(batch, mesh)
         spread = masking.sample(sampler, key, 2, rows["ids"], 2, rows["valid"])
     assert len(spread.sharding.device_set) == mesh.size
     np.testing.assert_array_equal(jax.device_get(spread), jax.device_get(alone))
@@ -546,7 +548,7 @@ def test_positions():
 def test_counts_are_exact_even_if_random_numbers_tie(monkeypatch):
     monkeypatch.setattr(jax.random, "bits", lambda key, shape, dtype: jnp.zeros(shape, dtype))
     among = jnp.arange(99) % 3 > 0
-    assert [masking._choose(None, n, among).sum().item() for n in (0, 1, 40, 66)] == [0, 1, 40, 66]
+    assert [choose(None, n, among).sum().item() for n in (0, 1, 40, 66)] == [0, 1, 40, 66]
 
 
 # Config -------------------------------------------------------------------------------------------

@@ -13,8 +13,13 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from data2vec_jax import metrics
-from data2vec_jax.errors import UserError
+from data2vec_jax.core.errors import UserError
+from data2vec_jax.metrics.collapse import CollapseMonitor
+from data2vec_jax.metrics.hardware import peak_flops, peak_of_kind
+from data2vec_jax.metrics.parameters import parameter_table
+from data2vec_jax.metrics.statistics import effective_rank, explained_shares, mean_std
+from data2vec_jax.metrics.throughput import Stopwatch, Throughput
+from data2vec_jax.metrics.writer import Writer, read_lines
 
 
 def read(workdir):
@@ -27,7 +32,7 @@ class Clock:
     def __init__(self, monkeypatch):
         self.now = 100.0
         for name in ("monotonic", "time"):
-            monkeypatch.setattr(metrics.time, name, lambda: self.now)
+            monkeypatch.setattr(time, name, lambda: self.now)
 
 
 # --- writer -------------------------------------------------------------------------------------
@@ -35,7 +40,7 @@ class Clock:
 
 def test_a_line_has_step_split_and_every_digit(tmp_path):
     scalars = {"loss": jnp.float32(0.1), "rate": 1 / 3, "tiny": 1e-300, "count": 7}
-    with metrics.Writer(tmp_path, total_steps=1, progress=False, tensorboard=False) as writer:
+    with Writer(tmp_path, total_steps=1, progress=False, tensorboard=False) as writer:
         writer.write(1, "train", scalars)
     text = (tmp_path / "metrics.jsonl").read_text()
     assert text == (
@@ -45,11 +50,11 @@ def test_a_line_has_step_split_and_every_digit(tmp_path):
 
 
 def test_non_finite_values_are_strings_and_read_back_as_floats(tmp_path):
-    with metrics.Writer(tmp_path, total_steps=1, progress=False, tensorboard=False) as writer:
+    with Writer(tmp_path, total_steps=1, progress=False, tensorboard=False) as writer:
         writer.write(1, "train", {"a": jnp.nan * jnp.ones(()), "b": math.inf, "c": -math.inf})
     (line,) = read(tmp_path)
     assert line == {"step": 1, "split": "train", "a": "nan", "b": "inf", "c": "-inf"}
-    (line,) = metrics.read_lines(tmp_path / "metrics.jsonl")
+    (line,) = read_lines(tmp_path / "metrics.jsonl")
     assert math.isnan(line["a"]) and line["b"] == math.inf and line["c"] == -math.inf
 
 
@@ -67,7 +72,7 @@ class Pending:
 
 
 def test_a_step_is_read_only_when_the_next_one_has_been_dispatched(tmp_path):
-    writer = metrics.Writer(tmp_path, total_steps=3, progress=False, tensorboard=False)
+    writer = Writer(tmp_path, total_steps=3, progress=False, tensorboard=False)
     first, second, score = Pending(), Pending(), Pending()
     assert writer.write(1, "train", {"loss": first}) == []
     assert writer.write(1, "eval", {"score": score}) == []  # same step: still nothing is read
@@ -86,7 +91,7 @@ def test_a_step_is_read_only_when_the_next_one_has_been_dispatched(tmp_path):
 
 
 def test_steps_may_be_skipped_and_advance_writes_what_is_due(tmp_path):
-    writer = metrics.Writer(tmp_path, total_steps=40, progress=False, tensorboard=False)
+    writer = Writer(tmp_path, total_steps=40, progress=False, tensorboard=False)
     seen = []
     for step in range(1, 41):
         if step % 10 == 0:
@@ -105,7 +110,7 @@ def test_device_arrays_pass_the_transfer_guard(tmp_path):
     x = jnp.ones(4)
     with (
         jax.transfer_guard("disallow"),
-        metrics.Writer(tmp_path, total_steps=2, progress=False, tensorboard=False) as writer,
+        Writer(tmp_path, total_steps=2, progress=False, tensorboard=False) as writer,
     ):
         for n in (1, 2):
             writer.write(n, "train", step(x))
@@ -113,15 +118,15 @@ def test_device_arrays_pass_the_transfer_guard(tmp_path):
 
 
 def test_resume_drops_the_torn_line_and_all_beyond_the_checkpoint(tmp_path):
-    with metrics.Writer(tmp_path, total_steps=9, progress=False, tensorboard=False) as writer:
+    with Writer(tmp_path, total_steps=9, progress=False, tensorboard=False) as writer:
         for step in range(1, 6):
             writer.write(step, "train", {"loss": float(step)})
         writer.write(5, "eval", {"score": 0.5})
     path = tmp_path / "metrics.jsonl"
     kept = b"".join(path.read_bytes().splitlines(keepends=True)[:3])
     path.write_bytes(path.read_bytes() + b'{"step": 6, "split": "tr\xc3')  # cut in mid-character
-    assert [line["step"] for line in metrics.read_lines(path)] == [1, 2, 3, 4, 5, 5]
-    with metrics.Writer(
+    assert [line["step"] for line in read_lines(path)] == [1, 2, 3, 4, 5, 5]
+    with Writer(
         tmp_path, total_steps=9, resume_step=3, progress=False, tensorboard=False
     ) as writer:
         assert path.read_bytes() == kept  # byte for byte
@@ -136,7 +141,7 @@ def test_resume_drops_the_torn_line_and_all_beyond_the_checkpoint(tmp_path):
 def test_a_whole_last_line_without_its_newline_is_kept(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "split": "train", "loss": 1.0}')
-    with metrics.Writer(
+    with Writer(
         tmp_path, total_steps=2, resume_step=1, progress=False, tensorboard=False
     ) as writer:
         writer.write(2, "train", {"loss": 2.0})
@@ -145,7 +150,7 @@ def test_a_whole_last_line_without_its_newline_is_kept(tmp_path):
 
 def test_an_eval_repeated_at_the_restored_step_is_written_once(tmp_path):
     for resume in (0, 2):
-        with metrics.Writer(
+        with Writer(
             tmp_path, total_steps=4, resume_step=resume, progress=False, tensorboard=False
         ) as writer:
             if resume == 0:
@@ -159,14 +164,14 @@ def test_an_eval_repeated_at_the_restored_step_is_written_once(tmp_path):
 
 def test_a_run_from_the_start_begins_a_new_file(tmp_path):
     for value in (1.0, 2.0):
-        with metrics.Writer(tmp_path, total_steps=1, progress=False, tensorboard=False) as writer:
+        with Writer(tmp_path, total_steps=1, progress=False, tensorboard=False) as writer:
             writer.write(0, "eval", {"score": value})
             writer.write(1, "train", {"loss": value})
     assert [list(line.values())[2] for line in read(tmp_path)] == [2.0, 2.0]
 
 
 def test_a_disabled_writer_returns_the_same_lines_and_writes_nothing(tmp_path):
-    with metrics.Writer(tmp_path / "no", total_steps=2, enabled=False) as writer:
+    with Writer(tmp_path / "no", total_steps=2, enabled=False) as writer:
         assert writer.write(1, "train", {"loss": jnp.float32(2)}) == []
         assert writer.write(2, "train", {"loss": 1}) == [{"step": 1, "split": "train", "loss": 2}]
         writer.note("unseen")
@@ -182,7 +187,7 @@ def test_a_disabled_writer_returns_the_same_lines_and_writes_nothing(tmp_path):
     ],
 )
 def test_a_wrong_call_says_what_is_wrong(tmp_path, step, scalars, message):
-    writer = metrics.Writer(tmp_path, total_steps=9, progress=False, tensorboard=False)
+    writer = Writer(tmp_path, total_steps=9, progress=False, tensorboard=False)
     writer.write(2, "train", {})
     with pytest.raises(ValueError, match=message):
         writer.write(step, "train", scalars)
@@ -192,13 +197,13 @@ def test_a_wrong_call_says_what_is_wrong(tmp_path, step, scalars, message):
 def test_an_unwritable_workdir_is_the_users_to_mend(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write metrics"):
-        metrics.Writer(tmp_path / "file", total_steps=1)
+        Writer(tmp_path / "file", total_steps=1)
 
 
 def test_the_first_error_is_not_hidden_by_the_pending_step(tmp_path):
     with (
         pytest.raises(KeyError, match="first"),
-        metrics.Writer(tmp_path, total_steps=2, progress=False, tensorboard=False) as writer,
+        Writer(tmp_path, total_steps=2, progress=False, tensorboard=False) as writer,
     ):
         writer.write(1, "train", {"loss": Pending()})
         raise KeyError("first")
@@ -208,7 +213,7 @@ def test_tensorboard_reads_each_step_once_after_a_resume(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for resume, sign in ((0, 1), (3, -1), (4, 10)):
-        with metrics.Writer(tmp_path, total_steps=9, resume_step=resume, progress=False) as writer:
+        with Writer(tmp_path, total_steps=9, resume_step=resume, progress=False) as writer:
             for step in range(resume + 1, 7):
                 writer.write(step, "train", {"loss": jnp.float32(sign * step)})
     assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 3  # all within one second
@@ -226,9 +231,7 @@ def test_rates_join_the_train_line_when_its_arrays_have_arrived(tmp_path):
         asked.append(step)
         return {"mfu": 0.5}
 
-    with metrics.Writer(
-        tmp_path, total_steps=2, progress=False, tensorboard=False, rates=rates
-    ) as writer:
+    with Writer(tmp_path, total_steps=2, progress=False, tensorboard=False, rates=rates) as writer:
         writer.write(1, "train", {"loss": 1.0})
         writer.write(1, "eval", {"score": 1.0})
         assert asked == []
@@ -245,7 +248,7 @@ class Terminal(io.StringIO):
 
 
 def run_progress(tmp_path, stream, clock, seconds):
-    with metrics.Writer(tmp_path, total_steps=30, tensorboard=False, stream=stream) as writer:
+    with Writer(tmp_path, total_steps=30, tensorboard=False, stream=stream) as writer:
         for step in range(1, 31):
             clock.now += seconds
             writer.write(step, "train", {"loss": 0.5, "examples_per_second": 1234.5})
@@ -279,7 +282,7 @@ def test_a_terminal_gets_one_line_updated_in_place(tmp_path, monkeypatch):
 def test_the_last_line_is_shown_even_if_the_run_stops_early(tmp_path, monkeypatch):
     Clock(monkeypatch)
     stream = io.StringIO()
-    with metrics.Writer(tmp_path, total_steps=30, tensorboard=False, stream=stream) as writer:
+    with Writer(tmp_path, total_steps=30, tensorboard=False, stream=stream) as writer:
         for step in range(1, 6):
             writer.write(step, "train", {"loss": 1.0})
     assert [line.split("/")[0] for line in stream.getvalue().splitlines()] == ["step 1", "step 5"]
@@ -290,7 +293,7 @@ def test_the_last_line_is_shown_even_if_the_run_stops_early(tmp_path, monkeypatc
 
 def test_stopwatch_gives_each_second_to_the_innermost_block(monkeypatch):
     clock = Clock(monkeypatch)
-    watch = metrics.Stopwatch()
+    watch = Stopwatch()
     clock.now += 1  # start
     with watch.measure("train"):
         clock.now += 5
@@ -309,13 +312,13 @@ def test_stopwatch_gives_each_second_to_the_innermost_block(monkeypatch):
 
 def test_goodput_counts_what_a_restart_cost(monkeypatch):
     clock = Clock(monkeypatch)
-    first = metrics.Stopwatch()
+    first = Stopwatch()
     with first.measure("train"):
         clock.now += 60
         state = json.loads(json.dumps(first.state_dict()))  # the checkpoint
         clock.now += 30  # done, then lost in the crash
     clock.now += 10  # until the scheduler starts it again
-    second = metrics.Stopwatch()
+    second = Stopwatch()
     clock.now += 20  # start and restore
     second.load(state)
     with second.measure("train"):
@@ -328,11 +331,9 @@ def test_goodput_counts_what_a_restart_cost(monkeypatch):
 def test_throughput_leaves_out_compile_eval_and_save(monkeypatch):
     clock = Clock(monkeypatch)
     devices = [types.SimpleNamespace(platform="gpu", device_kind="NVIDIA A100-SXM4-80GB")] * 4
-    watch = metrics.Stopwatch()
+    watch = Stopwatch()
     clock.now += 50
-    speed = metrics.Throughput(
-        watch, batch_size=32, flops_per_step=312e12, devices=devices, start_step=10
-    )
+    speed = Throughput(watch, batch_size=32, flops_per_step=312e12, devices=devices, start_step=10)
     with watch.measure("compile"):
         clock.now += 100
     with watch.measure("data"):
@@ -354,9 +355,7 @@ def test_throughput_leaves_out_compile_eval_and_save(monkeypatch):
 def test_speed_of_short_steps_is_taken_over_a_second(monkeypatch):
     clock = Clock(monkeypatch)
     device = types.SimpleNamespace(platform="gpu", device_kind="Tesla T4")
-    speed = metrics.Throughput(
-        metrics.Stopwatch(), batch_size=8, flops_per_step=1.0, devices=[device]
-    )
+    speed = Throughput(Stopwatch(), batch_size=8, flops_per_step=1.0, devices=[device])
     for step in range(1, 41):
         clock.now += 0.125
         assert speed.read(step)["examples_per_second"] == 64.0
@@ -365,9 +364,7 @@ def test_speed_of_short_steps_is_taken_over_a_second(monkeypatch):
 
 
 def test_mfu_is_finite_on_this_machine():
-    speed = metrics.Throughput(
-        metrics.Stopwatch(), batch_size=1, flops_per_step=1e9, devices=jax.devices()
-    )
+    speed = Throughput(Stopwatch(), batch_size=1, flops_per_step=1e9, devices=jax.devices())
     time.sleep(0.01)
     assert 0 < speed.read(1)["mfu"] < math.inf
 
@@ -386,7 +383,7 @@ def test_mfu_is_finite_on_this_machine():
 )
 def test_a_tpu_device_is_a_core_or_a_chip(kind, cores, teraflops):
     device = types.SimpleNamespace(platform="tpu", device_kind=kind, num_cores=cores)
-    assert metrics.peak_flops([device] * 8) == pytest.approx(8 * teraflops * 1e12)
+    assert peak_flops([device] * 8) == pytest.approx(8 * teraflops * 1e12)
 
 
 @pytest.mark.parametrize(
@@ -407,7 +404,7 @@ def test_a_tpu_device_is_a_core_or_a_chip(kind, cores, teraflops):
     ],
 )
 def test_gpu_names_are_matched_by_whole_words(kind, teraflops):
-    assert metrics.peak_of_kind(kind) == (teraflops and teraflops * 1e12)
+    assert peak_of_kind(kind) == (teraflops and teraflops * 1e12)
 
 
 # --- statistics ---------------------------------------------------------------------------------
@@ -439,34 +436,34 @@ def test_statistics_equal_numpy(weighted):
     rows = y[w].astype(np.float64)
 
     want = np.sqrt(rows.var(axis=0, ddof=1) + 1e-6).mean()
-    np.testing.assert_allclose(jax.jit(metrics.mean_std)(y_given, given), want, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(mean_std)(y_given, given), want, rtol=1e-5)
     flat = given.reshape(-1) if weighted else None
-    np.testing.assert_allclose(metrics.mean_std(y_given.reshape(-1, 6), flat), want, rtol=1e-5)
+    np.testing.assert_allclose(mean_std(y_given.reshape(-1, 6), flat), want, rtol=1e-5)
 
-    shares = jax.jit(metrics.explained_shares)(y_given, given)
+    shares = jax.jit(explained_shares)(y_given, given)
     np.testing.assert_allclose(shares, anova(y, w), rtol=1e-4)
     assert 0.3 < shares[0] < 0.8 and 0.1 < shares[1] < 0.5  # the test is not about zeros
 
     eigenvalues = np.linalg.eigvalsh(np.cov(rows.T))
     want = eigenvalues.sum() ** 2 / (eigenvalues**2).sum()
-    np.testing.assert_allclose(jax.jit(metrics.effective_rank)(y_given, given), want, rtol=1e-4)
+    np.testing.assert_allclose(jax.jit(effective_rank)(y_given, given), want, rtol=1e-4)
 
 
 def test_mean_std_keeps_its_digits_when_the_mean_is_large():
     rng = np.random.default_rng(0)
     y = (1000 + 0.05 * rng.normal(size=(4096, 8))).astype(np.float32)
     want = np.sqrt(y.astype(np.float64).var(axis=0, ddof=1) + 1e-6).mean()
-    np.testing.assert_allclose(metrics.mean_std(y), want, rtol=1e-3)
+    np.testing.assert_allclose(mean_std(y), want, rtol=1e-3)
 
 
 def test_shares_of_pure_noise_are_near_zero_and_of_collapse_one():
     rng = np.random.default_rng(0)
     noise = rng.normal(size=(4, 50, 16)).astype(np.float32)  # raw share by position: 0.25
-    assert max(map(float, metrics.explained_shares(noise))) < 0.03
+    assert max(map(float, explained_shares(noise))) < 0.03
     same = np.broadcast_to(noise[:1], noise.shape)
-    np.testing.assert_allclose(metrics.explained_shares(same), [1, 0], atol=1e-5)
+    np.testing.assert_allclose(explained_shares(same), [1, 0], atol=1e-5)
     flat = np.broadcast_to(noise[:, :1], noise.shape)
-    np.testing.assert_allclose(metrics.explained_shares(flat), [0, 1], atol=1e-5)
+    np.testing.assert_allclose(explained_shares(flat), [0, 1], atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -478,17 +475,17 @@ def test_shares_of_pure_noise_are_near_zero_and_of_collapse_one():
     ],
 )
 def test_degenerate_arrays_give_finite_numbers(y):
-    assert float(metrics.mean_std(y)) == pytest.approx(1e-3, rel=1e-2)
-    assert list(map(float, metrics.explained_shares(y))) == [0, 0]
-    assert float(metrics.effective_rank(y)) == 0
+    assert float(mean_std(y)) == pytest.approx(1e-3, rel=1e-2)
+    assert list(map(float, explained_shares(y))) == [0, 0]
+    assert float(effective_rank(y)) == 0
     nothing = jnp.zeros(y.shape[:2])
-    assert float(metrics.mean_std(y, nothing)) == pytest.approx(1e-3)
-    assert list(map(float, metrics.explained_shares(y, nothing))) == [0, 0]
+    assert float(mean_std(y, nothing)) == pytest.approx(1e-3)
+    assert list(map(float, explained_shares(y, nothing))) == [0, 0]
 
 
 def test_one_example_has_no_share_by_position():
     y = np.random.default_rng(0).normal(size=(1, 5, 4)).astype(np.float32)
-    assert list(map(float, metrics.explained_shares(y))) == [0, 0]
+    assert list(map(float, explained_shares(y))) == [0, 0]
 
 
 @pytest.mark.parametrize("rank", [1, 3, 8])
@@ -497,7 +494,7 @@ def test_effective_rank_counts_directions_at_any_scale(rank):
     basis = np.linalg.qr(rng.normal(size=(8, 8)))[0][:rank]
     for scale in (1e-8, 1.0, 1e8):
         x = (scale * rng.normal(size=(20_000, rank)) @ basis).astype(np.float32)
-        assert float(metrics.effective_rank(x)) == pytest.approx(rank, rel=0.01)
+        assert float(effective_rank(x)) == pytest.approx(rank, rel=0.01)
 
 
 def test_statistics_do_not_depend_on_the_sharding():
@@ -509,8 +506,8 @@ def test_statistics_do_not_depend_on_the_sharding():
 
     @jax.jit
     def statistics(y, w):
-        shares = metrics.explained_shares(y, w)
-        return metrics.mean_std(y, w), *shares, metrics.effective_rank(y, w)
+        shares = explained_shares(y, w)
+        return mean_std(y, w), *shares, effective_rank(y, w)
 
     split = NamedSharding(mesh, P("data"))
     got = statistics(jax.device_put(y, split), jax.device_put(w, split))
@@ -521,7 +518,7 @@ def test_statistics_do_not_depend_on_the_sharding():
 
 
 def test_an_alarm_sounds_once_until_the_value_has_recovered():
-    monitor = metrics.CollapseMonitor()
+    monitor = CollapseMonitor()
     values = [0.5, 0.09, 0.08, 0.101, 0.09, 0.2, 0.05]  # 0.101 is no recovery yet
     texts = [monitor.check(n, {"target_std": v}) for n, v in enumerate(values, 1)]
     assert [len(t) for t in texts] == [0, 1, 0, 0, 0, 0, 1]
@@ -531,7 +528,7 @@ def test_an_alarm_sounds_once_until_the_value_has_recovered():
 
 
 def test_each_kind_of_collapse_has_its_alarm():
-    monitor = metrics.CollapseMonitor()
+    monitor = CollapseMonitor()
     healthy = {
         "target_std": 0.5, "pred_std": 0.4, "target_by_position": 0.2, "target_by_example": 0.1,
         "loss": 1.0,
@@ -548,20 +545,20 @@ def test_each_kind_of_collapse_has_its_alarm():
 
 
 def test_limits_can_be_switched_off_and_warnings_delayed():
-    off = metrics.CollapseMonitor(
+    off = CollapseMonitor(
         min_target_std=0, min_pred_std=0, max_position_share=1, max_example_share=1, abort=True
     )
     worst = {"target_std": 0, "pred_std": 0, "target_by_position": 1, "target_by_example": 1}
     assert off.check(9000, worst) == []
-    late = metrics.CollapseMonitor(warn_after=10)
+    late = CollapseMonitor(warn_after=10)
     assert late.check(10, worst) == [] and len(late.check(11, worst)) == 4
 
 
 def test_abort_only_if_asked_for_and_only_after_the_given_step():
     bad, hidden = {"pred_std": 0.001}, {"target_by_position": 0.99}
-    patient = metrics.CollapseMonitor(after=100)
+    patient = CollapseMonitor(after=100)
     assert len(patient.check(101, bad)) == 1
-    strict = metrics.CollapseMonitor(after=100, abort=True)
+    strict = CollapseMonitor(after=100, abort=True)
     assert len(strict.check(100, bad)) == 1
     assert len(strict.check(101, hidden)) == 1  # shares only warn
     with pytest.raises(UserError, match=r"step 101: predictions hardly vary .*stopped"):
@@ -583,7 +580,7 @@ def test_parameter_table_groups_and_counts():
         "mask_token": leaf(64),
         "head": {"kernel": np.zeros((64, 64), np.float32)},
     }
-    table = metrics.parameter_table(params)
+    table = parameter_table(params)
     rows = {line.split()[0]: line.split() for line in table.splitlines()}
     blocks = 12 * 64 * 192 + 12 * 192
     total = blocks + 64 + 64 + 64 * 64

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data2vec_jax.core.errors import UserError
 from data2vec_jax.data.sources import open_source
-from data2vec_jax.errors import UserError
 from data2vec_jax.modalities import contract
 from data2vec_jax.modalities.speech import data as speech
 from data2vec_jax.modalities.text.data import TextExamples

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data2vec_jax import lm
-from data2vec_jax.errors import UserError
+from data2vec_jax import train_ngram
+from data2vec_jax.core.errors import UserError
 from data2vec_jax.tasks import ngrams
 from data2vec_jax.tasks.characters import SPECIALS, Characters
 
@@ -170,15 +170,15 @@ def test_the_command_writes_a_model_of_text_in_the_characters_of_a_run(tmp_path,
     Characters((*SPECIALS, "|", *"ABCÄ")).save(tmp_path / "vocab.json")
     (tmp_path / "text.txt").write_text("A cab, a bäc!\n\n... \ncab a\n", encoding="utf-8")
     command = [str(tmp_path / "text.txt"), f"--workdir={tmp_path}", "--order=2"]
-    lm.main([*command, f"--arpa={tmp_path}/words.arpa.gz"])
+    train_ngram.main([*command, f"--arpa={tmp_path}/words.arpa.gz"])
     found = ngrams.read_arpa(tmp_path / "words.arpa.gz")
     wanted = ngrams.train([["A", "CAB", "A", "BÄC"], ["CAB", "A"]], 2)
     assert found.probs == pytest.approx(wanted.probs, abs=1e-6)
     assert found.backoffs == pytest.approx(wanted.backoffs, abs=1e-6)
     assert "2 sentences" in capsys.readouterr().out
-    lm.main([*command, "--unit=character", f"--arpa={tmp_path}/letters.arpa"])
+    train_ngram.main([*command, "--unit=character", f"--arpa={tmp_path}/letters.arpa"])
     assert ("B", "Ä") in ngrams.read_arpa(tmp_path / "letters.arpa").probs
     with pytest.raises(UserError, match=r"nowhere\.txt: unreadable text"):
-        lm.main([str(tmp_path / "nowhere.txt"), *command[1:], f"--arpa={tmp_path}/x.arpa"])
+        train_ngram.main([str(tmp_path / "nowhere.txt"), *command[1:], f"--arpa={tmp_path}/x.arpa"])
     with pytest.raises(UserError, match="vocabulary"):
-        lm.main([command[0], f"--workdir={tmp_path}/none", f"--arpa={tmp_path}/x.arpa"])
+        train_ngram.main([command[0], f"--workdir={tmp_path}/none", f"--arpa={tmp_path}/x.arpa"])

@@ -6,13 +6,13 @@ import numpy as np
 import optax
 import pytest
 
-from data2vec_jax import optim
-from data2vec_jax.errors import UserError
-from data2vec_jax.state import ema_decay, ema_update, overlay, select
+from data2vec_jax.core import optimizer
+from data2vec_jax.core.errors import UserError
+from data2vec_jax.core.state import ema_decay, ema_update, overlay, select
 
 
 def test_cosine_rises_and_falls():
-    rate = optim.make_schedule(1000, kind="cosine", peak=2.0, warmup=0.1, floor=0.5)
+    rate = optimizer.make_schedule(1000, kind="cosine", peak=2.0, warmup=0.1, floor=0.5)
     assert float(rate(0)) == 0.0
     assert float(rate(50)) == pytest.approx(1.0)
     assert float(rate(100)) == pytest.approx(2.0)
@@ -21,12 +21,12 @@ def test_cosine_rises_and_falls():
 
 
 def test_inclusive_warmup_is_numpys_linspace():
-    rate = optim.make_schedule(100, kind="cosine", peak=3.0, warmup=0.2, inclusive=True)
+    rate = optimizer.make_schedule(100, kind="cosine", peak=3.0, warmup=0.2, inclusive=True)
     np.testing.assert_allclose([rate(n) for n in range(20)], np.linspace(0, 3, 20), rtol=1e-6)
 
 
 def test_tri_stage_anchors_of_the_speech_recipe():
-    rate = optim.make_schedule(
+    rate = optimizer.make_schedule(
         400_000, kind="tri_stage", peak=5e-4, warmup=0.03, hold=0.9, decay=0.07
     )
     for step, value in ((0, 5e-6), (12_000, 5e-4), (372_000, 5e-4), (400_000, 5e-6)):
@@ -38,7 +38,7 @@ def test_tri_stage_anchors_of_the_speech_recipe():
 @pytest.mark.parametrize("steps", [1, 2, 7])
 def test_schedules_hold_for_any_number_of_steps(kind, steps):
     shares = {"tri_stage": dict(warmup=0.03, hold=0.9, decay=0.07)}.get(kind, dict(warmup=0.5))
-    rate = optim.make_schedule(steps, kind=kind, peak=1.0, **shares)
+    rate = optimizer.make_schedule(steps, kind=kind, peak=1.0, **shares)
     values = np.array([rate(n) for n in range(steps + 1)])
     assert np.isfinite(values).all()
     assert (values >= 0).all() and (values <= 1).all()
@@ -46,7 +46,7 @@ def test_schedules_hold_for_any_number_of_steps(kind, steps):
 
 def test_unknown_schedule_names_the_nearest():
     with pytest.raises(UserError, match="did you mean 'cosine'"):
-        optim.make_schedule(10, kind="cosin", peak=1.0)
+        optimizer.make_schedule(10, kind="cosin", peak=1.0)
 
 
 def numpy_adamw(p, grads, lr, b1, b2, eps, decay, raw):
@@ -66,7 +66,7 @@ def test_adamw_equals_numpy(eps_on):
     rng = np.random.default_rng(0)
     start = rng.normal(size=(4, 3))
     grads = rng.normal(size=(5, 4, 3)) * np.logspace(-6, 0, 5)[:, None, None]
-    tx = optim.make_optimizer(
+    tx = optimizer.make_optimizer(
         lambda n: 0.01, betas=(0.9, 0.98), eps=1e-4, eps_on=eps_on, weight_decay=0.1
     )
     params = {"w": jnp.asarray(start, jnp.float32)}
@@ -85,7 +85,7 @@ def test_lars_and_sgd_equal_numpy():
     start = {"w": rng.normal(size=(4, 3)), "b": rng.normal(size=3)}
     grads = [{k: rng.normal(size=v.shape) for k, v in start.items()} for _ in range(4)]
     for kind, decay in (("lars", 0.0), ("lars", 0.1), ("sgd", 0.0), ("sgd", 0.1)):
-        tx = optim.make_optimizer(
+        tx = optimizer.make_optimizer(
             lambda n: 0.5, kind=kind, momentum=0.8, weight_decay=decay, no_decay=("^b$",)
         )
         params = {k: jnp.asarray(v, jnp.float32) for k, v in start.items()}
@@ -102,12 +102,12 @@ def test_lars_and_sgd_equal_numpy():
         for k, value in wanted.items():
             np.testing.assert_allclose(params[k], value, rtol=2e-5, atol=1e-6)
     with pytest.raises(UserError, match="no optimiser 'lasr'; did you mean 'lars'"):
-        optim.make_optimizer(lambda n: 0.1, kind="lasr")
+        optimizer.make_optimizer(lambda n: 0.1, kind="lasr")
 
 
 def test_clip_no_decay_and_frozen():
     params = {"a": {"kernel": jnp.ones(3), "bias": jnp.ones(3)}, "b": {"kernel": jnp.ones(3)}}
-    tx = optim.make_optimizer(
+    tx = optimizer.make_optimizer(
         lambda n: 0.1, weight_decay=0.5, no_decay=("bias$",), frozen=("^b/",), clip=1.0
     )
     zero = jax.tree.map(jnp.zeros_like, params)
@@ -115,7 +115,7 @@ def test_clip_no_decay_and_frozen():
     np.testing.assert_allclose(updates["a"]["kernel"], -0.05, rtol=1e-6)
     np.testing.assert_array_equal(updates["a"]["bias"], 0)
     np.testing.assert_array_equal(updates["b"]["kernel"], 0)
-    clip = optim.clip_by_norm(1.0)
+    clip = optimizer.clip_by_norm(1.0)
     clipped, _ = clip.update({"w": jnp.array([3.0, 4.0])}, clip.init({}))
     np.testing.assert_allclose(clipped["w"], [0.6, 0.8], rtol=1e-5)
     kept, _ = clip.update({"w": jnp.array([0.3, 0.4])}, clip.init({}))
@@ -123,7 +123,7 @@ def test_clip_no_decay_and_frozen():
 
 
 def test_rates_by_path_and_by_stacked_layer():
-    tx = optim.make_optimizer(
+    tx = optimizer.make_optimizer(
         lambda n: jnp.float32(0.1), rates=(("^blocks/", (0.25, 0.5)), ("^table$", 0.0))
     )
     params = {"blocks": {"w": jnp.ones((2, 3))}, "head": jnp.ones(3), "table": jnp.ones(())}

@@ -12,11 +12,11 @@ import pytest
 from recorded import quick_jit
 
 from data2vec_jax import masking
-from data2vec_jax.errors import UserError
+from data2vec_jax.core.errors import UserError
+from data2vec_jax.core.state import path_name
+from data2vec_jax.core.train_step import StepKeys
 from data2vec_jax.modalities import contract
 from data2vec_jax.objectives import data2vec1, data2vec2
-from data2vec_jax.objectives.targets import Draw
-from data2vec_jax.state import path_name
 
 D, M = 16, 2
 ENCODER = dict(depth=3, heads=2, mlp=24)
@@ -112,7 +112,7 @@ class Setting(NamedTuple):
             draws = (visible, mask, most, None)
 
         def total(params):
-            stages = self.objective.given(params, self.teacher, batch, *draws)
+            stages = self.objective.forward_with_masks(params, self.teacher, batch, *draws)
             return stages.total, (stages.tokens.x, stages.targets)
 
         return total
@@ -180,7 +180,7 @@ def test_the_authors_padding_differs(name, version):
 def test_padding_is_never_masked(name, version):
     s = setting(name, version)
     batch = s.batch | {"example_id": jnp.arange(len(s.valid), dtype=jnp.uint32)}
-    draw = Draw(jax.random.key(0), jnp.int32(0), jax.random.key(1))
+    draw = StepKeys(jax.random.key(0), jnp.int32(0), jax.random.key(1))
     count = jax.jit(lambda params: s.objective.loss(params, {}, batch, draw)[1])(s.params)
     sampler = masking.make("independent", max(s.valid), ratio=0.4)
     clones = M if version == 2 else 1

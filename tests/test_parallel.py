@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from data2vec_jax import parallel
-from data2vec_jax.errors import UserError
-from data2vec_jax.state import path_name
+from data2vec_jax.core import sharding
+from data2vec_jax.core.errors import UserError
+from data2vec_jax.core.state import path_name
 
 
 def fake(slices, processes, each, platform="gpu"):
@@ -37,7 +37,7 @@ def ids(mesh):
     ],
 )
 def test_shape(options, shape):
-    mesh = parallel.make_mesh(**options)
+    mesh = sharding.make_mesh(**options)
     assert mesh.devices.shape == shape and mesh.axis_names == ("slice", "data", "fsdp")
     assert ids(mesh).ravel().tolist() == list(range(8))
 
@@ -45,10 +45,10 @@ def test_shape(options, shape):
 def test_fsdp_stays_inside_a_slice():
     devices = fake(slices=2, processes=2, each=4)
     shuffled = [devices[i] for i in np.random.default_rng(0).permutation(16)]
-    arranged = parallel._slices(shuffled, None)
+    arranged = sharding._slices(shuffled, None)
     assert [len(group) for group in arranged] == [8, 8]
     assert [{d.slice_index for d in group} for group in arranged] == [{0}, {1}]
-    placed = np.stack([parallel._arrange(group, (4, 2)) for group in arranged])
+    placed = np.stack([sharding._arrange(group, (4, 2)) for group in arranged])
     wanted = np.arange(16).reshape(2, 4, 2)  # and inside a process too
     np.testing.assert_array_equal(np.vectorize(lambda d: d.id)(placed), wanted)
 
@@ -66,25 +66,25 @@ def test_fsdp_stays_inside_a_slice():
 )
 def test_wrong_shapes(options, message):
     with pytest.raises(UserError, match=message):
-        parallel.make_mesh(**options)
+        sharding.make_mesh(**options)
 
 
 def test_slices_of_different_sizes():
     with pytest.raises(UserError, match="slices of 4, 8 devices"):
-        parallel.make_mesh(devices=[*fake(1, 1, 4), *fake(2, 1, 8)[8:]])
+        sharding.make_mesh(devices=[*fake(1, 1, 4), *fake(2, 1, 8)[8:]])
 
 
 def test_a_slice_axis_changes_no_result():
     """A sum over the batch on 2 x 2 x 2 devices equals the sum on one."""
     x = np.random.default_rng(0).normal(size=(16, 4)).astype(np.float32)
-    mesh = parallel.make_mesh(fsdp=2, slices=2)
-    batch = parallel.to_global({"x": x}, mesh)
+    mesh = sharding.make_mesh(fsdp=2, slices=2)
+    batch = sharding.to_global({"x": x}, mesh)
     assert batch["x"].addressable_shards[0].data.shape == (2, 4)
     np.testing.assert_allclose(jax.jit(lambda b: b["x"].sum())(batch), x.sum(), rtol=1e-5)
 
 
 def test_one_rule_and_its_exceptions():
-    mesh = parallel.make_mesh(fsdp=4)
+    mesh = sharding.make_mesh(fsdp=4)
     tree = {
         "params": {"encoder": {"blocks": {"up": np.zeros((8, 16, 64)), "norm": np.zeros((8, 16))}}},
         "teacher": {"encoder": {"blocks": {"up": np.zeros((8, 16, 64))}}},
@@ -92,7 +92,7 @@ def test_one_rule_and_its_exceptions():
     }
 
     def specs(**options):
-        found = parallel.shardings(tree, mesh, **options)
+        found = sharding.shardings(tree, mesh, **options)
         return {path_name(path): s.spec for path, s in jax.tree.leaves_with_path(found)}
 
     blocks = "params/encoder/blocks/"
@@ -116,15 +116,15 @@ def test_one_rule_and_its_exceptions():
 
 @pytest.mark.parametrize("spec", [("fsdp",), (None, "data"), ("fsdp", "fsdp"), (None, None, None)])
 def test_a_rule_that_does_not_fit(spec):
-    mesh = parallel.make_mesh(fsdp=4)
+    mesh = sharding.make_mesh(fsdp=4)
     with pytest.raises(
         UserError, match=r"config.sharding.rules: 'head' asks for .* of head \[6, 4\]"
     ):
-        parallel.shardings({"head": np.zeros((6, 4))}, mesh, rules=(("head", spec),))
+        sharding.shardings({"head": np.zeros((6, 4))}, mesh, rules=(("head", spec),))
 
 
 def test_a_process_owns_the_rows_of_its_devices():
-    mesh = parallel.make_mesh(fsdp=2)
-    assert parallel.own_blocks(mesh) == list(range(8))
+    mesh = sharding.make_mesh(fsdp=2)
+    assert sharding.own_blocks(mesh) == list(range(8))
     hosts = SimpleNamespace(devices=np.array(fake(slices=1, processes=2, each=2))[[0, 2, 1, 3]])
-    assert parallel.own_blocks(hosts) == [0, 2]
+    assert sharding.own_blocks(hosts) == [0, 2]

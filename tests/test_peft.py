@@ -8,12 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-from data2vec_jax import tensorfiles, train
+from data2vec_jax import train
 from data2vec_jax.convert import __main__ as command
 from data2vec_jax.convert import export, files, loaded, ours, peft
 from data2vec_jax.convert.ours import Checkpoint
 from data2vec_jax.convert.tables import entries_of, flatten
-from data2vec_jax.errors import UserError
+from data2vec_jax.core import safetensors
+from data2vec_jax.core.errors import UserError
 from data2vec_jax.modalities.text import tokenizer
 from data2vec_jax.models import adapters
 
@@ -151,7 +152,7 @@ def test_there_and_back(name, bases, tmp_path):
     export.export(ours.open_checkpoint(tmp_path / "adapter", bases / kind), tmp_path / "jax", "jax")
     export.export(ours.open_checkpoint(tmp_path / "jax"), tmp_path / "again", "peft")
     before, after = (
-        tensorfiles.SafeTensors(tmp_path / x / "adapter_model.safetensors")
+        safetensors.SafeTensors(tmp_path / x / "adapter_model.safetensors")
         for x in ("adapter", "again")
     )
     # With bias="all" the library also writes tensors of the base, as `original_module`.
@@ -230,12 +231,12 @@ def test_the_command(bases, tmp_path, capsys):
 def test_wrong_folders_are_named(bases, tmp_path):
     saved(bases, "ranks and strengths", tmp_path / "adapter")
     config = files.read_json(tmp_path / "adapter/adapter_config.json")
-    state = dict(tensorfiles.SafeTensors(tmp_path / "adapter/adapter_model.safetensors"))
+    state = dict(safetensors.SafeTensors(tmp_path / "adapter/adapter_model.safetensors"))
 
     def refused(text, base=bases / "text", remove=None, add=None, **changes):
         left = {k: np.array(v) for k, v in state.items() if not remove or remove not in k}
         (tmp_path / "adapter/adapter_config.json").write_text(json.dumps(config | changes))
-        tensorfiles.write_safetensors(
+        safetensors.write_safetensors(
             tmp_path / "adapter/adapter_model.safetensors", entries_of(left | (add or {})), {}
         )
         with pytest.raises(UserError, match=text):

@@ -11,18 +11,21 @@ import jax
 import pytest
 from test_step import config_of
 
-from data2vec_jax import hlo, metrics, parallel, plan, train
-from data2vec_jax.errors import UserError
+from data2vec_jax.core import sharding
+from data2vec_jax.core.errors import UserError
+from data2vec_jax.core.run import Run
+from data2vec_jax.metrics.hardware import PEAK_FLOPS
+from data2vec_jax.plan import hlo, planner
 from data2vec_jax.tasks import pretrain
 
 ROOT = Path(__file__).resolve().parent.parent
-GIB = plan.GIB
+GIB = planner.GIB
 
 
 @pytest.fixture
 def without_libtpu(monkeypatch):
-    monkeypatch.setattr(plan, "has_compiler", lambda: False)
-    monkeypatch.setattr(plan, "prepare_environment", lambda: None)  # of the whole process
+    monkeypatch.setattr(planner, "has_compiler", lambda: False)
+    monkeypatch.setattr(planner, "prepare_environment", lambda: None)  # of the whole process
 
 
 def config(name="vision_v2", **sections):
@@ -49,16 +52,16 @@ def config(name="vision_v2", **sections):
 )
 def test_topologies_that_do_not_exist(name, slices, message):
     with pytest.raises(UserError, match=message):
-        plan.parse_topology(name, slices)
+        planner.parse_topology(name, slices)
 
 
 def test_topologies_that_exist():
-    topology = plan.parse_topology("v5p:4x8x8", "2")
+    topology = planner.parse_topology("v5p:4x8x8", "2")
     assert (topology.name, topology.slices, topology.chips) == ("v5p:4x8x8", 2, 512)
-    for kind, chip in plan.CHIPS.items():
-        assert metrics.PEAK_FLOPS[chip.device_kind] > 0
-        for shape in plan.SHAPES[chip.axes]:
-            assert plan.parse_topology(f"{kind}:{shape}").chip is chip
+    for kind, chip in planner.CHIPS.items():
+        assert PEAK_FLOPS[chip.device_kind] > 0
+        for shape in planner.SHAPES[chip.axes]:
+            assert planner.parse_topology(f"{kind}:{shape}").chip is chip
 
 
 @pytest.mark.parametrize(
@@ -77,7 +80,7 @@ def test_wrong_requests_are_one_line(arguments, message, without_libtpu, monkeyp
     command = ["plan", f"--config={ROOT}/configs/vision_v2.py:smoke", *arguments]
     monkeypatch.setattr(sys, "argv", command)  # where config_flags looks for what is overridden
     with pytest.raises(SystemExit) as stopped:
-        plan.main(command)
+        planner.main(command)
     assert stopped.value.code == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: ") and message in line
@@ -89,15 +92,15 @@ def test_wrong_requests_are_one_line(arguments, message, without_libtpu, monkeyp
 @pytest.mark.parametrize("kind, devices", [("v5e:2x4", 8), ("tpu7x:2x2x1", 8), ("v5p:2x2x1", 4)])
 def test_arithmetic_without_libtpu(kind, devices, without_libtpu):
     made = config(data={"batch_size": 16})
-    result = plan.plan(made, plan.parse_topology(kind))
+    result = planner.plan(made, planner.parse_topology(kind))
     assert result["devices"] == devices and result["fits"] is None
     assert "pip install" in result["advice"][0] and jax.__version__ in result["advice"][0]
-    task = pretrain.outline(made)
+    task = pretrain.abstract_task(made)
     assert result["flops_per_step"] == task.flops(task.shapes[-1])
-    peak = metrics.PEAK_FLOPS[plan.CHIPS[kind.split(":")[0]].device_kind] * result["chips"]
+    peak = PEAK_FLOPS[planner.CHIPS[kind.split(":")[0]].device_kind] * result["chips"]
     assert result["roofline_seconds"] == {"compute": result["flops_per_step"] / peak}
     json.dumps(result)
-    assert "not compiled" in plan.report({"config": "c"} | result)
+    assert "not compiled" in planner.report({"config": "c"} | result)
 
 
 def test_the_state_on_one_device(without_libtpu):
@@ -105,7 +108,7 @@ def test_the_state_on_one_device(without_libtpu):
     large = config(model={"width": 256}, data={"batch_size": 16})
     large["model"]["encoder"] |= {"mlp": 1024}
     whole, split = (
-        plan.plan(large | {"mesh": {"data": -1, "fsdp": n}}, plan.parse_topology("v5e:2x4"))
+        planner.plan(large | {"mesh": {"data": -1, "fsdp": n}}, planner.parse_topology("v5e:2x4"))
         for n in (1, 8)
     )
     rows = 2 * 28 * 28 + 2 * 4  # two images of bytes and their ids
@@ -121,14 +124,14 @@ def test_the_state_on_one_device(without_libtpu):
 
 
 def _parameters(config):
-    task = pretrain.outline(config)
+    task = pretrain.abstract_task(config)
     return jax.eval_shape(task.init, jax.random.key(0))
 
 
 def test_a_state_too_large_does_not_fit_even_without_libtpu(without_libtpu):
     large = config(model={"width": 6400}, data={"batch_size": 4})
     large["model"]["encoder"] |= {"mlp": 25600, "heads": 8, "depth": 4}
-    result = plan.plan(large, plan.parse_topology("v5e:2x2"))
+    result = planner.plan(large, planner.parse_topology("v5e:2x2"))
     assert result["fits"] is False
 
 
@@ -154,7 +157,7 @@ class Sizes:
         size = self.state_bytes + 20 * GIB / self.config["accumulate"]
         size -= 8 * GIB * (options[1] == "full") / self.config["accumulate"]
         fits = size < 15.75 * GIB
-        return plan.Compiled("program" if fits else None, {"total": size}, (1.0, 2.0))
+        return planner.Compiled("program" if fits else None, {"total": size}, (1.0, 2.0))
 
 
 @pytest.mark.parametrize(
@@ -175,12 +178,12 @@ class Sizes:
     ],
 )
 def test_advice_is_tried(state, tried, last, without_libtpu, monkeypatch):
-    monkeypatch.setattr(plan, "Step", Sizes)
+    monkeypatch.setattr(planner, "Step", Sizes)
     monkeypatch.setattr(Sizes, "state", (state - (state == 30.0) * 0.0001) * GIB)
     monkeypatch.setattr(Sizes, "seen", [])
-    made, topology = config(), plan.parse_topology("v5e:2x4")
-    step = Sizes(made, parallel.make_mesh(devices=plan.devices_of(topology)))
-    lines = plan.advice(made, topology, step)
+    made, topology = config(), planner.parse_topology("v5e:2x4")
+    step = Sizes(made, sharding.make_mesh(devices=planner.devices_of(topology)))
+    lines = planner.advice(made, topology, step)
     assert Sizes.seen == tried
     assert lines[-1].startswith(last)
 
@@ -194,14 +197,14 @@ def test_advice_is_tried(state, tried, last, without_libtpu, monkeypatch):
     ],
 )
 def test_sizes_of_refused_programs(message, gib):
-    assert plan.exhausted(f"RESOURCE_EXHAUSTED: {message}") == pytest.approx(gib * GIB)
+    assert planner.exhausted(f"RESOURCE_EXHAUSTED: {message}") == pytest.approx(gib * GIB)
 
 
 # The roofline -------------------------------------------------------------------------------------
 
 
 def test_roofline():
-    chip = plan.CHIPS["v5e"]
+    chip = planner.CHIPS["v5e"]
     flops, hbm, ring = 197e12, 819e9, 100e9  # a second's worth of each
     work = [
         hlo.Work(flops, 0.5 * hbm, 1, False),  # 1 s, bound by products
@@ -214,10 +217,10 @@ def test_roofline():
         hlo.Collective("reduce-scatter", ring, 1, 2, False, ""),  # 1/2 s
         hlo.Collective(hlo.BETWEEN_SLICES, chip.dcn, 3, 1, True, ""),
     ]
-    parts = plan.roofline(hlo.Program(collectives, work, 0, 0), chip)
+    parts = planner.roofline(hlo.Program(collectives, work, 0, 0), chip)
     assert parts == pytest.approx({"core": 4.0, "hbm": 1.75, "ici": 3.5, "dcn": 3.0})
     # Two devices of a chip share its memory and its links.
-    twin = plan.roofline(hlo.Program(collectives, work, 0, 0), plan.CHIPS["tpu7x"])
+    twin = planner.roofline(hlo.Program(collectives, work, 0, 0), planner.CHIPS["tpu7x"])
     assert twin["hbm"] == pytest.approx(1.75 * hbm / (7380e9 / 2))
     assert twin["ici"] == pytest.approx(3.5 * ring / (200e9 / 2))
 
@@ -226,10 +229,10 @@ def test_the_program_does_not_grow_with_depth():
     def size(depth):
         made = config(model={"width": 128})
         made["model"]["encoder"] |= {"mlp": 512, "depth": depth}
-        mesh = parallel.make_mesh(2, 4)
+        mesh = sharding.make_mesh(2, 4)
         with jax.set_mesh(mesh):
-            task = pretrain.outline(made)
-            run = train.Run(made, task, mesh)
+            task = pretrain.abstract_task(made)
+            run = Run(made, task, mesh)
             text = run._jit_step.lower(run.abstract, task.shapes[-1]).as_text()
         return len(text.splitlines())
 
@@ -241,8 +244,8 @@ def test_the_program_does_not_grow_with_depth():
 
 @pytest.fixture
 def launch():
-    """A fresh launch/plans.py, as a module."""
-    spec = importlib.util.spec_from_file_location("plans", ROOT / "launch/plans.py")
+    """A fresh launch/experiments/plans.py, as a module."""
+    spec = importlib.util.spec_from_file_location("plans", ROOT / "launch/experiments/plans.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -252,7 +255,7 @@ def test_the_readme_holds_the_committed_plans(launch):
     text = launch.README.read_text()
     for name, table in launch.tables().items():
         assert f"<!-- {name} -->\n{table}\n<!-- end of {name} -->\n" in text, (
-            "python launch/plans.py --tables"
+            "python launch/experiments/plans.py --tables"
         )
     for path in launch.FOLDER.iterdir():
         made, arguments = json.loads(path.read_text()), launch.plans()[path.stem]
@@ -279,7 +282,7 @@ def test_plans_are_made_once(launch, tmp_path, monkeypatch):
     calls = []
     example = json.loads((launch.FOLDER / "speech_v2_base-1xv5e_16x16.json").read_text())
 
-    def planner(command, **_):
+    def plan_command(command, **_):
         calls.append(command)
         fails = "text_v1" in command[3]
         if not fails:
@@ -288,7 +291,7 @@ def test_plans_are_made_once(launch, tmp_path, monkeypatch):
 
     monkeypatch.setattr(launch, "FOLDER", tmp_path / "plans")
     monkeypatch.setattr(launch, "README", tmp_path / "README.md")
-    monkeypatch.setattr(launch.subprocess, "run", planner)
+    monkeypatch.setattr(launch.subprocess, "run", plan_command)
     marks = "".join(f"<!-- {n} -->\nold\n<!-- end of {n} -->\n" for n in ("plans", "depths"))
     launch.README.write_text(f"before\n{marks}after\n")
     monkeypatch.setattr(sys, "argv", ["plans.py"])

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data2vec_jax.errors import UserError
+from data2vec_jax.core.errors import UserError
 from data2vec_jax.modalities.contract import Labelled
 from data2vec_jax.modalities.text.modality import MODALITY
 from data2vec_jax.modalities.vision.model import make_model

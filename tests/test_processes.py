@@ -4,24 +4,25 @@ import signal
 
 import pytest
 
-from data2vec_jax import processes
-from data2vec_jax.errors import UserError, differences
+from data2vec_jax.core import distributed
+from data2vec_jax.core.config import differences
+from data2vec_jax.core.errors import UserError
 
 
 def test_one_process_agrees_with_itself():
-    assert processes.first()
-    processes.start()  # no COORDINATOR_ADDRESS
-    processes.check_agreement({"seed": 1})
-    processes.meet()
+    assert distributed.is_main_process()
+    distributed.start()  # no COORDINATOR_ADDRESS
+    distributed.check_agreement({"seed": 1})
+    distributed.barrier()
     done = []
-    processes.on_first(lambda: done.append(1))
+    distributed.on_first(lambda: done.append(1))
     assert done == [1]
 
     def fail():
         raise UserError("no disk")
 
     with pytest.raises(UserError, match="no disk"):
-        processes.on_first(fail)
+        distributed.on_first(fail)
 
 
 @pytest.mark.parametrize("missing", ["NUM_PROCESSES", "PROCESS_ID"])
@@ -31,19 +32,19 @@ def test_half_an_address(missing, monkeypatch):
     monkeypatch.setenv("COORDINATOR_ADDRESS", "localhost:1")
     monkeypatch.delenv(missing)
     with pytest.raises(UserError, match=f"COORDINATOR_ADDRESS is set, but {missing} is ''"):
-        processes.start()
+        distributed.start()
 
 
 def test_auto_where_there_is_nothing_to_find(monkeypatch):
     monkeypatch.setenv("COORDINATOR_ADDRESS", "auto")
     with pytest.raises(UserError, match="COORDINATOR_ADDRESS=auto: "):
-        processes.start()
+        distributed.start()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_is_noted_and_the_second_means_now(number):
     before = signal.getsignal(number)
-    with processes.Interrupt() as interrupt:
+    with distributed.Interrupt() as interrupt:
         assert not interrupt.stops(1)
         signal.raise_signal(number)
         assert interrupt.stops(2)
@@ -58,5 +59,5 @@ def test_differences():
 
 
 def test_a_failure_in_a_run_of_one_is_an_ordinary_one():
-    with pytest.raises(SystemExit), processes.failing_together():
+    with pytest.raises(SystemExit), distributed.failing_together():
         raise SystemExit(2)

@@ -10,9 +10,9 @@ import scipy.io
 import soundfile
 from PIL import Image
 
+from data2vec_jax.core.errors import UserError
 from data2vec_jax.data.published import GLUE, clean_news
 from data2vec_jax.data.sources import open_source
-from data2vec_jax.errors import UserError
 from data2vec_jax.tasks import scores
 
 

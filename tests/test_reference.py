@@ -22,11 +22,12 @@ from recorded import Case, Comparison, load, quick_jit
 from test_goldens_pretraining import check_stages, forward, replay
 from test_step import config_of
 
-from data2vec_jax import optim
 from data2vec_jax.convert import tables
+from data2vec_jax.core import optimizer
+from data2vec_jax.core.state import overlay, path_name, select
+from data2vec_jax.core.train_step import StepKeys
 from data2vec_jax.modalities.text.modality import MODALITY as TEXT_MODALITY
-from data2vec_jax.objectives.targets import Draw, normaliser
-from data2vec_jax.state import overlay, path_name, select
+from data2vec_jax.objectives.targets import normaliser
 from data2vec_jax.tasks import pretrain
 
 OPTIMIZER = dict(
@@ -192,7 +193,7 @@ def test_a_texts_teacher_that_sees_targets_only(others):
     batch = inputs(info, padded=True)
     tokens, chosen = batch["target_tokens"], batch["mask_indices"] == 1
     model = make(info, batch=batch)[1].model.clone(teacher_sees="targets")
-    draw = Draw(jax.random.key(0), jnp.int32(0), jax.random.key(0))
+    draw = StepKeys(jax.random.key(0), jnp.int32(0), jax.random.key(0))
     rows = {"tokens": jnp.asarray(tokens), "example_id": jnp.arange(2, dtype=jnp.uint32)}
     visible, whole, mask = TEXT_MODALITY.corrupt(model, rows, jnp.asarray(chosen), draw)
     np.testing.assert_array_equal(whole["tokens"], np.where(chosen, tokens, 1))
@@ -223,7 +224,7 @@ def test_the_loss_gives_the_texts_teacher_what_it_sees(sees):
     spied = dataclasses.replace(modality, corrupt=corrupt)
     objective, _ = pretrain.make_objective(config, spied, model)
     params = model.init(jax.random.key(0), rows)["params"]
-    draw = Draw(jax.random.key(1), jnp.int32(0), jax.random.key(2))
+    draw = StepKeys(jax.random.key(1), jnp.int32(0), jax.random.key(2))
     with nn.intercept_methods(features):
         seen.clear()
         objective.loss(params, {}, rows, draw)
@@ -278,7 +279,7 @@ def test_cosine_from_another_start_to_another_end():
     sched = dict(kind="cosine", warmup_updates=10, min_lr=1e-4, warmup_init_lr=3e-4, lr_shrink=0.5)
     flags = dict(lr=[2e-3], max_update=50, sched=sched)
     total, schedule = reference.fairseq_schedule(flags)
-    rate = optim.make_schedule(total, **schedule)
+    rate = optimizer.make_schedule(total, **schedule)
     steps = np.arange(50)
     waves = 1e-4 + 0.5 * (2e-3 - 1e-4) * (1 + np.cos(np.pi * (steps - 10) / 40))
     wanted = np.where(steps < 10, 3e-4 + (2e-3 - 3e-4) * steps / 10, waves)
@@ -286,7 +287,7 @@ def test_cosine_from_another_start_to_another_end():
     del sched["warmup_init_lr"]  # starts at min_lr then
     sched["lr_period_updates"] = 20  # shorter than the run
     total, schedule = reference.fairseq_schedule(flags)
-    rate = optim.make_schedule(total, **schedule)
+    rate = optimizer.make_schedule(total, **schedule)
     assert float(rate(0)) == pytest.approx(1e-4) and float(rate(20)) == pytest.approx(1.05e-3)
 
 

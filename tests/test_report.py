@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data2vec_jax import report
-from data2vec_jax.errors import UserError
+from data2vec_jax.core.errors import UserError
+from data2vec_jax.report import page as report
 
 VOID = {"meta"}  # all others are closed, by a tag of their own or by "/>"
 

@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 import sklearn.metrics
 
-from data2vec_jax.errors import UserError
+from data2vec_jax.core.errors import UserError
 from data2vec_jax.tasks import scores
 
 SEEDS = range(20)

@@ -16,9 +16,9 @@ import pytest
 import soundfile
 from PIL import Image
 
+from data2vec_jax.core.errors import UserError
 from data2vec_jax.data import sources
 from data2vec_jax.data.sources import SAMPLES, open_source
-from data2vec_jax.errors import UserError
 
 RATE = 16_000
 
@@ -317,8 +317,8 @@ def test_labels_of_tables_that_are_numbers_or_missing(tmp_path):
     write_file(tmp_path / "b.csv", "text,label,split\na,dog,x\nb,,train\nc,cat,train\n")
     source = open_source(f"manifest:{tmp_path}/b.csv", modality="text")
     assert list(source.column("label")) == [None, 0] and source.label_names == ("cat", "dog")
-    part = sources.Part(source, [1, 0])
-    assert part.column("label") == [0, None] and part.where(1) == f"{tmp_path}/b.csv:3"
+    part = sources.Subset(source, [1, 0])
+    assert part.column("label") == [0, None] and part.location(1) == f"{tmp_path}/b.csv:3"
     write_file(tmp_path / "c.jsonl", '{"text": "a", "label": null}\n')
     source = open_source(f"manifest:{tmp_path}/c.jsonl", modality="text")
     assert source[0]["label"] is None and source.label_names is None

@@ -9,10 +9,11 @@ import jax
 import numpy as np
 import pytest
 
-from data2vec_jax import checkpoints, train
+from data2vec_jax.cli.arguments import parse
 from data2vec_jax.convert import __main__ as command
-from data2vec_jax.errors import UserError
-from data2vec_jax.state import TrainState
+from data2vec_jax.core import checkpoints
+from data2vec_jax.core.errors import UserError
+from data2vec_jax.core.state import TrainState
 from data2vec_jax.tasks import classify
 
 GOLDENS = Path(__file__).parent / "goldens/checkpoints"
@@ -21,7 +22,7 @@ GOLDENS = Path(__file__).parent / "goldens/checkpoints"
 def parsed(variant, *options):
     argv = ["x", f"--config=configs/{variant}", "--workdir=-", *options]
     with mock.patch.object(sys, "argv", argv):  # where ml_collections looks for them
-        return train.parse(argv)[0]
+        return parse(argv)[0]
 
 
 def test_each_block_begins_with_a_copy_of_the_shared_relative_bias(tmp_path):
@@ -37,12 +38,12 @@ def test_each_block_begins_with_a_copy_of_the_shared_relative_bias(tmp_path):
     assert config["model_changes"]["shared_relative"] is False
     config["model_changes"]["encoder"]["relative"] = (size // patch,) * 2
     config["examples"]["image"], config["data"]["batch_size"] = size, 8
-    config = classify.complete(config, str(tmp_path / "jax"))
-    task = classify.outline(config)
+    config = classify.resolve_config(config, str(tmp_path / "jax"))
+    task = classify.abstract_task(config)
     params = jax.jit(task.init)(jax.random.key(0))
     state = TrainState(np.int32(0), params, {}, (), jax.random.key(0))
     with jax.set_mesh(jax.make_mesh((1,), ("data",))):
-        state, new = checkpoints.begin_from(tmp_path / "jax", state, jax.eval_shape(lambda: state))
+        state, new = checkpoints.init_from(tmp_path / "jax", state, jax.eval_shape(lambda: state))
         found = task.adopt(state.params, new, tmp_path / "jax")
     own, shared = found["encoder"]["blocks"]["relative_bias"], stored["relative_bias"]
     assert "encoder/blocks/relative_bias" in new and np.abs(shared).max() > 0.1
@@ -54,8 +55,8 @@ def test_a_start_that_would_lose_its_adapters_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     plain = parsed("finetune_text.py:demo")
     with pytest.raises(UserError, match=r"would lose its adapters; merge them first: .* --merge"):
-        classify.complete(plain, str(tmp_path))
-    assert classify.complete(config | {"seed": 1}, str(tmp_path))["start"] == str(tmp_path)
+        classify.resolve_config(plain, str(tmp_path))
+    assert classify.resolve_config(config | {"seed": 1}, str(tmp_path))["start"] == str(tmp_path)
 
 
 def test_training_examples_are_no_test(tmp_path):
@@ -66,7 +67,7 @@ def test_training_examples_are_no_test(tmp_path):
     config["head"]["classes"], config["model"]["vocab_size"] = 2, 268
     config["examples"]["vocab_size"] = 268
     config["data"] |= {"source": f"manifest:{tmp_path}/all.csv", "share": 1.0}
-    config = classify.complete(config)
+    config = classify.resolve_config(config)
     for share in (1.0, 0.5):
         config["data"]["share"] = share
         with pytest.raises(UserError, match=r"'test' of .*all.csv is the training examples"):
@@ -83,13 +84,15 @@ def test_adapters_are_options_of_every_recipe():
     for variant in ("finetune_imagenet.py:demo", "finetune_glue.py:rte", "finetune_audio.py:demo"):
         config = parsed(variant, *said)
         assert config["adapter"].items() >= options.items()
-        assert "never change" in " ".join(classify.outline(classify.complete(config)).notes)
-        assert not classify.complete(parsed(variant))["optim"].get("frozen")
+        assert "never change" in " ".join(
+            classify.abstract_task(classify.resolve_config(config)).notes
+        )
+        assert not classify.resolve_config(parsed(variant))["optim"].get("frozen")
     with pytest.raises(UserError, match=r"the config has no option .*rnk"):
         parsed("finetune_text.py:demo", "--config.adapter.rnk=4")
     config = parsed("finetune_text.py:demo", "--config.adapter.targets=('blocks/(',)")
     with pytest.raises(UserError, match=r"adapter.targets: 'blocks/\(': missing"):
-        classify.outline(classify.complete(config))
+        classify.abstract_task(classify.resolve_config(config))
 
 
 @pytest.mark.parametrize(

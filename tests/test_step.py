@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data2vec_jax import masking, parallel, train
-from data2vec_jax.errors import UserError
+from data2vec_jax import masking
+from data2vec_jax.core import sharding
+from data2vec_jax.core.errors import UserError
+from data2vec_jax.core.run import Run
 from data2vec_jax.tasks import pretrain
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,10 +36,10 @@ def smoke(modality):
 
 def run_steps(config, mesh_shape, steps=2):
     data, fsdp = mesh_shape
-    mesh = parallel.make_mesh(data, fsdp, devices=jax.devices()[: data * fsdp])
+    mesh = sharding.make_mesh(data, fsdp, devices=jax.devices()[: data * fsdp])
     with jax.set_mesh(mesh):
         task = pretrain.make(config)
-        run = train.Run(config, task, mesh)
+        run = Run(config, task, mesh)
         state, scalars = run.init(0), []
         for _, batch in zip(range(steps), task.data(0), strict=False):
             state, metrics = run.program(batch)(state, batch)
@@ -76,9 +78,9 @@ def test_masks_do_not_depend_on_the_mesh():
     ids, key = jnp.arange(16, dtype=jnp.uint32) * 7, jax.random.key(3)
     wanted = jax.device_get(masking.sample(sampler, key, 5, ids, 2))
     for data, fsdp in list(MESHES.values())[1:]:
-        mesh = parallel.make_mesh(data, fsdp)
+        mesh = sharding.make_mesh(data, fsdp)
         with jax.set_mesh(mesh):
-            rows = parallel.to_global({"ids": np.asarray(ids)}, mesh)["ids"]
+            rows = sharding.to_global({"ids": np.asarray(ids)}, mesh)["ids"]
             program = jax.jit(lambda ids: masking.sample(sampler, key, 5, ids, 2)).lower(rows)
             program = program.compile()
             assert program(rows).sharding.is_equivalent_to(rows.sharding, 3)
@@ -103,10 +105,10 @@ def test_one_program_serves_fifty_steps_and_all_seeds(monkeypatch):
     listen = jax.monitoring.register_event_duration_secs_listener
     listen(lambda event, _, **kw: compiled.append(event) if "backend_compile" in event else None)
     config = smoke("vision") | {"total_steps": 60}
-    mesh = parallel.make_mesh(devices=jax.devices()[:1])
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
         task = pretrain.make(config)
-        run = train.Run(config, task, mesh)
+        run = Run(config, task, mesh)
         state = run.init(0)
         batches = task.data(0)
         batch = next(batches)
@@ -124,9 +126,9 @@ def test_one_program_serves_fifty_steps_and_all_seeds(monkeypatch):
 
 def test_student_and_teacher_start_equal_in_separate_buffers():
     config = smoke("vision")
-    mesh = parallel.make_mesh(devices=jax.devices()[:1])
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
-        run = train.Run(config, pretrain.make(config), mesh)
+        run = Run(config, pretrain.make(config), mesh)
         state = run.init(0)
     for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(state.teacher), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -137,5 +139,5 @@ def test_batch_must_divide_over_devices():
     config = smoke("vision")
     config["data"]["batch_size"] = 12
     refused = pytest.raises(UserError, match="12 rows does not divide over 8 devices")
-    with jax.set_mesh(parallel.make_mesh()), refused:
+    with jax.set_mesh(sharding.make_mesh()), refused:
         pretrain.make(config)

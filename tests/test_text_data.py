@@ -16,7 +16,7 @@ from pydoc_data.topics import topics
 import numpy as np
 import pytest
 
-from data2vec_jax.errors import UserError
+from data2vec_jax.core.errors import UserError
 from data2vec_jax.modalities.text.blocks import (
     documents_of,
     pad_row,

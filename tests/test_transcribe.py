@@ -9,27 +9,30 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data2vec_jax import checkpoints, metrics, optim, train
+from data2vec_jax import train
 from data2vec_jax.convert import loaded, ours
-from data2vec_jax.errors import UserError
+from data2vec_jax.core import checkpoints, optimizer
+from data2vec_jax.core.errors import UserError
+from data2vec_jax.core.state import path_name
+from data2vec_jax.core.train_step import StepKeys
+from data2vec_jax.metrics.writer import FILE, read_lines
 from data2vec_jax.modalities.contract import Tokens
 from data2vec_jax.modalities.speech.data import normalise
 from data2vec_jax.modalities.speech.inputs import Utterances
 from data2vec_jax.modalities.speech.model import CONVS, frames, hop, reach
 from data2vec_jax.models import heads
 from data2vec_jax.models.losses import ctc_losses
-from data2vec_jax.objectives.targets import Draw
-from data2vec_jax.state import path_name
 from data2vec_jax.tasks import decoding, finetune, ngrams, transcribe
 from data2vec_jax.tasks.characters import SPECIALS, Characters
 from data2vec_jax.tasks.pretrain import make_model
+from data2vec_jax.tasks.registry import check_config
 
 GOLDENS = Path(__file__).parent / "goldens"
 
 
-def draw_of(step=0, seed=0):
+def step_keys(step=0, seed=0):
     keys = jax.random.split(jax.random.key(seed))
-    return Draw(keys[0], jnp.int32(step), keys[1])
+    return StepKeys(keys[0], jnp.int32(step), keys[1])
 
 
 # Losses -----------------------------------------------------------------------------------------
@@ -125,7 +128,8 @@ def test_only_the_head_learns_at_first(tiny):
     free = transcribe.make_loss(model, head)
     both = jax.jit(
         lambda step: [
-            jax.grad(lambda p, f=f: f(p, {}, batch, draw_of(step))[0])(params) for f in (loss, free)
+            jax.grad(lambda p, f=f: f(p, {}, batch, step_keys(step))[0])(params)
+            for f in (loss, free)
         ]
     )
     for step in (0, 9, 10):
@@ -295,7 +299,7 @@ def test_windows_must_fit_the_frames_of_the_model():
     config["model"]["frontend"] = dict(convs=convs)
     assert transcribe.job(config).score.keywords["step"] == 640
     assert (hop(convs), reach(convs), reach()) == (640, 720, 400)
-    _, net = make_model(transcribe.complete(config))
+    _, net = make_model(transcribe.resolve_config(config))
     Utterances(sounds(9_000), seconds=(1.0,), overlap=0.12).check(net)
     for overlap in (0.1, 0.0):  # 14,400 samples apart; no shared frames
         with pytest.raises(UserError, match="a frame every 640 and needs 80"):
@@ -303,7 +307,7 @@ def test_windows_must_fit_the_frames_of_the_model():
 
 
 def test_an_utterance_without_a_frame_is_an_empty_transcript():
-    config = transcribe.complete(config_of("smoke").to_dict())
+    config = transcribe.resolve_config(config_of("smoke").to_dict())
     _, net = make_model(config)
     head = heads.make(config["head"], "head")
     batch = {"audio": jnp.zeros((2, 8_000)), "length": jnp.array([8_000, 5])}
@@ -324,7 +328,7 @@ def test_smoke_run_from_a_pretrained_encoder(tmp_path):
     config.update(total_steps=3, seed=5)
     config.optim.frozen = (transcribe.FRONTEND,)
     state = train.train(config.to_dict(), tmp_path / "b", begin=str(tmp_path / "a"), verbose=False)
-    lines = metrics.read_lines(tmp_path / "b" / metrics.FILE)
+    lines = read_lines(tmp_path / "b" / FILE)
     assert [line["split"] for line in lines] == ["train"] * 3 + ["test"]
     assert lines[-1]["wer"] >= 0 and lines[-1]["cer"] > 0 and "left_out" not in lines[-1]
     stored = checkpoints.load_params(tmp_path / "a")
@@ -354,14 +358,14 @@ RECIPES = {
 @pytest.mark.parametrize("variant", RECIPES)
 def test_recipes(variant):
     config = config_of(variant)
-    train.check_config(config.to_dict())
+    check_config(config.to_dict())
     loss = config.loss
     found = (
         config.total_steps, config.schedule.peak, loss.time_prob, loss.channel_prob,
         config.model_changes.encoder.layerdrop, loss.freeze_updates,
     )  # fmt: skip
     assert found == RECIPES[variant]
-    rate = optim.make_schedule(20_000, **{**config.schedule.to_dict(), "peak": 5e-5})
+    rate = optimizer.make_schedule(20_000, **{**config.schedule.to_dict(), "peak": 5e-5})
     for step, value in (
         (0, 5.0e-7), (1000, 2.525e-5), (2000, 5e-5), (10_000, 5e-5), (12_500, 2.364354e-5),
         (15_000, 1.118034e-5), (20_000, 2.5e-6),
@@ -384,7 +388,7 @@ def test_masks_depend_on_the_example_and_the_step_alone():
     def masked(rows, step=0, seed=0):
         part = Tokens(tokens.x[rows], valid[rows])
         key = jax.random.key(1)
-        return transcribe.augment(part, fill, key, draw_of(step, seed), ids[rows], **OPTIONS).x
+        return transcribe.augment(part, fill, key, step_keys(step, seed), ids[rows], **OPTIONS).x
 
     whole = masked(np.array([0, 1, 2]))
     order = np.array([2, 1])
@@ -400,7 +404,7 @@ def test_encoders_without_an_embedding_get_noise_or_zeros():
     options = OPTIONS | {"channel_prob": 0.0}
     noisy, zeros = (
         transcribe.augment(
-            tokens, None, jax.random.key(2), draw_of(), ids, zero_mask=z, **options
+            tokens, None, jax.random.key(2), step_keys(), ids, zero_mask=z, **options
         ).x
         for z in (False, True)
     )
@@ -408,5 +412,5 @@ def test_encoders_without_an_embedding_get_noise_or_zeros():
     assert np.std(np.asarray(noisy)[changed]) == pytest.approx(0.01, rel=0.05)
     np.testing.assert_array_equal(zeros, jnp.where(changed, 0, 1))
     options |= {"time_prob": 0.0}
-    same = transcribe.augment(tokens, None, jax.random.key(2), draw_of(), ids, **options)
+    same = transcribe.augment(tokens, None, jax.random.key(2), step_keys(), ids, **options)
     assert same.x is tokens.x

@@ -4,7 +4,7 @@ tables     rows of (their names, our path, change), read in both directions
 files      safetensors, read lazily and written as a stream; targets that are complete or absent
 pickles    PyTorch's files, without PyTorch and without running what is in them
 layouts    `Source` (an opened path), `Layout` (one kind of checkpoint), and the list `LAYOUTS`
-hf, hf_vision, fairseq, fairseq2, beit   the layouts
+hf, hf_vision, fairseq, fairseq_v2, beit   the layouts
 peft       adapters (LoRA, DoRA) beside a base in one of these layouts
 ours       our own checkpoints, and what every conversion passes through: `Checkpoint`
 loaded     `load(PATH)`: a checkpoint as a callable

@@ -23,8 +23,8 @@ from data2vec_jax.convert.tables import (
     below,
     linear,
     norm,
-)  # fmt: skip
-from data2vec_jax.errors import UserError
+)
+from data2vec_jax.core.errors import UserError
 from data2vec_jax.models.positions import relative_index
 
 BLOCK, OURS = "blocks.{l}", "encoder/blocks"

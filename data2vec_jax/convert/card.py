@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from data2vec_jax import metrics
 from data2vec_jax.convert import fields, files
 from data2vec_jax.convert.layouts import Config, Layout
 from data2vec_jax.convert.ours import Checkpoint
+from data2vec_jax.metrics.writer import FILE, read_lines
 
 PAPERS = {
     "1.0": "[data2vec](https://arxiv.org/abs/2202.03555)",
@@ -84,9 +84,9 @@ def numbers(checkpoint: Checkpoint) -> list[str]:
     """Rows of metrics.json, if the checkpoint has one: {name: number}, nested or not; of a workdir,
     what it logged last."""
     found = [path for path in checkpoint.processors if path.name == "metrics.json"]
-    log = checkpoint.path / metrics.FILE
+    log = checkpoint.path / FILE
     if not found and log.is_file():
-        last = {line["split"]: line for line in metrics.read_lines(log)}
+        last = {line["split"]: line for line in read_lines(log)}
         return [
             f"| {split} {name} | {line[name]} |"
             for split, line in last.items() for name in LOGGED if name in line

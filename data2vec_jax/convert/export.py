@@ -4,12 +4,12 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data2vec_jax import tensorfiles
 from data2vec_jax.convert import card, files, layouts, ours, peft, pickles, processors
 from data2vec_jax.convert.layouts import Config, Layout
 from data2vec_jax.convert.ours import Checkpoint
 from data2vec_jax.convert.tables import Entry, entries_of, plan_write
-from data2vec_jax.errors import UserError, nearest
+from data2vec_jax.core import safetensors
+from data2vec_jax.core.errors import UserError, nearest
 
 TARGETS = ("jax", "hf", "fairseq", "peft")
 
@@ -57,7 +57,7 @@ def export(checkpoint: Checkpoint, target: Path, to: str) -> Written:
     with files.new_target(target) as draft:
         draft.mkdir()
         files.write_json(draft / "config.json", described)
-        tensorfiles.write_safetensors(
+        safetensors.write_safetensors(
             draft / "model.safetensors", written.entries, {"format": "pt"}
         )
         processors.write(checkpoint, draft)
@@ -93,7 +93,7 @@ def export_adapter(checkpoint: Checkpoint, target: Path) -> Written:
     with files.new_target(target) as draft:
         draft.mkdir()
         files.write_json(draft / peft.CONFIG, described)
-        tensorfiles.write_safetensors(draft / peft.WEIGHTS[0], entries, {"format": "pt"})
+        safetensors.write_safetensors(draft / peft.WEIGHTS[0], entries, {"format": "pt"})
     reason = "of the base model, which an adapter leaves as it is"
     used = {name for entry in entries for name in entry.sources}
     return Written(entries, {x.name: reason for x in kept if x.name not in used})

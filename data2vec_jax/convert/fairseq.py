@@ -26,8 +26,8 @@ from data2vec_jax.convert.tables import (
     inside,
     linear,
     norm,
-)  # fmt: skip
-from data2vec_jax.errors import UserError
+)
+from data2vec_jax.core.errors import UserError
 
 
 def _layers(theirs: str) -> list[Row]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from data2vec_jax.errors import UserError, nearest
+from data2vec_jax.core.errors import UserError, nearest
 
 Config = dict[str, Any]
 

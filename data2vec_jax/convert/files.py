@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data2vec_jax.errors import UserError
+from data2vec_jax.core.errors import UserError
 
 
 def read_json(path: Path) -> dict[str, Any]:

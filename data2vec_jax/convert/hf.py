@@ -21,8 +21,8 @@ from data2vec_jax.convert.tables import (
     conv1d,
     linear,
     norm,
-)  # fmt: skip
-from data2vec_jax.errors import UserError
+)
+from data2vec_jax.core.errors import UserError
 
 COPIES = Change(lambda x: x[0], lambda x: [x, x])  # two names for one array
 PRETRAINING = {

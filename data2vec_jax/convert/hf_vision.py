@@ -18,7 +18,7 @@ from data2vec_jax.convert.hf import (
     first,
     labels,
     with_prefix,
-)  # fmt: skip
+)
 from data2vec_jax.convert.layouts import Layout, Source
 from data2vec_jax.convert.tables import (
     CONV2D,
@@ -31,8 +31,8 @@ from data2vec_jax.convert.tables import (
     Table,
     linear,
     norm,
-)  # fmt: skip
-from data2vec_jax.errors import UserError
+)
+from data2vec_jax.core.errors import UserError
 from data2vec_jax.modalities.vision.processor import Processor
 
 DOUBLE = Change(lambda x: x[0].transpose(2, 3, 0, 1), lambda x: [x.transpose(2, 3, 0, 1)])

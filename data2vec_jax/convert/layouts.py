@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from data2vec_jax import tensorfiles
 from data2vec_jax.convert import files, pickles
 from data2vec_jax.convert.tables import Entry, State, Table
-from data2vec_jax.errors import UserError
+from data2vec_jax.core import safetensors
+from data2vec_jax.core.errors import UserError
 
 Config = dict[str, Any]
 Rename = Callable[[Mapping[str, Any], Config], dict[str, Any]]
@@ -68,7 +68,7 @@ class Layout:
 
 
 # Modules with a list `LAYOUTS` each; a source is of the first layout that claims it.
-MODULES = ("hf", "hf_vision", "fairseq2", "fairseq", "beit")
+MODULES = ("hf", "hf_vision", "fairseq_v2", "fairseq", "beit")
 
 
 def layouts() -> list[Layout]:
@@ -124,7 +124,7 @@ def _open_folder(path: Path) -> Source:
     if found[0] == "pytorch_model.bin":
         state = pickles.tensors(pickles.read(weights))
     elif found[0] == "model.safetensors":
-        state = tensorfiles.SafeTensors(weights)
+        state = safetensors.SafeTensors(weights)
     else:
         state = _sharded(path, files.read_json(weights))
     return Source(path, "huggingface", config, state, path)
@@ -136,7 +136,7 @@ def _sharded(path: Path, index: Mapping[str, Any]) -> Mapping[str, np.ndarray]:
         shard = path / Path(name).name
         if not shard.is_file():
             raise UserError(f"{path}: {name} is missing; the checkpoint is incomplete")
-        state |= tensorfiles.SafeTensors(shard)
+        state |= safetensors.SafeTensors(shard)
     missing = index.get("weight_map", {}).keys() - state.keys()
     if missing:
         raise UserError(f"{path}: the checkpoint lacks '{min(missing)}'")

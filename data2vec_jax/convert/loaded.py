@@ -12,7 +12,7 @@ import numpy as np
 
 from data2vec_jax.convert import ours, peft
 from data2vec_jax.convert.tables import nest
-from data2vec_jax.errors import UserError
+from data2vec_jax.core.errors import UserError
 from data2vec_jax.modalities.contract import Tokens
 from data2vec_jax.modalities.speech.model import frames
 from data2vec_jax.models import adapters, heads
@@ -128,7 +128,7 @@ def vision(config: Mapping[str, Any], params: Params, inputs: Inputs) -> Outputs
     encoded = model.apply(
         {"params": params}, tokens, inputs.get("mask"), collect=True, grid=grid, method="encode"
     )
-    x, states = jnp.concatenate([encoded.extra, encoded.x], 1), states_of(encoded)
+    x, states = jnp.concatenate([encoded.class_tokens, encoded.x], 1), states_of(encoded)
     features = Features(x, states)
     mapped = {"grid": grid} if (config.get("task") or {}).get("name") == "segmentation" else {}
     head = with_head(config, params, features, **mapped)

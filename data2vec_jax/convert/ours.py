@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data2vec_jax import checkpoints, tensorfiles
 from data2vec_jax.convert import files, layouts, peft
 from data2vec_jax.convert.layouts import Config
 from data2vec_jax.convert.tables import Entry, entries_of, flatten, nest, plan_read
-from data2vec_jax.errors import UserError
+from data2vec_jax.core import checkpoints, safetensors
+from data2vec_jax.core.errors import UserError
 from data2vec_jax.modalities import contract
 from data2vec_jax.models import adapters, heads
 
@@ -132,7 +132,7 @@ def _open_ours(path: Path, home: Path) -> Checkpoint:
             config["labels"] = json.loads((home / "labels.json").read_text(encoding="utf-8"))
     weights = home / "model.safetensors"
     if weights.is_file():
-        found: Mapping[str, Any] = tensorfiles.SafeTensors(weights)
+        found: Mapping[str, Any] = safetensors.SafeTensors(weights)
     else:
         found, teacher = flatten(checkpoints.load_params(path)), {}
         if checkpoints.held_paths(path, "teacher"):  # fine-tuned models have none
@@ -280,7 +280,7 @@ def save(checkpoint: Checkpoint, target: Path) -> None:
     with files.new_target(target) as draft:
         draft.mkdir()
         files.write_json(draft / "config.json", checkpoint.config)
-        tensorfiles.write_safetensors(
+        safetensors.write_safetensors(
             draft / "model.safetensors", checkpoint.entries, {"format": "data2vec_jax"}
         )
         copy(checkpoint.processors, draft)

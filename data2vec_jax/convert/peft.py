@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from data2vec_jax import tensorfiles
 from data2vec_jax.convert import fields, files, pickles
 from data2vec_jax.convert.layouts import Config, Source
 from data2vec_jax.convert.tables import FUSED_LINEAR, LINEAR, Entry, Table
-from data2vec_jax.errors import UserError
+from data2vec_jax.core import safetensors
+from data2vec_jax.core.errors import UserError
 from data2vec_jax.models import adapters
 from data2vec_jax.models.adapters import Site
 
@@ -93,7 +93,7 @@ def open_adapter(path: Path) -> Adapter:
     if not found:
         raise UserError(f"{folder}: no {WEIGHTS[0]} in it")
     binary = found[0].suffix == ".bin"
-    state = pickles.tensors(pickles.read(found[0])) if binary else tensorfiles.SafeTensors(found[0])
+    state = pickles.tensors(pickles.read(found[0])) if binary else safetensors.SafeTensors(found[0])
     foreign = [name for name in state if not name.startswith(PREFIX)]
     if foreign:
         raise UserError(f"{folder}: '{foreign[0]}' is not of an adapter")

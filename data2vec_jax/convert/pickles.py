@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data2vec_jax.convert.tables import Entry
-from data2vec_jax.errors import UserError
-from data2vec_jax.tensorfiles import dtype_of, mapped
+from data2vec_jax.core.errors import UserError
+from data2vec_jax.core.safetensors import dtype_of, mapped
 
 STORAGES = {
     "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16",

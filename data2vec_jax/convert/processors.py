@@ -5,7 +5,7 @@ from typing import Any
 
 from data2vec_jax.convert import files, ours
 from data2vec_jax.convert.ours import Checkpoint
-from data2vec_jax.errors import UserError
+from data2vec_jax.core.errors import UserError
 from data2vec_jax.modalities.speech.processor import SPECIALS, Letters
 from data2vec_jax.modalities.speech.processor import Processor as SpeechProcessor
 from data2vec_jax.modalities.text import tokenizer

@@ -17,7 +17,7 @@ import numpy as np
 from data2vec_jax.convert import export, files, loaded, ours
 from data2vec_jax.convert.ours import Checkpoint
 from data2vec_jax.convert.tables import nest
-from data2vec_jax.errors import UserError
+from data2vec_jax.core.errors import UserError
 
 LIMIT = 1e-3  # of activations of order 1; float32 gives 1e-6 to 1e-4
 

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from data2vec_jax.errors import UserError
+from data2vec_jax.core.errors import UserError
 
 
 def rows_of(
@@ -37,7 +37,7 @@ def rows_of(
     return [budget // length // multiple * multiple for length in buckets]
 
 
-class Plan:
+class TrainSampler:
     """Which examples, and which bucket, global batch n holds.
 
     bucket_of: int [N], bucket of each example, -1 for none. buckets: static lengths. batch_size:
@@ -109,8 +109,8 @@ class Plan:
         return bucket, order[start : start + self.rows[bucket]]
 
 
-class Once:
-    """Every example once, as full batches: a `Plan` for evaluation.
+class EvalSampler:
+    """Every example once, as full batches: a `TrainSampler` for evaluation.
 
     The last batch of a bucket is filled up with its last example. Examples of bucket -1 are left
     out.
@@ -138,13 +138,15 @@ class Once:
         return self.batches[n]
 
 
-class RowBlocks:
+class HostBatchReader:
     """This process's rows of global batch n: {name: array [rows, ...]}, picklable.
 
     A batch is cut into `count` equal blocks of rows; those with the numbers `own` are read.
     """
 
-    def __init__(self, plan: Plan, examples: Any, own: Sequence[int] = (0,), count: int = 1):
+    def __init__(
+        self, plan: TrainSampler, examples: Any, own: Sequence[int] = (0,), count: int = 1
+    ):
         self.plan, self.examples = plan, examples
         self.own, self.count = list(own), count
 
@@ -186,7 +188,7 @@ def stream(
     return iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=2))
 
 
-def global_shapes(plan: Plan, examples: Any) -> list[dict[str, jax.ShapeDtypeStruct]]:
+def global_shapes(plan: TrainSampler, examples: Any) -> list[dict[str, jax.ShapeDtypeStruct]]:
     """Shapes of the global batches of each bucket that occurs."""
     return [
         batch_shapes(examples.layout.shapes[b], rows)

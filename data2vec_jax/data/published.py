@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data2vec_jax.core.errors import UserError, nearest
 from data2vec_jax.data.sources import (
     SUFFIXES,
     TableSource,
@@ -31,8 +32,7 @@ from data2vec_jax.data.sources import (
     read_text,
     subfolders,
     unreadable,
-)  # fmt: skip
-from data2vec_jax.errors import UserError, nearest
+)
 
 
 def lines_of(path: Path, uri: str) -> list[str]:

@@ -50,7 +50,7 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from data2vec_jax.errors import UserError, nearest
+from data2vec_jax.core.errors import UserError, nearest
 
 Item = dict[str, Any]
 
@@ -114,7 +114,7 @@ class Source(abc.ABC):
         """`field` of each example; None if there is none, or it would mean decoding them all."""
         return None
 
-    def where(self, index: int) -> str:
+    def location(self, index: int) -> str:
         """What errors call an example: its file and line, or its number."""
         return f"{self.uri} {self.split}[{index}]"
 
@@ -126,7 +126,7 @@ class Source(abc.ABC):
         )
 
 
-class Part(Source):
+class Subset(Source):
     """The examples of `source` with the numbers `indices`."""
 
     def __init__(self, source: Source, indices: Sequence[int]):
@@ -150,8 +150,8 @@ class Part(Source):
         values = self._source.column(name)
         return None if values is None else [values[i] for i in self._indices]
 
-    def where(self, index: int) -> str:
-        return self._source.where(int(self._indices[index]))
+    def location(self, index: int) -> str:
+        return self._source.location(int(self._indices[index]))
 
     def lengths(self) -> np.ndarray | None:
         lengths = self._source.lengths()
@@ -222,7 +222,7 @@ def check_field(source: Source, name: str, check: Callable[[Any], Any]) -> None:
         try:
             check(value)
         except UserError as error:
-            raise UserError(f"{source.where(i)}: {error}") from error
+            raise UserError(f"{source.location(i)}: {error}") from error
 
 
 def class_of(label: Any) -> int:
@@ -375,8 +375,8 @@ class TableSource(Source):
     def column(self, name: str) -> Sequence[Any] | None:
         return self._columns.get(name)
 
-    def where(self, index: int) -> str:
-        return f"{self._file}:{self._lines[index]}" if self._lines else super().where(index)
+    def location(self, index: int) -> str:
+        return f"{self._file}:{self._lines[index]}" if self._lines else super().location(index)
 
     @property
     def rows(self) -> Any:

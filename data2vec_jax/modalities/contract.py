@@ -15,7 +15,8 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from data2vec_jax.errors import UserError, check_section, nearest
+from data2vec_jax.core.config import check_section
+from data2vec_jax.core.errors import UserError, nearest
 
 Batch = Mapping[str, jax.Array]
 Options = Mapping[str, Any]
@@ -87,8 +88,8 @@ class Modality:
     model: config section `model` -> a linen module with the methods `features(batch, key)`,
       `encode(tokens, mask, key, record, collect, keep)`, `decode(x, mask, noise, valid, key)` if it
       has a `decoder`, `predict(x)`, and, without parameters, `mask_shape(shapes)` and
-      `valid_lengths(batch)`, and the fields `padding` (see `check_padding`) and `front`, the name
-      of the parameters that `features` reads.
+      `valid_lengths(batch)`, and the fields `padding` (see `check_padding`) and `frontend_params`,
+      the name of the parameters that `features` reads.
     layout: config section `examples` -> Layout.
     examples: (source, like=None, **section `examples`) -> Examples. With `like`, the training
       examples, nothing is random and what they learned from the data (a tokenizer) is kept.

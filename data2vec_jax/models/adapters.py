@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from data2vec_jax.errors import UserError
+from data2vec_jax.core.errors import UserError
 from data2vec_jax.models.layers import Array, Key
 
 Tree = Mapping[str, Any]

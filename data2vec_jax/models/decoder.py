@@ -8,7 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from data2vec_jax.errors import UserError
+from data2vec_jax.core.errors import UserError
 from data2vec_jax.models.layers import (
     Array,
     Conv,
@@ -17,9 +17,9 @@ from data2vec_jax.models.layers import (
     dropout,
     gelu,
     head_flops,
-    in_turn,
     normalise,
-)  # fmt: skip
+    scan_layers,
+)
 
 
 def fill(x: Array, mask: Array, noise: Array) -> Array:
@@ -81,7 +81,7 @@ class Decoder(nn.Module):
             return x + y if self.residual and x.shape == y.shape else y
 
         alike = 0 if x.shape[-1] == self.width else 1  # from there on
-        x = in_turn(convs[alike:], in_turn(convs[:alike], x, step), step)
+        x = scan_layers(convs[alike:], scan_layers(convs[:alike], x, step), step)
         return x.reshape(B, T, -1)
 
 

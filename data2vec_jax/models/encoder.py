@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from data2vec_jax import parallel
-from data2vec_jax.errors import UserError, nearest
+from data2vec_jax.core import sharding
+from data2vec_jax.core.errors import UserError, nearest
 from data2vec_jax.models.layers import (
     ACTIVATIONS,
     INITS,
@@ -27,21 +27,21 @@ from data2vec_jax.models.layers import (
     dropout,
     split,
     wide,
-)  # fmt: skip
+)
 from data2vec_jax.models.positions import relative_bias, relative_index
 
 
-class Record(NamedTuple):
+class TargetSpec(NamedTuple):
     """What the teacher's layers leave behind.
 
-    top_k: the uppermost K layers are averaged, or the layers with these numbers (from 0). what:
+    top_k: the uppermost K layers are averaged, or the layers with these numbers (from 0). source:
     'ffn' (output of the feed-forward part, before dropout, residual and norm) or 'block' (output of
     the block). normalise: applied to each layer's [B, T, D] before the average. skip: leading
     tokens (class token) left out.
     """
 
     top_k: int | tuple[int, ...]
-    what: str
+    source: str
     normalise: Callable[[Array], Array]
     skip: int = 0
 
@@ -56,7 +56,7 @@ class Encoded(NamedTuple):
     """What an encoder returns.
 
     x: [B, T, D]. targets: mean over the K recorded layers [B, T, D], float32. layers, ffn: outputs
-    of each block and of its feed-forward part [L, B, T, D]. extra: leading tokens [B, E, D].
+    of each block and of its feed-forward part [L, B, T, D]. class_tokens: leading tokens [B, E, D].
     first: the input of the first block [B, T, D], with `layers`.
     """
 
@@ -64,7 +64,7 @@ class Encoded(NamedTuple):
     targets: Array | None = None
     layers: Array | None = None
     ffn: Array | None = None
-    extra: Array | None = None
+    class_tokens: Array | None = None
     first: Array | None = None
 
 
@@ -233,7 +233,7 @@ class Encoder(nn.Module):
 
     def __call__(
         self, x: Array, *, bias: Array | None = None, alibi: tuple[Array, Array] | None = None,
-        valid: Array | None = None, key: Key = None, record: Record | None = None,
+        valid: Array | None = None, key: Key = None, record: TargetSpec | None = None,
         collect: bool = False, to_bias: Callable[[Array], Array] | None = None,
     ) -> Encoded:  # fmt: skip
         """x [B, T, D] -> Encoded. `collect` adds every layer's outputs (tests, `load`, report).
@@ -254,21 +254,21 @@ class Encoder(nn.Module):
             if slope is not None:  # [B, H, T, T] here only, where it melts into the logits
                 biases.append(slope[:, None, None] * distances[:, None])
             y, t = self.block.apply(
-                {"params": parallel.gather(params)}, x, sum(biases) if biases else None, valid,
+                {"params": sharding.gather(params)}, x, sum(biases) if biases else None, valid,
                 rate, block_key, to_bias,
             )  # fmt: skip
             if key is not None and self.layerdrop:
                 y = jnp.where(jax.random.bernoulli(drop_key, self.layerdrop), x, y)
-            return parallel.split_rows(y), t
+            return sharding.split_rows(y), t
 
         policy = REMAT[self.remat]
-        if policy is None and parallel.axis_size("fsdp") > 1:
+        if policy is None and sharding.axis_size("fsdp") > 1:
             policy = REMAT["dots"]  # or the backward pass keeps every gathered weight
         if policy is not None:
             layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
 
         def recorded(y, t):
-            t = (t if record.what == "ffn" else y)[:, record.skip :]
+            t = (t if record.source == "ffn" else y)[:, record.skip :]
             return record.normalise(wide(t))
 
         def plain(x, xs):

@@ -16,17 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from data2vec_jax.errors import UserError, check_section, nearest
-from data2vec_jax.models.layers import (
-    Array,
-    Conv,
-    Key,
-    LayerNorm,
-    bert_init,
-    dropout,
-    gelu,
-    split,
-)  # fmt: skip
+from data2vec_jax.core.config import check_section
+from data2vec_jax.core.errors import UserError, nearest
+from data2vec_jax.models.layers import Array, Conv, Key, LayerNorm, bert_init, dropout, gelu, split
 from data2vec_jax.models.losses import PROBLEMS, cross_entropy, ctc_losses, problem_loss
 from data2vec_jax.models.segmentation import Segmentation
 
@@ -144,7 +136,7 @@ class Ctc(nn.Module):
         return jnp.mean(means) if self.reduction == "mean" else losses
 
 
-class Utterance(nn.Module):
+class SequenceClassifier(nn.Module):
     """A class of an utterance: projection to P, mean over valid frames, linear layer.
 
     projection: P. classes: C. weighted: of all layers.
@@ -172,7 +164,7 @@ class Utterance(nn.Module):
         return problem_loss(self.problem, outputs["logits"], labels["labels"])
 
 
-class Frames(nn.Module):
+class TokenClassifier(nn.Module):
     """A class of each frame or token."""
 
     classes: int
@@ -295,7 +287,7 @@ class MaskedLm(nn.Module):
         return cross_entropy(outputs["logits"], labels["labels"])
 
 
-class FirstToken(nn.Module):
+class ClsClassifier(nn.Module):
     """A class, or a number, of a row: the first token, linear layer, tanh, linear layer."""
 
     classes: int
@@ -451,12 +443,12 @@ HEADS: dict[str, Any] = {
     "image_pooler": ImagePooler,
     "segmentation": Segmentation,
     "ctc": Ctc,
-    "utterance": Utterance,
-    "frames": Frames,
+    "utterance": SequenceClassifier,
+    "frames": TokenClassifier,
     "xvector": XVector,
     "pooler": Pooler,
     "masked_lm": MaskedLm,
-    "sequence": FirstToken,
+    "sequence": ClsClassifier,
     "answer": Answer,
     "choice": Choice,
 }

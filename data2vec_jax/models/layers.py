@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from data2vec_jax.errors import UserError, nearest
+from data2vec_jax.core.errors import UserError, nearest
 
 Array = jax.Array
 Key = jax.Array | None
@@ -162,7 +162,7 @@ class Conv(nn.Module):
         return y
 
 
-def in_turn(convs: Sequence[Conv], x: Array, step: Callable) -> Array:
+def scan_layers(convs: Sequence[Conv], x: Array, step: Callable) -> Array:
     """x = step(conv, x) for each of `convs`, which are alike, each the child of a module in use.
 
     They become one loop, which is compiled once: a TPU's compiler takes minutes for the gradients
@@ -183,7 +183,7 @@ def in_turn(convs: Sequence[Conv], x: Array, step: Callable) -> Array:
     return lax.scan(body, x, stacked)[0]
 
 
-def take(x: Array | None, places: Array | None) -> Array | None:
+def gather_tokens(x: Array | None, places: Array | None) -> Array | None:
     """x [B, T, ...] at places int [B * M, N] -> [B * M, N, ...]; without `places` all of it.
 
     Several rows of `places` may be of one row of `x`; they are adjacent.

@@ -9,16 +9,16 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from data2vec_jax.errors import UserError, nearest
+from data2vec_jax.core.errors import UserError, nearest
 from data2vec_jax.models.layers import (
     ACTIVATIONS,
     Array,
     Conv,
     LayerNorm,
     check_activation,
-    in_turn,
     normalise,
-)  # fmt: skip
+    scan_layers,
+)
 
 
 class ConvPositions(nn.Module):
@@ -81,7 +81,7 @@ class ConvPositions(nn.Module):
                 x = normalise(x, 1e-5).astype(self.dtype)
             return ACTIVATIONS[self.activation](x)
 
-        return in_turn(convs, x, step)
+        return scan_layers(convs, x, step)
 
 
 def token_positions(valid: Array, pad: int = 1) -> Array:

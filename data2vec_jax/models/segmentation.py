@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data2vec_jax.errors import UserError
+from data2vec_jax.core.errors import UserError
 from data2vec_jax.models.layers import Array, Conv, Key, gelu
 from data2vec_jax.models.losses import cross_entropy
 from data2vec_jax.models.positions import resize

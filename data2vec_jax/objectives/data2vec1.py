@@ -17,18 +17,18 @@ import jax
 import jax.numpy as jnp
 
 from data2vec_jax import masking
-from data2vec_jax.models.layers import split, take
+from data2vec_jax.core.train_step import StepKeys
+from data2vec_jax.models.layers import gather_tokens, split
 from data2vec_jax.objectives.targets import (
-    Draw,
+    Intermediates,
     Norm,
     Objective,
-    Stages,
     make_teacher,
     monitor,
     regression,
     scale_of,
     variance_penalty,
-)  # fmt: skip
+)
 
 Array = jax.Array
 
@@ -61,10 +61,10 @@ def make_loss(
     factor = scale_of(scale, model.width)
     teach = make_teacher(model, top_k, target, layer_norms, final_norms)
 
-    def given(
+    def forward_with_masks(
         params: Any, teacher: Any, batch: Mapping[str, Array], visible: Mapping[str, Array],
         mask: Array, most: int, key: Array | None, collect: bool = False,
-    ) -> Stages:  # fmt: skip
+    ) -> Intermediates:  # fmt: skip
         """Everything after the masks. mask bool [B, T], at most `most` = M True in a row.
 
         batch, visible: what the teacher and the student see. collect: keep every layer's output.
@@ -78,26 +78,30 @@ def make_loss(
         student = {"params": params}
         tokens = apply(student, visible, front_key, method="features")
         encoded = apply(student, tokens, mask, encoder_key, collect=collect, method="encode")
-        prediction = apply(student, take(encoded.x, positions), method="predict")  # [B, M, D]
+        prediction = apply(
+            student, gather_tokens(encoded.x, positions), method="predict"
+        )  # [B, M, D]
 
         # Teacher: the targets y, from the whole input, at each masked position.
         unmasked = tokens if corrupt is None else None
         teaching, targets = teach(params, teacher, batch, unmasked, collect)
-        wanted = take(targets, positions)  # [B, M, D]
+        masked_targets = gather_tokens(targets, positions)  # [B, M, D]
 
         # Objective: summed over the masked positions; their number divides it in the train step.
         count = jnp.sum(weights)
-        parts = {"regression": factor * jnp.sum(regression(prediction, wanted, beta) * weights)}
+        parts = {
+            "regression": factor * jnp.sum(regression(prediction, masked_targets, beta) * weights)
+        }
         total = parts["regression"]
         if variance_weight:
             parts["variance"] = variance_penalty(prediction, weights, variance_margin)
             total = total + count * variance_weight * parts["variance"]
-        return Stages(
-            total, count, tokens, prediction, targets, wanted, weights, encoded, teaching, parts,
-            mask, visible,
+        return Intermediates(
+            total, count, tokens, prediction, targets, masked_targets, weights, encoded, teaching,
+            parts, mask, visible,
         )  # fmt: skip
 
-    def staged(params, teacher, batch, draw: Draw):
+    def forward(params, teacher, batch, draw: StepKeys):
         masks = sampler(batch)  # an exact count per row: every shape is static
         valid = model.valid_lengths(batch)
         mask = masking.sample(masks, draw.masks, draw.step, batch["example_id"], 1, valid)[:, 0]
@@ -105,10 +109,10 @@ def make_loss(
         if corrupt is not None:
             visible, whole, mask = corrupt(model, batch, mask, draw)
         most = masks.count(masks.length)
-        return given(params, teacher, whole, visible, mask, most, draw.noise)
+        return forward_with_masks(params, teacher, whole, visible, mask, most, draw.noise)
 
-    def loss(params, teacher, batch, draw: Draw):
-        stages = staged(params, teacher, batch, draw)
-        return stages.total, stages.count, monitor(stages)
+    def loss(params, teacher, batch, draw: StepKeys):
+        found = forward(params, teacher, batch, draw)
+        return found.total, found.count, monitor(found)
 
-    return Objective(loss, given, staged)
+    return Objective(loss, forward_with_masks, forward)

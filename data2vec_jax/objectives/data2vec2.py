@@ -1,12 +1,12 @@
 """data2vec 2.0 (arXiv 2212.07525): students that see little of an input regress what the teacher,
 their moving average, makes of all of it. One teacher's pass serves the M students of an example.
 
-    multi-mask training     M masks an example, the encoder on visible tokens only: `given`
+    multi-mask training     M masks an example, the encoder sees visible tokens only
     inverse block masking   `masking.inverse_blocks`
     teacher, targets        as in 1.0: `state.ema_update`, `targets.make_teacher`
     decoder                 noise where nothing was seen, then convolutions: `models.decoder`
     objective               L2 of prediction - y where masked (`targets.regression`), and for images
-                            L2 of the class token - mean y: the end of `given`
+                            L2 of the class token - mean y: the end of `forward_with_masks`
 
 B batch, M masks of an example, T tokens, V of them visible and N masked, D width.
 """
@@ -18,22 +18,22 @@ import jax
 import jax.numpy as jnp
 
 from data2vec_jax import masking
-from data2vec_jax.models.layers import repeat, split, take
+from data2vec_jax.core.train_step import StepKeys
+from data2vec_jax.models.layers import gather_tokens, repeat, split
 from data2vec_jax.objectives.targets import (
-    Draw,
+    Intermediates,
     Norm,
     Objective,
-    Stages,
     make_teacher,
     monitor,
     regression,
     scale_of,
-)  # fmt: skip
+)
 
 Array = jax.Array
 
 
-def draw_noise(draw: Draw, example_ids: Array, shape: tuple[int, ...]) -> Array:
+def draw_noise(draw: StepKeys, example_ids: Array, shape: tuple[int, ...]) -> Array:
     """N(0, 1) of `shape` = [M, T, D] for each of `example_ids` [B] -> [B * M, T, D].
 
     Like its masks, a function of the step and the example alone: the same on any number of devices
@@ -77,10 +77,10 @@ def make_loss(
     factor = scale_of(scale, model.width)
     teach = make_teacher(model, top_k, target, layer_norms, final_norms)
 
-    def given(
+    def forward_with_masks(
         params: Any, teacher: Any, batch: Mapping[str, Array], mask: Array, most: int, noise: Array,
         key: Array | None, collect: bool = False,
-    ) -> Stages:  # fmt: skip
+    ) -> Intermediates:  # fmt: skip
         """Everything after the draws. mask bool [B, M, T], at most `most` = N True in a row.
 
         noise: [B * M, T, D], used at masked positions. collect: keep the outputs of every layer.
@@ -103,40 +103,44 @@ def make_loss(
         # Decoder: noise where nothing was seen, convolutions over everything, a prediction there.
         valid = repeat(tokens.valid, rows)
         decoded = apply(student, encoded.x, mask, noise, valid, decoder_key, method="decode")
-        prediction = apply(student, take(decoded, positions), method="predict")  # [B * M, N, D]
+        prediction = apply(
+            student, gather_tokens(decoded, positions), method="predict"
+        )  # [B * M, N, D]
 
         # Teacher: the targets y, from the whole input, once per example.
         teaching, targets = teach(params, teacher, batch, tokens, collect)  # [B, T, D]
-        wanted = take(targets, positions)  # [B * M, N, D]
+        masked_targets = gather_tokens(targets, positions)  # [B * M, N, D]
 
         # Objective: summed over the masked positions of all students; see 1.0.
-        parts = {"regression": factor * jnp.sum(regression(prediction, wanted, beta) * weights)}
+        parts = {
+            "regression": factor * jnp.sum(regression(prediction, masked_targets, beta) * weights)
+        }
         if class_weight:
             # The class token regresses the mean target. Weighted by the row's masked positions,
             # because the sum of all terms will be divided by their number in the whole batch.
             middle = repeat(jnp.mean(targets, 1), rows)  # [B * M, D]
-            each = factor * regression(encoded.extra[:, -1], middle, beta)  # [B * M]
+            each = factor * regression(encoded.class_tokens[:, -1], middle, beta)  # [B * M]
             parts["class"] = class_weight * jnp.sum(each * jnp.sum(weights, -1))
         total = sum(parts.values())
-        return Stages(
-            total, jnp.sum(weights), tokens, prediction, targets, wanted, weights, encoded,
+        return Intermediates(
+            total, jnp.sum(weights), tokens, prediction, targets, masked_targets, weights, encoded,
             teaching, parts, mask, batch,
         )  # fmt: skip
 
-    def staged(params, teacher, batch, draw: Draw):
+    def forward(params, teacher, batch, draw: StepKeys):
         masks = sampler(batch)  # an exact count per row: every shape is static
         valid = model.valid_lengths(batch)
         mask = masking.sample(masks, draw.masks, draw.step, batch["example_id"], clones, valid)
         shape = clones, masks.length, model.width
         noise = noise_std * draw_noise(draw, batch["example_id"], shape)
         most = masks.count(masks.length)
-        return given(params, teacher, batch, mask, most, noise, draw.noise)
+        return forward_with_masks(params, teacher, batch, mask, most, noise, draw.noise)
 
-    def loss(params, teacher, batch, draw: Draw):
-        stages = staged(params, teacher, batch, draw)
-        scalars = monitor(stages)
+    def loss(params, teacher, batch, draw: StepKeys):
+        found = forward(params, teacher, batch, draw)
+        scalars = monitor(found)
         if class_weight:
-            scalars |= {f"loss_{k}": part / stages.count for k, part in stages.parts.items()}
-        return stages.total, stages.count, scalars
+            scalars |= {f"loss_{k}": part / found.count for k, part in found.parts.items()}
+        return found.total, found.count, scalars
 
-    return Objective(loss, given, staged)
+    return Objective(loss, forward_with_masks, forward)

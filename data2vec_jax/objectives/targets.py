@@ -13,31 +13,24 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from data2vec_jax import metrics
-from data2vec_jax.errors import UserError, nearest
-from data2vec_jax.models.encoder import Encoded, Record
+from data2vec_jax.core.errors import UserError, nearest
+from data2vec_jax.core.state import overlay
+from data2vec_jax.metrics.statistics import channel_std, effective_rank, explained_shares, mean_std
+from data2vec_jax.models.encoder import Encoded, TargetSpec
 from data2vec_jax.models.layers import normalise, wide
-from data2vec_jax.state import overlay
 
 Array = jax.Array
+
 EPS = 1e-5
 
 
-class Draw(NamedTuple):
-    """The randomness of one update. Masks are a function of (masks, step, example id, clone)."""
-
-    masks: Array  # PRNG key, the same in every step
-    step: Array  # int32, completed updates
-    noise: Array  # PRNG key of this step: dropout and decoder noise
-
-
-class Stages(NamedTuple):
+class Intermediates(NamedTuple):
     """What an objective computes on its way, for the loss, the monitor and the golden tests.
 
     total, count: sum of the loss over masked positions, their number. tokens: the front end's
-    output. prediction, wanted [rows, M, D] and weights [rows, M]: what entered the loss.
+    output. prediction, masked_targets [rows, M, D] and weights [rows, M]: what entered the loss.
     targets [B, T, D]: at every position. student, teacher: what their encoders returned, with every
-    layer's output if `given` was asked to `collect`. parts: the loss's terms, before their weights.
+    layer's output if `collect` was asked for. parts: the loss's terms, before their weights.
     mask: bool [rows, T], where the student sees nothing. visible: the batch that it sees.
     """
 
@@ -46,7 +39,7 @@ class Stages(NamedTuple):
     tokens: Any
     prediction: Array
     targets: Array
-    wanted: Array
+    masked_targets: Array
     weights: Array
     student: Any = None
     teacher: Any = None
@@ -56,13 +49,16 @@ class Stages(NamedTuple):
 
 
 class Objective(NamedTuple):
-    """loss: (params, teacher, batch, draw) -> (total, count, metrics); the batch's loss is total /
-    count. given: after the masks are drawn -> Stages. stages: of the arguments of `loss` -> Stages.
+    """A loss, and what it computes on its way.
+
+    loss: (params, teacher, batch, draw) -> (total, count, metrics); the batch's loss is
+    total / count. forward: the same arguments -> Intermediates. forward_with_masks: the masks are
+    given instead of drawn.
     """
 
     loss: Callable[..., tuple[Array, Array, dict[str, Array]]]
-    given: Callable[..., Stages]
-    stages: Callable[..., Stages]
+    forward_with_masks: Callable[..., Intermediates]
+    forward: Callable[..., Intermediates]
 
 
 AXES = {
@@ -71,6 +67,7 @@ AXES = {
     "group": (1, 2),  # each example, across positions and channels
     "batch": (0, 1),  # each channel, across the whole batch
 }
+
 Norm = str | tuple[int, ...]
 
 
@@ -116,7 +113,7 @@ def normaliser(norms: Sequence[Norm], valid: Array | None = None) -> Callable[[A
 
 def owns_features(model: Any, teacher: Mapping[str, Any]) -> bool:
     """Whether the teacher averages parameters of the front end, so that its features differ."""
-    return model.front in teacher
+    return model.frontend_params in teacher
 
 
 def make_teacher(
@@ -141,7 +138,7 @@ def make_teacher(
         whole = model.apply(average, batch, method="features") if own else tokens
         whole = jax.lax.stop_gradient(whole)
         counted = whole.valid if model.padding == "exact" else None
-        record = Record(top_k, target, normaliser(layer_norms, counted))
+        record = TargetSpec(top_k, target, normaliser(layer_norms, counted))
         encoded = model.apply(average, whole, record=record, collect=collect, method="encode")
         return encoded, jax.lax.stop_gradient(normaliser(final_norms, counted)(encoded.targets))
 
@@ -178,23 +175,23 @@ def variance_penalty(prediction: Array, weights: Array, margin: float) -> Array:
 
     prediction [B, M, D], weights [B, M]. It is a statistic of the whole batch.
     """
-    return jnp.mean(jax.nn.relu(margin - metrics.channel_std(prediction, weights)))
+    return jnp.mean(jax.nn.relu(margin - channel_std(prediction, weights)))
 
 
-def monitor(stages: Stages) -> dict[str, Array]:
+def monitor(found: Intermediates) -> dict[str, Array]:
     """Scalars that tell learning from collapse (spec 8.2; `metrics` says what each means)."""
-    tokens, targets, weights = stages.tokens, stages.targets, stages.weights
+    tokens, targets, weights = found.tokens, found.targets, found.weights
     valid = tokens.valid
     present = jnp.ones(targets.shape[:2]) if valid is None else valid.astype(jnp.float32)
-    by_position, by_example = metrics.explained_shares(targets, present)
-    clones = stages.wanted.shape[0] // targets.shape[0]
+    by_position, by_example = explained_shares(targets, present)
+    clones = found.masked_targets.shape[0] // targets.shape[0]
     scalars = {
-        "target_std": metrics.mean_std(stages.wanted, weights),
-        "pred_std": metrics.mean_std(stages.prediction, weights),
+        "target_std": mean_std(found.masked_targets, weights),
+        "pred_std": mean_std(found.prediction, weights),
         "masked_fraction": jnp.sum(weights) / (clones * jnp.sum(present)),
         "target_by_position": by_position,
         "target_by_example": by_example,
-        "feature_std": metrics.mean_std(tokens.x, present),
-        "feature_rank": metrics.effective_rank(tokens.x, present),
+        "feature_std": mean_std(tokens.x, present),
+        "feature_rank": effective_rank(tokens.x, present),
     }
     return jax.lax.stop_gradient(scalars)

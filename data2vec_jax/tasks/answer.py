@@ -12,15 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data2vec_jax.errors import UserError
+from data2vec_jax.core.errors import UserError
+from data2vec_jax.core.task import Task
 from data2vec_jax.modalities.text import windows
 from data2vec_jax.models.layers import wide
 from data2vec_jax.tasks import finetune, scores
-from data2vec_jax.tasks.task import Task
 
 Array = jax.Array
 ENDS = ("start", "end")
-settings, complete = finetune.settings, finetune.complete
+settings, resolve_config = finetune.settings, finetune.resolve_config
 
 
 def make_loss(model: Any, head: Any) -> Callable[..., tuple[Array, Array, dict[str, Array]]]:
@@ -107,12 +107,14 @@ def targets(config: Mapping[str, Any], head: Any) -> finetune.Targets:
     return finetune.Targets(lambda length: {}, lambda item, length: {}, check)
 
 
-JOB = finetune.Job(make_loss, make_predict, score, targets, windows)
+SPEC = finetune.FinetuneSpec(make_loss, make_predict, score, targets, windows)
 
 
 def make(config: Mapping[str, Any]) -> Task:
     """The task of a config; see `finetune.make`."""
-    return finetune.make(config, JOB)
+    return finetune.make(config, SPEC)
 
 
-outline: Callable[[Mapping[str, Any]], Task] = functools.partial(finetune.outline, job=JOB)
+abstract_task: Callable[[Mapping[str, Any]], Task] = functools.partial(
+    finetune.abstract_task, job=SPEC
+)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from data2vec_jax.errors import UserError
+from data2vec_jax.core.errors import UserError
 
 BLANK, SPACE = 0, "|"
 SPECIALS = ("<pad>", "<s>", "</s>", "<unk>")  # the blank is Hugging Face's <pad>: index 0

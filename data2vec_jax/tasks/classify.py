@@ -16,18 +16,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from data2vec_jax.core.errors import UserError, nearest
+from data2vec_jax.core.task import Task
 from data2vec_jax.data.sources import check_field, class_of
-from data2vec_jax.errors import UserError, nearest
 from data2vec_jax.models.layers import wide
 from data2vec_jax.tasks import finetune, mixing, scores, transcribe
-from data2vec_jax.tasks.task import Task
 
 Array = jax.Array
 REGRESSION, SINGLE, SEVERAL = (
     "regression", "single_label_classification", "multi_label_classification",
 )  # fmt: skip
 
-settings, complete = finetune.settings, finetune.complete
+settings, resolve_config = finetune.settings, finetune.resolve_config
 
 
 def problem_of(head: Any) -> str:
@@ -236,12 +236,14 @@ def several(label: Any, classes: int) -> np.ndarray:
     return marks
 
 
-JOB = finetune.Job(make_loss, make_predict, score, targets)
+SPEC = finetune.FinetuneSpec(make_loss, make_predict, score, targets)
 
 
 def make(config: Mapping[str, Any]) -> Task:
     """The task of a config; see `finetune.make`."""
-    return finetune.make(config, JOB)
+    return finetune.make(config, SPEC)
 
 
-outline: Callable[[Mapping[str, Any]], Task] = functools.partial(finetune.outline, job=JOB)
+abstract_task: Callable[[Mapping[str, Any]], Task] = functools.partial(
+    finetune.abstract_task, job=SPEC
+)

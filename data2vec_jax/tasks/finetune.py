@@ -17,16 +17,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from data2vec_jax import checkpoints
+from data2vec_jax.core import checkpoints
+from data2vec_jax.core.config import check_section
+from data2vec_jax.core.errors import UserError
+from data2vec_jax.core.state import matches, overlay, path_name
+from data2vec_jax.core.task import Task
 from data2vec_jax.data import batches, sources
-from data2vec_jax.errors import UserError, check_section
 from data2vec_jax.modalities import contract
 from data2vec_jax.models import adapters, heads
 from data2vec_jax.models.heads import Features
-from data2vec_jax.state import matches, overlay, path_name
 from data2vec_jax.tasks import layerwise
 from data2vec_jax.tasks.pretrain import check_rows, data_notes, make_model, placed
-from data2vec_jax.tasks.task import Task
 
 Array = jax.Array
 ALONE = r"^(?!adapters/|task/)"  # what adapters leave as it is
@@ -34,7 +35,7 @@ NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
-class Job:
+class FinetuneSpec:
     """What one fine-tuning task adds to the others.
 
     loss: (model, head, **section `loss`) -> a task's loss. predict: (model, head) -> a function
@@ -115,7 +116,7 @@ def adapter_options(
 # The config ---------------------------------------------------------------------------------------
 
 
-def complete(config: Mapping[str, Any], start: str | None = None) -> dict[str, Any]:
+def resolve_config(config: Mapping[str, Any], start: str | None = None) -> dict[str, Any]:
     """The config with what it says in other words spelled out: model, rates, what is frozen.
 
     start: a checkpoint; its config gives `model`, and the tokenizer unless one is named.
@@ -186,8 +187,8 @@ def encode(
     weighted = getattr(head, "weighted", False)
     out = apply(tokens, None, keys[1], method="encode", collect=weighted)
     x, states = out.x, None
-    if out.extra is not None:
-        x = jnp.concatenate([out.extra, out.x], axis=1)
+    if out.class_tokens is not None:
+        x = jnp.concatenate([out.class_tokens, out.x], axis=1)
     if weighted:
         states = jnp.concatenate([out.first[None], out.layers])
     return Features(x, states, model.valid_lengths(batch))
@@ -248,7 +249,7 @@ def with_targets(layout: contract.Layout, targets: Targets) -> contract.Layout:
     return replace(layout, shapes=[{**s, **targets.shapes(length)} for length, s in pairs])
 
 
-def outline(config: Mapping[str, Any], job: Job) -> Task:
+def abstract_task(config: Mapping[str, Any], job: FinetuneSpec) -> Task:
     """The task of a config without its data; its shapes are those of all buckets."""
     task = _outline(config, job)[0]
     check_rows(task.shapes, config)
@@ -350,7 +351,7 @@ def layer_notes(config: Mapping[str, Any], init: Callable, depth: int) -> list[s
     return lines
 
 
-def make(config: Mapping[str, Any], job: Job) -> Task:
+def make(config: Mapping[str, Any], job: FinetuneSpec) -> Task:
     """The fine-tuning task of a config. Reads the source's index, not its data (text: all)."""
     task, options, modality, predict, targets = _outline(config, job)
     inputs_of = job.inputs.Windows if job.inputs else modality.inputs
@@ -359,7 +360,7 @@ def make(config: Mapping[str, Any], job: Job) -> Task:
     inputs = inputs_of(source, **config["examples"])
     inputs.check(make_model(config)[1])
     examples = Examples(inputs, targets)
-    plan = batches.Plan(
+    plan = batches.TrainSampler(
         examples.bucket_of, examples.layout.buckets, options["batch_size"], config["seed"],
         options["multiple"], examples.layout.padded, options["level"],
     )  # fmt: skip
@@ -413,7 +414,7 @@ def open_part(
         return source
     chosen = np.random.default_rng(0).permutation(len(source))
     chosen = np.sort(chosen[: max(1, round(share * len(source)))])
-    return sources.Part(source, np.tile(chosen, repeat))
+    return sources.Subset(source, np.tile(chosen, repeat))
 
 
 def open_split(
@@ -426,7 +427,7 @@ def open_split(
 
 def evaluation(predict: Callable, examples: Any, options: Mapping[str, Any], score: Callable):
     """An eval: the scores of a state's predictions for every example, each once."""
-    plan = batches.Once(
+    plan = batches.EvalSampler(
         examples.bucket_of, examples.layout.buckets, options["batch_size"], options["multiple"],
         options["level"],
     )  # fmt: skip

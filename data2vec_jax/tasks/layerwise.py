@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from data2vec_jax.errors import UserError
-from data2vec_jax.state import matches, path_name
+from data2vec_jax.core.errors import UserError
+from data2vec_jax.core.state import matches, path_name
 
 BLOCKS = r"(^|/)blocks/"  # stacked: the first axis of each array is the block
 EMBEDDINGS = r"(^|/)(patches/.*|class_token|mask_embedding|positions)$"

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data2vec_jax.errors import UserError
+from data2vec_jax.core.errors import UserError
 
 START, END, UNKNOWN = "<s>", "</s>", "<unk>"  # SRILM also writes <UNK>
 NEVER = -99.0  # log10 probability of what is not predicted, such as <s>

@@ -11,14 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data2vec_jax import masking, parallel
+from data2vec_jax import masking
+from data2vec_jax.core import sharding
+from data2vec_jax.core.config import check_section
+from data2vec_jax.core.errors import UserError, nearest
+from data2vec_jax.core.state import select
+from data2vec_jax.core.task import Task
+from data2vec_jax.core.train_step import StepKeys
 from data2vec_jax.data import batches
 from data2vec_jax.data.sources import open_source
-from data2vec_jax.errors import UserError, check_section, nearest
 from data2vec_jax.modalities import contract
-from data2vec_jax.objectives.targets import Draw, axes_of, owns_features
-from data2vec_jax.state import select
-from data2vec_jax.tasks.task import Task
+from data2vec_jax.objectives.targets import axes_of, owns_features
 
 OBJECTIVES = ("data2vec1", "data2vec2")
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -44,7 +47,7 @@ def settings(
     """
 
 
-def complete(config: Mapping[str, Any], start: str | None = None) -> dict[str, Any]:
+def resolve_config(config: Mapping[str, Any], start: str | None = None) -> dict[str, Any]:
     """A pretraining config is complete; a checkpoint that it starts from must fit it."""
     return dict(config)
 
@@ -118,7 +121,7 @@ def make(config: Mapping[str, Any]) -> Task:
     source = open_source(options["source"], options["split"], modality=modality.name)
     examples = modality.examples(source, **config["examples"])
     examples.check(model)
-    plan = batches.Plan(
+    plan = batches.TrainSampler(
         examples.bucket_of, examples.layout.buckets, options["batch_size"], config["seed"],
         options["multiple"], examples.layout.padded,
     )  # fmt: skip
@@ -146,14 +149,14 @@ def make(config: Mapping[str, Any]) -> Task:
 def placed(plan: Any, examples: Any, options: Mapping[str, Any], start: int, stop: int):
     """Batches `start` to `stop` of a plan on the mesh in use. options: section `data`."""
     mesh = jax.sharding.get_mesh()
-    read = batches.RowBlocks(plan, examples, parallel.own_blocks(mesh), mesh.size)
+    read = batches.HostBatchReader(plan, examples, sharding.own_blocks(mesh), mesh.size)
     return batches.stream(
         read, start, stop, workers=options["workers"], prefetch=options["prefetch"],
-        place=lambda batch: parallel.to_global(batch, mesh),
+        place=lambda batch: sharding.to_global(batch, mesh),
     )  # fmt: skip
 
 
-def outline(config: Mapping[str, Any]) -> Task:
+def abstract_task(config: Mapping[str, Any]) -> Task:
     """The same task without its data, for programs that are compiled and not run.
 
     Its shapes are those of all buckets, the longest last.
@@ -203,7 +206,7 @@ def initialiser(model: Any, shapes: Mapping[str, Any]):
 
 def check_rows(shapes: Any, config: Mapping[str, Any]) -> None:
     """Every bucket's rows must divide over devices and micro-batches."""
-    devices, parts = parallel.device_count(), config["accumulate"]
+    devices, parts = sharding.device_count(), config["accumulate"]
     for shape in shapes:
         rows = shape["example_id"].shape[0]
         if rows % (devices * parts):
@@ -250,7 +253,7 @@ def step_flops(
 
 def validation(loss: Any, examples: Any, options: Mapping[str, Any], seed: int):
     """An eval: the pretraining loss of held-out batches, with the same masks at every step."""
-    plan = batches.Plan(
+    plan = batches.TrainSampler(
         examples.bucket_of, examples.layout.buckets, options["batch_size"], seed,
         options["multiple"], examples.layout.padded,
     )  # fmt: skip
@@ -260,17 +263,17 @@ def validation(loss: Any, examples: Any, options: Mapping[str, Any], seed: int):
     def run(state):
         total = count = 0.0
         mesh = jax.sharding.get_mesh()
-        read = batches.RowBlocks(plan, examples, parallel.own_blocks(mesh), mesh.size)
+        read = batches.HostBatchReader(plan, examples, sharding.own_blocks(mesh), mesh.size)
         for n in range(min(options["eval_batches"], plan.per_epoch)):
-            batch = parallel.to_global(read(n), mesh)
-            part = jitted(state.params, state.teacher, batch, Draw(key, jnp.int32(n), key))
+            batch = sharding.to_global(read(n), mesh)
+            part = jitted(state.params, state.teacher, batch, StepKeys(key, jnp.int32(n), key))
             total, count = total + float(part[0]), count + float(part[1])
         return {"loss": total / count}
 
     return run
 
 
-def data_notes(plan: batches.Plan, examples: Any) -> list[str]:
+def data_notes(plan: batches.TrainSampler, examples: Any) -> list[str]:
     """What the run will read: examples, batches, programs, and what padding or cropping costs."""
     lengths, buckets = np.asarray(examples.lengths), examples.layout.buckets
     used = plan.bucket_of >= 0

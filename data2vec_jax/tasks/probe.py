@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from data2vec_jax.core.errors import UserError
 from data2vec_jax.data.sources import check_field, class_of, open_named, open_source
-from data2vec_jax.errors import UserError
 from data2vec_jax.modalities.contract import Labelled, Modality
 
 

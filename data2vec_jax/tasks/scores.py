@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from data2vec_jax.errors import UserError
+from data2vec_jax.core.errors import UserError
 
 # Transcripts ------------------------------------------------------------------------------------
 

@@ -16,23 +16,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from data2vec_jax import masking
-from data2vec_jax.errors import UserError
+from data2vec_jax.core.errors import UserError
+from data2vec_jax.core.task import Task
+from data2vec_jax.core.train_step import StepKeys
 from data2vec_jax.modalities.contract import Tokens
 from data2vec_jax.modalities.speech.model import CONVS, frames, hop
 from data2vec_jax.models.heads import Ctc, Features
 from data2vec_jax.models.layers import wide
 from data2vec_jax.models.losses import ctc_losses
-from data2vec_jax.objectives.targets import Draw
 from data2vec_jax.tasks import decoding, finetune, ngrams, scores
 from data2vec_jax.tasks.characters import SPACE, SPECIALS, Characters, normalise_transcript
-from data2vec_jax.tasks.task import Task
 
 Array = jax.Array
 
 # The front end that stays as it was pretrained: all but the last norm and the projection. For
 # `optim.frozen`; `model.frontend.gradient=0` keeps its gradients out of the norm, too.
 FRONTEND = r"^frontend/(conv\d+/|norm\d+/|time_norm/)"
-settings, complete = finetune.settings, finetune.complete
+settings, resolve_config = finetune.settings, finetune.resolve_config
 NOISE = 0.01  # standard deviation of what stands for masked frames in 2.0 encoders
 
 
@@ -47,7 +47,7 @@ def spans(length: int, prob: float, width: int, min_masks: int) -> masking.Sampl
 
 
 def augment(
-    tokens: Tokens, embedding: Array | None, key: Array, draw: Draw, example_id: Array, *,
+    tokens: Tokens, embedding: Array | None, key: Array, draw: StepKeys, example_id: Array, *,
     time_prob: float, time_width: int, channel_prob: float, channel_width: int,
     zero_mask: bool = False,
 ) -> Tokens:  # fmt: skip
@@ -269,13 +269,13 @@ def make(config: Mapping[str, Any]) -> Task:
     return finetune.make(config, job(config))
 
 
-def outline(config: Mapping[str, Any]) -> Task:
+def abstract_task(config: Mapping[str, Any]) -> Task:
     """The same task without its data."""
-    return finetune.outline(config, job(config))
+    return finetune.abstract_task(config, job(config))
 
 
-def job(config: Mapping[str, Any]) -> finetune.Job:
+def job(config: Mapping[str, Any]) -> finetune.FinetuneSpec:
     """What CTC adds to fine-tuning."""
     convs = config["model"].get("frontend", {}).get("convs", CONVS)
     scored = functools.partial(score, characters=characters_of(config), step=hop(convs))
-    return finetune.Job(make_loss, make_predict, scored, targets)
+    return finetune.FinetuneSpec(make_loss, make_predict, scored, targets)

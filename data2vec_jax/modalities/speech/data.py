@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from data2vec_jax.errors import UserError
+from data2vec_jax.core.errors import UserError
 from data2vec_jax.modalities.contract import Labelled, Layout
 
 RATE = 16_000  # samples per second; nothing else is accepted, nothing is resampled

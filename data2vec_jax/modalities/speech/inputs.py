@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from data2vec_jax.data.sources import Part
-from data2vec_jax.errors import UserError
+from data2vec_jax.core.errors import UserError
+from data2vec_jax.data.sources import Subset
 from data2vec_jax.modalities.contract import Layout
 from data2vec_jax.modalities.speech.data import RATE, normalise
 from data2vec_jax.modalities.speech.model import hop, reach
@@ -68,7 +68,7 @@ class Utterances:
             for start in (window_starts(int(length), longest, overlap) if windows else (0,))
         ]
         self.owner, self.starts = np.array(rows, np.int64).reshape(-1, 2).T
-        self.utterances, self.source = source, Part(source, self.owner)
+        self.utterances, self.source = source, Subset(source, self.owner)
         self.lengths = whole[self.owner] - self.starts
         if windows:
             self.lengths = np.minimum(self.lengths, longest)

@@ -11,18 +11,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from data2vec_jax.errors import UserError
-from data2vec_jax.modalities.contract import (
-    FROZEN,
-    Batch,
-    Options,
-    Tokens,
-    build,
-    check_padding,
-)  # fmt: skip
+from data2vec_jax.core.errors import UserError
+from data2vec_jax.modalities.contract import FROZEN, Batch, Options, Tokens, build, check_padding
 from data2vec_jax.models.decoder import Decoder
 from data2vec_jax.models.decoder import flops as decoded_flops
-from data2vec_jax.models.encoder import Encoded, Encoder, Record
+from data2vec_jax.models.encoder import Encoded, Encoder, TargetSpec
 from data2vec_jax.models.encoder import flops as encoder_flops
 from data2vec_jax.models.layers import (
     ACTIVATIONS,
@@ -34,11 +27,11 @@ from data2vec_jax.models.layers import (
     check_activation,
     dense,
     dropout,
+    gather_tokens,
     normalise,
     repeat,
     split,
-    take,
-)  # fmt: skip
+)
 from data2vec_jax.models.positions import Alibi, ConvPositions
 
 # (channels, kernel, stride): 320 samples a frame, 400 samples of context (spec 2.1).
@@ -133,7 +126,7 @@ class SpeechModel(nn.Module):
     padding: str = "exact"
     mask_embedding_used: bool = True
     dtype: Any = jnp.float32
-    front: ClassVar[str] = "frontend"
+    frontend_params: ClassVar[str] = "frontend"
 
     def setup(self):
         if self.decoder is None and self.mask_embedding_used:
@@ -168,7 +161,7 @@ class SpeechModel(nn.Module):
 
     def encode(
         self, tokens: Tokens, mask: Array | None = None, key: Key = None,
-        record: Record | None = None, collect: bool = False, keep: Array | None = None,
+        record: TargetSpec | None = None, collect: bool = False, keep: Array | None = None,
     ) -> Encoded:  # fmt: skip
         """mask bool [B * M, T]: frames replaced by the learned vector, or by 0 with a decoder.
 
@@ -188,7 +181,7 @@ class SpeechModel(nn.Module):
         x = x + self.positions(x, padded)
         places = jnp.arange(x.shape[1])[None] if keep is None else keep
         alibi = None if self.alibi is None else self.alibi(places)
-        x, valid = take(x, keep), take(valid, keep)
+        x, valid = gather_tokens(x, keep), gather_tokens(valid, keep)
         post = self.encoder.norm == "post"
         x = self.norm(x) if post else x
         keys = split(key, 2)

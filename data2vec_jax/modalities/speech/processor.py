@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from data2vec_jax.errors import UserError
+from data2vec_jax.core.errors import UserError
 
 KIND = "Wav2Vec2FeatureExtractor"
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from data2vec_jax.errors import UserError, nearest
+from data2vec_jax.core.errors import UserError, nearest
 from data2vec_jax.modalities.text.tokenizer import Tokenizer
 
 MODES = ("complete_doc", "none")

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from data2vec_jax.errors import UserError
+from data2vec_jax.core.errors import UserError
 from data2vec_jax.modalities.contract import Labelled, Layout
 from data2vec_jax.modalities.text import tokenizer as tokenizers
 from data2vec_jax.modalities.text.blocks import documents_of, pad_row, token_blocks

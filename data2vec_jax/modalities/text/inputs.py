@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from data2vec_jax.errors import UserError
+from data2vec_jax.core.errors import UserError
 from data2vec_jax.modalities.contract import Layout
 from data2vec_jax.modalities.text import data
 from data2vec_jax.modalities.text.blocks import pad_row

@@ -11,20 +11,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from data2vec_jax.errors import UserError, nearest
-from data2vec_jax.modalities.contract import (
-    FROZEN,
-    Batch,
-    Options,
-    Tokens,
-    build,
-    check_padding,
-)  # fmt: skip
+from data2vec_jax.core.errors import UserError, nearest
+from data2vec_jax.modalities.contract import FROZEN, Batch, Options, Tokens, build, check_padding
 from data2vec_jax.models.decoder import Decoder
 from data2vec_jax.models.decoder import flops as decoded_flops
-from data2vec_jax.models.encoder import Encoded, Encoder, Record
+from data2vec_jax.models.encoder import Encoded, Encoder, TargetSpec
 from data2vec_jax.models.encoder import flops as encoder_flops
-from data2vec_jax.models.layers import Array, Key, LayerNorm, Mlp, bert_init, dropout, take
+from data2vec_jax.models.layers import Array, Key, LayerNorm, Mlp, bert_init, dropout, gather_tokens
 from data2vec_jax.models.positions import Alibi, token_positions
 
 PAD = 1  # index of <pad> in the vocabulary and in the position table (spec 1.3, 2.6)
@@ -102,7 +95,7 @@ class TextModel(nn.Module):
     teacher_sees: str = "all"
     padding: str = "exact"
     dtype: Any = jnp.float32
-    front: ClassVar[str] = "embeddings"
+    frontend_params: ClassVar[str] = "embeddings"
 
     def setup(self):
         if self.encoder.norm == "pre" or self.input_norm:
@@ -124,7 +117,7 @@ class TextModel(nn.Module):
 
     def encode(
         self, tokens: Tokens, mask: Array | None = None, key: Key = None,
-        record: Record | None = None, collect: bool = False, keep: Array | None = None,
+        record: TargetSpec | None = None, collect: bool = False, keep: Array | None = None,
     ) -> Encoded:  # fmt: skip
         """keep: int [B * M, V], the tokens that the blocks see, None for all.
 
@@ -134,7 +127,7 @@ class TextModel(nn.Module):
         del mask
         places = jnp.arange(tokens.x.shape[1])[None] if keep is None else keep
         alibi = None if self.alibi is None else self.alibi(places)
-        x, valid = take(tokens.x, keep), take(tokens.valid, keep)
+        x, valid = gather_tokens(tokens.x, keep), gather_tokens(tokens.valid, keep)
         x = self.norm(x) if self.input_norm else x
         out = self.encoder(x, alibi=alibi, valid=valid, key=key, record=record, collect=collect)
         return out if self.encoder.norm == "post" else out._replace(x=self.norm(out.x))

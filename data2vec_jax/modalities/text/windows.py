@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from data2vec_jax.data.sources import Part
-from data2vec_jax.errors import UserError
+from data2vec_jax.core.errors import UserError
+from data2vec_jax.data.sources import Subset
 from data2vec_jax.modalities.contract import Layout
 from data2vec_jax.modalities.text import data
 from data2vec_jax.modalities.text.blocks import pad_row
@@ -58,7 +58,7 @@ class Windows:
                 self.places.append(place_of(item, spans))
                 owner.append(number)
         self.questions, self.owner = source, np.array(owner)
-        self.source = Part(source, self.owner)
+        self.source = Subset(source, self.owner)
         self.lengths = np.array([len(row) for row in self.rows], np.int64)
         self.bucket_of = np.zeros(len(self.rows), np.int32)
 

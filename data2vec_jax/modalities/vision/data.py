@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from data2vec_jax.errors import UserError
+from data2vec_jax.core.errors import UserError
 from data2vec_jax.modalities.contract import Labelled, Layout
 
 TRIES = 10  # of a random crop, before the fallback to a centre crop

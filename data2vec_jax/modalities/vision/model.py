@@ -12,11 +12,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from data2vec_jax.errors import UserError, nearest
+from data2vec_jax.core.errors import UserError, nearest
 from data2vec_jax.modalities.contract import FROZEN, Batch, Options, Tokens, build
 from data2vec_jax.models.decoder import Decoder
 from data2vec_jax.models.decoder import flops as decoded_flops
-from data2vec_jax.models.encoder import Encoded, Encoder, Record
+from data2vec_jax.models.encoder import Encoded, Encoder, TargetSpec
 from data2vec_jax.models.encoder import flops as encoder_flops
 from data2vec_jax.models.layers import (
     Array,
@@ -26,10 +26,10 @@ from data2vec_jax.models.layers import (
     beit_init,
     dense,
     dropout,
+    gather_tokens,
     split,
-    take,
     uniform_fan_in,
-)  # fmt: skip
+)
 from data2vec_jax.models.positions import (
     Alibi,
     relative_bias,
@@ -37,7 +37,7 @@ from data2vec_jax.models.positions import (
     resize_learned,
     resize_relative,
     sincos,
-)  # fmt: skip
+)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -111,7 +111,7 @@ class VisionModel(nn.Module):
     dropout: float = 0.0
     dtype: Any = jnp.float32
     padding: ClassVar[str] = "exact"  # images have none
-    front: ClassVar[str] = "patches"
+    frontend_params: ClassVar[str] = "patches"
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -157,7 +157,7 @@ class VisionModel(nn.Module):
 
     def encode(
         self, tokens: Tokens, mask: Array | None = None, key: Key = None,
-        record: Record | None = None, collect: bool = False, keep: Array | None = None,
+        record: TargetSpec | None = None, collect: bool = False, keep: Array | None = None,
         grid: tuple[int, int] | None = None,
     ) -> Encoded:  # fmt: skip
         """mask bool [B, N]: patches replaced by the learned vector (not with a decoder).
@@ -181,7 +181,7 @@ class VisionModel(nn.Module):
             x = x + sincos(grid, self.width).astype(x.dtype)
         places = jnp.arange(x.shape[1])[None] if keep is None else keep
         alibi = None if self.alibi is None else self.alibi(places, grid, E)
-        x = take(x, keep)
+        x = gather_tokens(x, keep)
         first = [jnp.broadcast_to(token, (x.shape[0], *token.shape)) for token in first]
         x = jnp.concatenate([*first, x], axis=1)
         to_bias = functools.partial(self._relative, grid)
@@ -195,7 +195,7 @@ class VisionModel(nn.Module):
             x, bias=bias, alibi=alibi, key=keys[1], record=record, collect=collect, to_bias=to_bias
         )
         x = self.norm(out.x) if self.final_norm and not post else out.x
-        return out._replace(x=x[:, E:], extra=x[:, :E])
+        return out._replace(x=x[:, E:], class_tokens=x[:, :E])
 
     def _relative(self, grid, table):
         """Table of relative positions of the model's grid -> bias [H, 1 + N, 1 + N] of `grid`."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data2vec_jax.errors import UserError
+from data2vec_jax.core.errors import UserError
 
 KIND = "BeitImageProcessor"
 

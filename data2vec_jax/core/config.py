@@ -1,0 +1,72 @@
+"""Sections of a config: their schema is the signature of the function that they are for."""
+
+import inspect
+import numbers
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, get_args, get_origin
+
+from data2vec_jax.core.errors import UserError, nearest
+
+
+def check_section(
+    section: str, options: Mapping[str, Any], function: Callable, given: Iterable[str] = ()
+) -> None:
+    """Refuses keys of a config section that are not arguments of `function`, and values that are
+    not of the annotated type.
+
+    Every section of a config is the keyword arguments of exactly one function, so its signature
+    is the schema. `given` names the arguments that the caller supplies itself.
+    """
+    parameters = {
+        name: p
+        for name, p in inspect.signature(function).parameters.items()
+        if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
+        and name not in {*given, "self", "parent", "name"}
+    }
+    prefix = f"config.{section}" if section else "config"
+    for key in options:
+        if key not in parameters:
+            raise UserError(f"{prefix}.{key}: no such option{nearest(key, parameters)}")
+        if wanted := misfit(options[key], parameters[key].annotation):
+            raise UserError(f"{prefix}.{key}: {options[key]!r} is not {wanted}")
+    for name, parameter in parameters.items():
+        if parameter.default is parameter.empty and name not in options:
+            raise UserError(f"{prefix}: missing option '{name}'")
+
+
+# What the annotations of options are called, and the values that they take.
+KINDS = {
+    bool: ("true or false", bool), int: ("a whole number", numbers.Integral),
+    float: ("a number", numbers.Real), str: ("a text", str), Sequence: ("a list", (list, tuple)),
+    types.NoneType: ("null", types.NoneType),
+}  # fmt: skip
+
+
+def misfit(value: Any, annotation: Any) -> str:
+    """What `value` should be, or '' if it is that, or if the annotation is none of `KINDS`."""
+    union = get_origin(annotation) is types.UnionType
+    names = []
+    for each in get_args(annotation) if union else (annotation,):
+        each = get_origin(each) or each
+        if not isinstance(each, type) or each not in KINDS:
+            return ""
+        name, kind = KINDS[each]
+        if isinstance(value, kind) and (each is bool or not isinstance(value, bool)):
+            return ""
+        names.append(name)
+    return " or ".join(names)
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Dotted paths at which two JSON values differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for key in sorted({*old, *new}):
+            below = f"{path}.{key}" if path else key
+            if key not in old or key not in new:
+                found.append(below)
+            else:
+                found += differences(old[key], new[key], below)
+        return found
+    return [] if old == new else [path]

@@ -1,0 +1,215 @@
+"""Learning-rate schedules and one optax chain: clip, AdamW (or SGD, LARS), schedule."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from data2vec_jax.core.errors import UserError, nearest
+from data2vec_jax.core.state import matches, path_name
+
+Schedule = Callable[[Any], jax.Array]
+
+
+def cosine(
+    total_steps: int, *, peak: float, warmup: float, floor: float = 0.0, start: float = 0.0,
+    inclusive: bool = False,
+) -> Schedule:  # fmt: skip
+    """Linear from `start` to `peak`, then half a cosine down to `floor` at `total_steps`.
+
+    `warmup` is a share of `total_steps`. `inclusive`: the last warm-up step is already at the
+    peak (1.0 vision); otherwise the first step after it is (fairseq). Spec 9.1, 9.2.
+    """
+    steps = min(round(warmup * total_steps), total_steps)
+    ramp = max(steps - 1 if inclusive else steps, 1)
+
+    def schedule(n):
+        n = jnp.asarray(n, jnp.float32)
+        # (1 + cos(pi t)) / 2 = sin(pi (1 - t) / 2)^2, which keeps its digits towards the end.
+        rest = jnp.clip((total_steps - n) / max(total_steps - steps, 1), 0.0, 1.0)
+        after = floor + (peak - floor) * jnp.square(jnp.sin(0.5 * jnp.pi * rest))
+        return jnp.where(n < steps, start + (peak - start) * n / ramp, after)
+
+    return schedule
+
+
+def tri_stage(
+    total_steps: int, *, peak: float, warmup: float, hold: float, decay: float,
+    start_scale: float = 0.01, end_scale: float = 0.01,
+) -> Schedule:  # fmt: skip
+    """Linear warm-up, constant, then *exponential* decay; the three shares of `total_steps`.
+
+    The paper says linear decay, the code decays exponentially (spec 11, trap 17).
+    """
+    # Whole updates, rounded down, but for what a share loses in floating point.
+    up, flat, down = (int(share * total_steps + 1e-6) for share in (warmup, hold, decay))
+    rate = math.log(end_scale) / max(down, 1)
+
+    def schedule(n):
+        n = jnp.asarray(n, jnp.float32)
+        rising = peak * (start_scale + (1.0 - start_scale) * n / max(up, 1))
+        falling = peak * jnp.exp(rate * jnp.clip(n - up - flat, 0, down))
+        return jnp.where(n < up, rising, jnp.where(n < up + flat, peak, falling))
+
+    return schedule
+
+
+def linear(total_steps: int, *, peak: float, warmup: float) -> Schedule:
+    """Linear from 0 to `peak` over a share of `total_steps`, then linear to 0 (spec 3.2)."""
+    steps = round(warmup * total_steps)
+
+    def schedule(n):
+        n = jnp.asarray(n, jnp.float32)
+        falling = (total_steps - n) / max(total_steps - steps, 1)
+        return peak * jnp.where(n < steps, n / max(steps, 1), jnp.clip(falling, 0.0, 1.0))
+
+    return schedule
+
+
+def constant(total_steps: int, *, peak: float, warmup: float = 0.0) -> Schedule:
+    """Linear warm-up over a share of `total_steps`, then constant."""
+    steps = round(warmup * total_steps)
+
+    def schedule(n):
+        return peak * jnp.minimum(1.0, (jnp.asarray(n, jnp.float32) + (steps == 0)) / max(steps, 1))
+
+    return schedule
+
+
+SCHEDULES = {
+    "cosine": cosine, "tri_stage": tri_stage, "linear": linear, "constant": constant,
+}  # fmt: skip
+
+
+def make_schedule(total_steps: int, *, kind: str, **options: Any) -> Schedule:
+    """Learning rate by completed updates. Config section `schedule`."""
+    if kind not in SCHEDULES:
+        raise UserError(f"config.schedule.kind: no schedule '{kind}'{nearest(kind, SCHEDULES)}")
+    return SCHEDULES[kind](total_steps, **options)
+
+
+class AdamState(NamedTuple):
+    """count: int32 scalar. mu, nu: first and second moments, like the parameters."""
+
+    count: jax.Array
+    mu: Any
+    nu: Any
+
+
+def _one_minus_power(beta: float, count: jax.Array) -> jax.Array:
+    """1 - beta^count; the difference itself would lose four digits at beta 0.999, count 1."""
+    return -jnp.expm1(count * math.log(beta)) if beta else jnp.float32(1)
+
+
+def scale_by_adam(b1: float, b2: float, eps: float, eps_on: str) -> optax.GradientTransformation:
+    """Adam's direction with eps added to the 'raw' or to the 'corrected' root of nu.
+
+    'raw' is fairseq: mu / (sqrt(nu) + eps) * sqrt(1 - b2^t) / (1 - b1^t); 'corrected' is the
+    textbook and PyTorch. They differ only in the first steps (spec 9.1).
+    """
+    if eps_on not in ("raw", "corrected"):
+        raise UserError(f"config.optim.eps_on: '{eps_on}'; choose from raw, corrected")
+
+    def init(params):
+        zeros = lambda: jax.tree.map(jnp.zeros_like, params)  # noqa: E731
+        return AdamState(jnp.zeros([], jnp.int32), zeros(), zeros())
+
+    def update(grads, state, params=None):
+        del params
+        count = state.count + 1
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
+        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * jnp.square(g), state.nu, grads)
+        first, second = _one_minus_power(b1, count), jnp.sqrt(_one_minus_power(b2, count))
+        added = eps if eps_on == "raw" else eps * second
+        directions = jax.tree.map(lambda m, v: m * (second / first) / (jnp.sqrt(v) + added), mu, nu)
+        return directions, AdamState(count, mu, nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def clip_by_norm(limit: float) -> optax.GradientTransformation:
+    """Scales gradients by min(1, limit / (norm + 1e-6)), as PyTorch does (spec 9.1)."""
+
+    def update(grads, state, params=None):
+        del params
+        factor = jnp.minimum(1.0, limit / (optax.tree.norm(grads) + 1e-6))
+        return jax.tree.map(lambda g: g * factor, grads), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def by_path(params: Any, patterns: Sequence[str]) -> Any:
+    """A tree of bools: whether each leaf's path matches one of `patterns`."""
+    return jax.tree_util.tree_map_with_path(lambda p, _: matches(patterns, path_name(p)), params)
+
+
+def scale_by_path(rates: Sequence[tuple[str, Any]]) -> optax.GradientTransformation:
+    """Multiplies updates by the factor of the first (pattern, factor) that matches their path.
+
+    A factor is a number, or for stacked layers one number per layer.
+    """
+
+    def scale(key_path, x):
+        name = path_name(key_path)
+        factor = next((f for pattern, f in rates if matches((pattern,), name)), 1.0)
+        return x * jnp.asarray(factor).reshape(-1, *(1,) * (x.ndim - 1)) if x.ndim else x * factor
+
+    def update(updates, state, params=None):
+        del params
+        return jax.tree_util.tree_map_with_path(scale, updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def make_optimizer(
+    schedule: Schedule,
+    *,
+    kind: str = "adamw",
+    momentum: float = 0.9,
+    trust: float = 0.001,
+    betas: Sequence[float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    eps_on: str = "corrected",
+    weight_decay: float = 0.0,
+    no_decay: Sequence[str] = (),
+    clip: float | None = None,
+    frozen: Sequence[str] = (),
+    rates: Sequence[tuple[str, Any]] = (),
+) -> optax.GradientTransformation:
+    """AdamW with decoupled decay lr * weight_decay * p. Config section `optim`.
+
+    `kind`: 'adamw'; or 'sgd' and 'lars', for linear probes, with `momentum` (PyTorch's), decay as a
+    part of the gradients, and in 'lars' the `trust` ratio for matrices (You 2017; spec 2.3).
+    `no_decay`, `frozen`: path patterns of parameters that do not decay, or never change. `rates`:
+    (path pattern, factor of the learning rate, or one for each stacked layer), the first match
+    counts, 1 where none does. `clip`: limit of the global gradient norm, None for none. Moments are
+    float32, like the parameters.
+    """
+    decay, decayed = [], lambda params: jax.tree.map(lambda m: not m, by_path(params, no_decay))
+    if weight_decay:
+        decay = [optax.add_decayed_weights(weight_decay, decayed)]
+    matrices = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)  # noqa: E731
+    slow = optax.masked(optax.scale_by_trust_ratio(trust_coefficient=trust), matrices)
+    directions = {
+        "adamw": [scale_by_adam(*betas, eps, eps_on), *decay],
+        "sgd": [*decay, optax.trace(momentum)],
+        "lars": [*decay, slow, optax.trace(momentum)],
+    }
+    if kind not in directions:
+        raise UserError(f"config.optim.kind: no optimiser '{kind}'{nearest(kind, directions)}")
+    steps = [clip_by_norm(clip)] if clip else []
+    steps += directions[kind]
+    steps.append(optax.scale_by_learning_rate(schedule))
+    if rates:
+        steps.append(scale_by_path(rates))
+    if not frozen:
+        return optax.chain(*steps)
+    kept = lambda params: by_path(params, frozen)  # noqa: E731
+    learning = lambda params: jax.tree.map(lambda m: not m, kept(params))  # noqa: E731
+    # Frozen parameters have no moments, and their gradients no part in the norm that is clipped.
+    return optax.chain(
+        optax.masked(optax.chain(*steps), learning), optax.masked(optax.set_to_zero(), kept)
+    )

@@ -1,0 +1,61 @@
+"""A task on a mesh: its optimiser, its first state and its compiled programs."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from data2vec_jax.core import distributed, optimizer, sharding
+from data2vec_jax.core.state import TrainState, ema_decay
+from data2vec_jax.core.task import Task
+from data2vec_jax.core.train_step import init_state, make_train_step
+
+
+class Run:
+    """A task, its optimiser and its programs on a mesh: what train, demo and tests share.
+
+    One program is compiled per shape of batch, ahead of time, so a second compilation of the same
+    shape cannot happen. `programs` are those of a run that differs in nothing but its seed.
+    """
+
+    def __init__(
+        self, config: Mapping[str, Any], task: Task, mesh: jax.sharding.Mesh,
+        programs: dict[Any, Callable] | None = None,
+    ):  # fmt: skip
+        self.config, self.task, self.mesh = config, task, mesh
+        self.programs = {} if programs is None else programs
+        steps = config["total_steps"]
+        schedule = optimizer.make_schedule(steps, **config["schedule"])
+        self.tx = optimizer.make_optimizer(schedule, **config["optim"])
+        decay = ema_decay(steps, **config["ema"]) if task.averaged else None
+        self.train_step = make_train_step(
+            task, self.tx, decay, schedule, config["accumulate"], mesh.size
+        )
+        self.abstract = jax.eval_shape(lambda seed: self._init(jax.random.key(seed)), 0)
+        places = sharding.shardings(self.abstract, mesh, **config.get("sharding", {}))
+        self.abstract = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), self.abstract, places
+        )
+        self._jit_init = jax.jit(self._init, out_shardings=places)
+        self._jit_step = jax.jit(self.train_step, donate_argnums=0, out_shardings=(places, None))
+
+    def _init(self, key):
+        return init_state(self.task, self.tx, key)
+
+    def init(self, seed: int) -> TrainState:
+        """The first state of a seed, sharded over the mesh."""
+        with jax.set_mesh(self.mesh):
+            return self._jit_init(jax.random.key(seed))
+
+    def program(self, batch: Mapping[str, Any]) -> Callable:
+        """The compiled train step for batches of this shape."""
+        shape = tuple(sorted((k, v.shape, str(v.dtype)) for k, v in batch.items()))
+        if shape not in self.programs:
+            rows = jax.sharding.NamedSharding(self.mesh, sharding.BATCH)
+            abstract = {
+                k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=rows) for k, v in batch.items()
+            }
+            with jax.set_mesh(self.mesh):
+                self.programs[shape] = self._jit_step.lower(self.abstract, abstract).compile()
+            distributed.barrier()  # one found it in its cache, another compiles for minutes
+        return self.programs[shape]

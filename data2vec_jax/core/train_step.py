@@ -1,0 +1,108 @@
+"""The one train step of every task: gradients, update, moving average of the teacher."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from data2vec_jax.core.state import TrainState, ema_update, overlay, select
+from data2vec_jax.core.task import Scalars, Task
+
+
+class StepKeys(NamedTuple):
+    """The randomness of one update. Masks are a function of (masks, step, example id, clone)."""
+
+    masks: jax.Array  # PRNG key, the same in every step
+    step: jax.Array  # int32, completed updates
+    noise: jax.Array  # PRNG key of this step: dropout and decoder noise
+
+
+def init_state(task: Task, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
+    """The first state. The teacher starts as a copy of the student, in buffers of its own."""
+    init_key, run_key = jax.random.split(key)
+    params = task.init(init_key)
+    teacher = jax.tree.map(lambda x: jnp.array(x, copy=True), params)
+    teacher = select(teacher, task.averaged)
+    return TrainState(jnp.int32(0), params, teacher, tx.init(params), run_key)
+
+
+def step_keys(state: TrainState) -> StepKeys:
+    """The randomness of the next update."""
+    masks, noise = jax.random.split(state.key)
+    return StepKeys(masks, state.step, jax.random.fold_in(noise, state.step))
+
+
+def make_train_step(
+    task: Task,
+    tx: optax.GradientTransformation,
+    decay: Callable[[jax.Array], jax.Array] | None,
+    schedule: Callable[[jax.Array], jax.Array],
+    accumulate: int = 1,
+    shards: int = 1,
+) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, Scalars]]:
+    """`train_step(state, batch) -> (state, metrics)`: pure, for one `jax.jit` with donation.
+
+    accumulate: micro-batches per update; gradients of sums are added, then divided by the count of
+    the whole batch, so that they equal the large batch's. shards: devices that rows are split over.
+    decay: of the teacher's average, unused without one.
+    """
+
+    def gradients(state, batch, noise):
+        draw = step_keys(state)._replace(noise=noise)
+
+        def total(params):
+            loss, count, metrics = task.loss(params, state.teacher, batch, draw)
+            return loss, (count, metrics)
+
+        (loss, (count, metrics)), grads = jax.value_and_grad(total, has_aux=True)(state.params)
+        return grads, loss, count, metrics
+
+    def train_step(state, batch):
+        noise = step_keys(state).noise
+        if accumulate == 1:
+            grads, loss, count, metrics = gradients(state, batch, noise)
+        else:
+            parts = micro_batches(batch, accumulate, shards)
+            noises = jax.random.split(noise, accumulate)
+            zero = jax.eval_shape(gradients, state, jax.tree.map(lambda x: x[0], parts), noises[0])
+            zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zero)
+
+            def add(sums, part):
+                grads, loss, count, metrics = gradients(state, *part)
+                metrics = jax.tree.map(lambda m: m * count, metrics)
+                return jax.tree.map(jnp.add, sums, (grads, loss, count, metrics)), None
+
+            (grads, loss, count, metrics), _ = jax.lax.scan(add, zero, (parts, noises))
+            metrics = jax.tree.map(lambda m: m / count, metrics)
+        grads = jax.tree.map(lambda g: g / count, grads)
+
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        params = overlay(params, metrics.pop("assigned", {}))
+        done = state.step + 1
+        teacher = state.teacher
+        if task.averaged:
+            teacher = ema_update(teacher, params, decay(done))
+        metrics = metrics | {
+            "loss": loss / count,
+            "loss_count": count,
+            "grad_norm": optax.tree.norm(grads),
+            "learning_rate": schedule(state.step),
+        }
+        if task.averaged:
+            metrics["ema_decay"] = decay(done)
+        return TrainState(done, params, teacher, opt_state, state.key), metrics
+
+    return train_step
+
+
+def micro_batches(batch: Any, parts: int, shards: int) -> Any:
+    """[G, ...] -> [parts, G / parts, ...], every device keeping its own rows."""
+
+    def split(x):
+        rows = x.reshape(shards, parts, -1, *x.shape[1:])
+        return jnp.moveaxis(rows, 1, 0).reshape(parts, -1, *x.shape[1:])
+
+    return jax.tree.map(split, batch)

@@ -1,0 +1,18 @@
+"""Masks for pretraining, drawn on the device from (seed, step, example id, clone).
+
+`make` builds the sampler of a config section, `sample` draws the masks of a batch. The proposals of
+the papers are in `spans` (speech), `tokens` (text) and `blocks` (vision), what they share in
+`sampler`.
+"""
+
+from data2vec_jax.masking.blocks import blocks, inverse_blocks
+from data2vec_jax.masking.kinds import KINDS, make
+from data2vec_jax.masking.sampler import Sampler, drop, equalise, kept, positions, sample
+from data2vec_jax.masking.spans import block_spans, spans
+from data2vec_jax.masking.tokens import LEAVE, MASK, RANDOM, bert_roles, independent, token_spans
+
+__all__ = [
+    "KINDS", "LEAVE", "MASK", "RANDOM", "Sampler", "bert_roles", "block_spans", "blocks", "drop",
+    "equalise", "independent", "inverse_blocks", "kept", "make", "positions", "sample", "spans",
+    "token_spans",
+]  # fmt: skip

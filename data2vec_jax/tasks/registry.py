@@ -1,0 +1,53 @@
+"""Which module is the task of a config, and whether all of its sections make sense."""
+
+import importlib
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from data2vec_jax.core import optimizer, sharding
+from data2vec_jax.core.checkpoints import Checkpoints
+from data2vec_jax.core.config import check_section
+from data2vec_jax.core.errors import UserError, nearest
+from data2vec_jax.core.state import ema_decay
+from data2vec_jax.metrics.collapse import CollapseMonitor
+
+# A task's module has: settings, whose arguments are the config; resolve_config, (config, start) ->
+# the config with what the checkpoint of the start decides; make, config -> Task; abstract_task, the
+# same without data.
+MODULES = ("pretrain", "classify", "transcribe", "answer")
+
+
+def task_module(config: Mapping[str, Any]) -> ModuleType:
+    """The module of `config.task`."""
+    name = config.get("task", "pretrain")
+    if name not in MODULES:
+        raise UserError(f"config.task: no task '{name}'{nearest(str(name), MODULES)}")
+    return importlib.import_module(f"data2vec_jax.tasks.{name}")
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """Refuses unknown or missing options before anything is read or compiled."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            continue
+        if key in ("total_steps", "accumulate") and (not isinstance(value, int) or value < 1):
+            raise UserError(f"config.{key}: {value} is not a positive integer")
+    module = task_module(config)
+    try:
+        check_section("", config, module.settings)
+    except UserError as error:
+        raise UserError(
+            str(error).replace("config..", "config.").replace("config.:", "config:")
+        ) from None
+    check_section("mesh", config["mesh"], sharding.make_mesh, given=("devices",))
+    check_section("sharding", config.get("sharding", {}), sharding.shardings, ("tree", "mesh"))
+    check_section("optim", config["optim"], optimizer.make_optimizer, given=("schedule",))
+    schedule = dict(config["schedule"])
+    kind = optimizer.SCHEDULES.get(schedule.pop("kind", None), optimizer.make_schedule)
+    if kind is not optimizer.make_schedule:
+        check_section("schedule", schedule, kind, given=("total_steps",))
+    check_section("checkpoint", config["checkpoint"], Checkpoints, given=("directory",))
+    if "ema" in config:
+        check_section("ema", config["ema"], ema_decay, given=("total_steps",))
+    check_section("collapse", config.get("collapse", {}), CollapseMonitor)

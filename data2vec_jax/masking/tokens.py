@@ -33,8 +33,8 @@ def bert_roles(
             jnp.asarray(table(size, lambda n, s=share: round(n * s)), jnp.int32)[chosen]
             for share in (random, random + leave)
         ]
-        ranks = ranks(key, ~mask)
-        is_random, is_other = (smallest(ranks, end) for end in ends)
+        order = ranks(key, ~mask)
+        is_random, is_other = (smallest(order, end) for end in ends)
     else:
         draw = jax.random.uniform(key, (size,))
         is_random, is_other = draw < random, draw < random + leave

@@ -1,10 +1,12 @@
 """What data2vec needs to know about one kind of signal.   B batch, T tokens, D width.
 
-A modality is one folder with one record, `MODALITY`. To add EEG, music or video, add a folder and a
-config file: nothing else changes.
+A modality is one folder with one record, `MODALITY`: a folder beside this file, or a module of your
+own. To add EEG, music or video, write one and a config file: nothing else changes
+(docs/add_a_modality.md).
 """
 
 import importlib
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +23,6 @@ from data2vec_jax.core.errors import UserError, nearest
 Batch = Mapping[str, jax.Array]
 Options = Mapping[str, Any]
 FROZEN: Options = MappingProxyType({})
-NAMES = ("speech", "vision", "text")
 
 
 class Tokens(NamedTuple):
@@ -113,11 +114,54 @@ class Modality:
     corrupt: Callable[..., Any] | None = None
 
 
+def names() -> list[str]:
+    """Modalities that come with the package: the folders beside this file."""
+    return sorted(path.parent.name for path in Path(__file__).parent.glob("*/modality.py"))
+
+
 def get(name: str) -> Modality:
-    """The record of the modality `name`."""
-    if name not in NAMES:
-        raise UserError(f"config.modality: no modality '{name}'{nearest(name, NAMES)}")
-    return importlib.import_module(f"data2vec_jax.modalities.{name}.modality").MODALITY
+    """The record of the modality `name`, the value of `config.modality`.
+
+    name: a folder beside this file, or the dotted path of an importable module of the user's own
+    that holds `MODALITY`, itself or in its submodule `modality`.
+    Raises UserError: there is no such folder or module, or no `MODALITY` in it.
+    """
+    shipped = names()
+    if name in shipped:
+        return importlib.import_module(f"{__package__}.{name}.modality").MODALITY
+    parts = name.split(".")
+    known = all(part.isidentifier() for part in parts)
+    if not known or (len(parts) == 1 and importlib.util.find_spec(name) is None):
+        raise UserError(
+            f"config.modality: no modality '{name}'{nearest(name, shipped)}; "
+            "one of your own is the dotted path of its module"
+        )
+    module = _import_own(name)
+    if not hasattr(module, "MODALITY") and hasattr(module, "__path__"):
+        inner = f"{name}.modality"
+        module = _import_own(inner) if importlib.util.find_spec(inner) else module
+    found = getattr(module, "MODALITY", None)
+    if not isinstance(found, Modality):
+        raise UserError(f"config.modality: module {name} has no MODALITY, a contract.Modality")
+    return found
+
+
+def _import_own(name: str) -> Any:
+    """A module of the user's own. Raises UserError: it, or one that it imports, is not found."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing = error.name
+        if name == missing or name.startswith(f"{missing}."):
+            raise UserError(
+                f"config.modality: cannot import '{name}', there is no module {missing} in the "
+                "current folder, in PYTHONPATH, or installed"
+            ) from None
+        raise UserError(
+            f"config.modality: cannot import '{name}', it needs the module {missing}"
+        ) from None
+    except ImportError as error:
+        raise UserError(f"config.modality: cannot import '{name}': {error}") from None
 
 
 def check_padding(padding: str) -> str:

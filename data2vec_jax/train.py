@@ -26,7 +26,7 @@ from data2vec_jax.core.config import differences
 from data2vec_jax.core.errors import STOPPED, UserError
 from data2vec_jax.core.run import Run
 from data2vec_jax.core.state import TrainState
-from data2vec_jax.metrics.collapse import CollapseMonitor
+from data2vec_jax.metrics.collapse import CollapseConfig, CollapseMonitor
 from data2vec_jax.metrics.parameters import parameter_table
 from data2vec_jax.metrics.throughput import Stopwatch, Throughput
 from data2vec_jax.metrics.writer import Writer
@@ -92,7 +92,7 @@ def train(
     distributed.on_first(claim)
 
     watch = Stopwatch()
-    monitor = CollapseMonitor(**config.get("collapse", {}))
+    monitor = CollapseMonitor(CollapseConfig(**config.get("collapse", {})))
     with (
         jax.set_mesh(mesh),
         Checkpoints(workdir.resolve() / "checkpoints", **config["checkpoint"]) as checkpoints,

@@ -1,4 +1,4 @@
-"""metrics.py against small independent references, and the writer against a crash."""
+"""metrics/ against small independent references, and the writer against a crash."""
 
 import io
 import json
@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from data2vec_jax.core.errors import UserError
-from data2vec_jax.metrics.collapse import CollapseMonitor
+from data2vec_jax.metrics.collapse import CollapseConfig, CollapseMonitor
 from data2vec_jax.metrics.hardware import peak_flops, peak_of_kind
 from data2vec_jax.metrics.parameters import parameter_table
 from data2vec_jax.metrics.statistics import effective_rank, explained_shares, mean_std
@@ -158,8 +158,10 @@ def test_an_eval_repeated_at_the_restored_step_is_written_once(tmp_path):
             writer.write(2, "eval", {"score": 1.0})
             writer.write(2, "probe", {"score": 1.0})
     assert [(x["step"], x["split"]) for x in read(tmp_path)] == [
-        (2, "train"), (2, "eval"), (2, "probe"),
-    ]  # fmt: skip
+        (2, "train"),
+        (2, "eval"),
+        (2, "probe"),
+    ]
 
 
 def test_a_run_from_the_start_begins_a_new_file(tmp_path):
@@ -342,8 +344,10 @@ def test_throughput_leaves_out_compile_eval_and_save(monkeypatch):
         clock.now += 3
     # Two steps in 4 s; two steps' FLOPs are half of one second of the four devices.
     assert speed.read(12) == {
-        "examples_per_second": 16.0, "mfu": 0.5 / 4, "goodput": pytest.approx(3 / 154),
-    }  # fmt: skip
+        "examples_per_second": 16.0,
+        "mfu": 0.5 / 4,
+        "goodput": pytest.approx(3 / 154),
+    }
     with watch.measure("eval"):
         clock.now += 7
     with watch.measure("train"):
@@ -518,7 +522,7 @@ def test_statistics_do_not_depend_on_the_sharding():
 
 
 def test_an_alarm_sounds_once_until_the_value_has_recovered():
-    monitor = CollapseMonitor()
+    monitor = CollapseMonitor(CollapseConfig())
     values = [0.5, 0.09, 0.08, 0.101, 0.09, 0.2, 0.05]  # 0.101 is no recovery yet
     texts = [monitor.check(n, {"target_std": v}) for n, v in enumerate(values, 1)]
     assert [len(t) for t in texts] == [0, 1, 0, 0, 0, 0, 1]
@@ -528,16 +532,22 @@ def test_an_alarm_sounds_once_until_the_value_has_recovered():
 
 
 def test_each_kind_of_collapse_has_its_alarm():
-    monitor = CollapseMonitor()
+    monitor = CollapseMonitor(CollapseConfig())
     healthy = {
-        "target_std": 0.5, "pred_std": 0.4, "target_by_position": 0.2, "target_by_example": 0.1,
+        "target_std": 0.5,
+        "pred_std": 0.4,
+        "target_by_position": 0.2,
+        "target_by_example": 0.1,
         "loss": 1.0,
-    }  # fmt: skip
+    }
     assert monitor.check(1, healthy) == []
     assert monitor.check(2, {"loss": 1.0}) == []
     bad = {
-        "target_std": 0.01, "pred_std": 0.001, "target_by_position": 0.95, "target_by_example": 0.99
-    }  # fmt: skip
+        "target_std": 0.01,
+        "pred_std": 0.001,
+        "target_by_position": 0.95,
+        "target_by_example": 0.99,
+    }
     texts = monitor.check(3, bad)
     assert len(texts) == 4
     assert "95%" in texts[2] and "position" in texts[2] and "over time" in texts[3]
@@ -546,19 +556,21 @@ def test_each_kind_of_collapse_has_its_alarm():
 
 def test_limits_can_be_switched_off_and_warnings_delayed():
     off = CollapseMonitor(
-        min_target_std=0, min_pred_std=0, max_position_share=1, max_example_share=1, abort=True
+        CollapseConfig(
+            min_target_std=0, min_pred_std=0, max_position_share=1, max_example_share=1, abort=True
+        )
     )
     worst = {"target_std": 0, "pred_std": 0, "target_by_position": 1, "target_by_example": 1}
     assert off.check(9000, worst) == []
-    late = CollapseMonitor(warn_after=10)
+    late = CollapseMonitor(CollapseConfig(warn_after=10))
     assert late.check(10, worst) == [] and len(late.check(11, worst)) == 4
 
 
 def test_abort_only_if_asked_for_and_only_after_the_given_step():
     bad, hidden = {"pred_std": 0.001}, {"target_by_position": 0.99}
-    patient = CollapseMonitor(after=100)
+    patient = CollapseMonitor(CollapseConfig(after=100))
     assert len(patient.check(101, bad)) == 1
-    strict = CollapseMonitor(after=100, abort=True)
+    strict = CollapseMonitor(CollapseConfig(after=100, abort=True))
     assert len(strict.check(100, bad)) == 1
     assert len(strict.check(101, hidden)) == 1  # shares only warn
     with pytest.raises(UserError, match=r"step 101: predictions hardly vary .*stopped"):

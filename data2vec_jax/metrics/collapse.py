@@ -1,72 +1,18 @@
-"""Alarms: the ways in which a student fools itself, seen in the scalars of a step."""
+"""The collapse monitor: warns when a pretraining run's scalars show that it learns nothing.
 
+The one module of `metrics` that knows what is trained: a student and a teacher, by the scalars
+`target_std`, `pred_std` (`statistics.mean_std`), `target_by_position` and `target_by_example`
+(`statistics.explained_shares`).
+"""
+
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from data2vec_jax.core.errors import UserError
 
-
-class CollapseError(UserError):
-    """The representations have collapsed and the run was told to stop when they do."""
-
-
-class CollapseMonitor:
-    """Looks at the scalars of a step, on the host, for the ways in which a student fools itself.
-
-    Reads `target_std` and `pred_std` (`mean_std`), `target_by_position` and `target_by_example`
-    (`explained_shares`), whichever are there. The limits on the two deviations, and stopping
-    after more than `after` updates, are fairseq's (spec 8.2); a limit of 0 (deviations) or 1
-    (shares) switches an alarm off. Shares only warn.
-
-    Args:
-      min_target_std, min_pred_std: alarm below.
-      max_position_share, max_example_share: alarm above.
-      after: completed updates that a run has to recover before `abort` acts.
-      abort: raise `CollapseError` instead of warning on, if a deviation is below its limit.
-      warn_after: completed updates before the first warning.
-    """
-
-    def __init__(
-        self,
-        *,
-        min_target_std: float = 0.1,
-        min_pred_std: float = 0.01,
-        max_position_share: float = 0.9,
-        max_example_share: float = 0.9,
-        after: int = 5000,
-        abort: bool = False,
-        warn_after: int = 0,
-    ):
-        self._low = {"target_std": min_target_std, "pred_std": min_pred_std}
-        self._high = {
-            "target_by_position": max_position_share,
-            "target_by_example": max_example_share,
-        }
-        self._after, self._abort, self._warn_after = after, abort, warn_after
-        self._active: set[str] = set()
-
-    def check(self, step: int, scalars: Mapping[str, Any]) -> list[str]:
-        """New warnings, a line each: once per kind, and again only after it has recovered."""
-        lines = []
-        for name, limit in (self._low | self._high).items():
-            if name not in scalars or step <= self._warn_after:
-                continue
-            value = float(scalars[name])
-            low = name in self._low
-            if value < limit if low else value > limit:
-                text = f"step {step:,}: {_COLLAPSE[name].format(value=value, limit=limit)}"
-                if low and self._abort and step > self._after:
-                    raise CollapseError(f"{text} (stopped: collapse.abort is on)")
-                if name not in self._active:
-                    lines.append(f"warning: {text}")
-                self._active.add(name)
-            # A margin, or a value that trembles around its limit would warn at every other step.
-            elif value > 1.1 * limit if low else value < 0.95 * limit:
-                self._active.discard(name)
-        return lines
-
-
-_COLLAPSE = {
+# Scalar -> the warning when it is beyond its limit.
+WARNINGS = {
     "target_std": (
         "targets hardly vary (target_std {value:.3g} < {limit:g}): the teacher is collapsing to a"
         " constant; try a lower learning rate, a longer warm-up, a higher EMA decay, or"
@@ -88,3 +34,84 @@ _COLLAPSE = {
         " lower learning rate, a longer warm-up, or another EMA decay"
     ),
 }
+
+
+class CollapseError(UserError):
+    """The representations have collapsed, and `collapse.abort` asks to stop the run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Limit:
+    """The smallest (`minimum`) or the largest healthy value of a scalar."""
+
+    value: float
+    minimum: bool
+
+    def violated_by(self, value: float) -> bool:
+        return value < self.value if self.minimum else value > self.value
+
+    def recovered_at(self, value: float) -> bool:
+        """Whether `value` is back by a margin: one that trembles around its limit is not."""
+        return value > 1.1 * self.value if self.minimum else value < 0.95 * self.value
+
+
+@dataclasses.dataclass(frozen=True)
+class CollapseConfig:
+    """Section `collapse` of a config.
+
+    The defaults of the two minima and of `after` are fairseq's (spec 8.2).
+    """
+
+    min_target_std: float = 0.1  # warn below; 0 switches the alarm off
+    min_pred_std: float = 0.01  # warn below; 0 switches the alarm off
+    max_position_share: float = 0.9  # warn above; 1 switches the alarm off
+    max_example_share: float = 0.9  # warn above; 1 switches the alarm off
+    after: int = 5000  # completed updates before `abort` acts: time to recover
+    abort: bool = False  # stop the run if a standard deviation is below its minimum
+    warn_after: int = 0  # completed updates before the first warning
+
+    def limits(self) -> dict[str, Limit]:
+        """Scalar -> its limit, of the alarms that are on."""
+        minima = {"target_std": self.min_target_std, "pred_std": self.min_pred_std}
+        maxima = {
+            "target_by_position": self.max_position_share,
+            "target_by_example": self.max_example_share,
+        }
+        return {name: Limit(value, True) for name, value in minima.items() if value > 0} | {
+            name: Limit(value, False) for name, value in maxima.items() if value < 1
+        }
+
+
+class CollapseMonitor:
+    """Compares the scalars of each logged step, on the host, with the limits of a config."""
+
+    def __init__(self, config: CollapseConfig):
+        self._config = config
+        self._limits = config.limits()
+        self._active: set[str] = set()
+
+    def check(self, step: int, scalars: Mapping[str, Any]) -> list[str]:
+        """New warnings after `step` completed updates, one line each.
+
+        A scalar that is absent is not checked. Each alarm sounds once, and again only after its
+        scalar has recovered.
+
+        Raises:
+          CollapseError: a standard deviation is below its minimum after more than `after` updates
+            and `abort` is on.
+        """
+        warnings = []
+        for name, limit in self._limits.items():
+            if name not in scalars or step <= self._config.warn_after:
+                continue
+            value = float(scalars[name])
+            if limit.violated_by(value):
+                text = f"step {step:,}: {WARNINGS[name].format(value=value, limit=limit.value)}"
+                if limit.minimum and self._config.abort and step > self._config.after:
+                    raise CollapseError(f"{text} (stopped: collapse.abort is on)")
+                if name not in self._active:
+                    warnings.append(f"warning: {text}")
+                self._active.add(name)
+            elif limit.recovered_at(value):
+                self._active.discard(name)
+        return warnings

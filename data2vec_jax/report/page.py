@@ -22,7 +22,7 @@ import numpy as np
 
 from data2vec_jax.cli.arguments import Arguments
 from data2vec_jax.core.errors import UserError, nearest
-from data2vec_jax.metrics.collapse import CollapseMonitor
+from data2vec_jax.metrics.collapse import CollapseConfig, CollapseMonitor
 from data2vec_jax.metrics.writer import FILE, Line, read_lines
 
 # Okabe and Ito's palette, in an order whose first colours also differ in brightness.
@@ -453,7 +453,9 @@ def _health(run: Run) -> str:
     if not run.train or "target_std" not in run.train[-1]:
         return ""
     last = run.train[-1]
-    warnings = CollapseMonitor().check(last["step"], last)
+    warnings = CollapseMonitor(CollapseConfig(**run.config.get("collapse", {}))).check(
+        last["step"], last
+    )
     broken = [name for name, value in last.items() if not math.isfinite(value)]
     if broken:
         warnings.insert(0, f"step {last['step']:,}: not finite: {', '.join(broken)}")

@@ -41,7 +41,7 @@ def settings(
     patterns of the teacher's own parameters. data: `pretrain.data_options`. ema:
     `state.ema_decay`. schedule: `optim.make_schedule`. optim: `optim.make_optimizer`. mesh:
     `parallel.make_mesh`. sharding: `parallel.shardings`, if its rule is not what you want.
-    checkpoint: `Checkpoints`. collapse: `metrics.CollapseMonitor`.
+    checkpoint: `Checkpoints`. collapse: `metrics.collapse.CollapseConfig`.
     log_every, eval_every: in steps, 0 for never. accumulate: micro-batches per update. dtype: of
     the computation, 'float32' or 'bfloat16'.
     """

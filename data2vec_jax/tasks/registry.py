@@ -10,7 +10,7 @@ from data2vec_jax.core.checkpoints import Checkpoints
 from data2vec_jax.core.config import check_section
 from data2vec_jax.core.errors import UserError, nearest
 from data2vec_jax.core.state import ema_decay
-from data2vec_jax.metrics.collapse import CollapseMonitor
+from data2vec_jax.metrics.collapse import CollapseConfig
 
 # A task's module has: settings, whose arguments are the config; resolve_config, (config, start) ->
 # the config with what the checkpoint of the start decides; make, config -> Task; abstract_task, the
@@ -50,4 +50,4 @@ def check_config(config: Mapping[str, Any]) -> None:
     check_section("checkpoint", config["checkpoint"], Checkpoints, given=("directory",))
     if "ema" in config:
         check_section("ema", config["ema"], ema_decay, given=("total_steps",))
-    check_section("collapse", config.get("collapse", {}), CollapseMonitor)
+    check_section("collapse", config.get("collapse", {}), CollapseConfig)

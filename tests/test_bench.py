@@ -14,7 +14,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from data2vec_jax.bench import benchmark, torch_baseline
+from data2vec_jax.bench import __main__ as command
+from data2vec_jax.bench import benchmark, measure, sweep, torch_baseline
+from data2vec_jax.bench.subject import Subject, sized
 from data2vec_jax.convert import export
 from data2vec_jax.convert.ours import Checkpoint
 from data2vec_jax.convert.tables import entries_of, flatten
@@ -35,12 +37,12 @@ def config_of(name, variant):
 
 def subject_of(name):
     """A smoke config without dropout, not compiled, in float32."""
-    config = benchmark.sized(config_of(name, "smoke"), None, jax.devices()[:1])
+    config = sized(config_of(name, "smoke"), None, jax.devices()[:1])
     config["model"]["dropout"] = 0.0
     config["model"]["encoder"] |= dict(
         dropout=0.0, attention_dropout=0.0, layerdrop=0.0, drop_path=0.0
     )
-    return benchmark.Subject(config, jax.devices()[:1])
+    return Subject(config, jax.devices()[:1])
 
 
 def give_weights(other, subject):
@@ -71,7 +73,7 @@ def conv_backward_flops(gradient, x, kernel, *_, **__):
 @pytest.mark.parametrize("name", ["speech_v1", "text_v1", "vision_v1"])
 def test_peer_has_our_loss_and_our_flops(name):
     subject = subject_of(name)
-    other = benchmark.make_peer(subject, attention="eager")
+    other = benchmark.make_torch_baseline(subject, attention="eager")
     give_weights(other, subject)
 
     @jax.jit
@@ -92,12 +94,12 @@ def test_peer_has_our_loss_and_our_flops(name):
 
 
 def test_bench_with_peer_writes_numbers_that_agree(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(benchmark, "BLOCKS", 2)
-    monkeypatch.setattr(benchmark, "LEAST_BLOCKS", 2)
+    monkeypatch.setattr(measure, "BLOCKS", 2)
+    monkeypatch.setattr(measure, "LEAST_BLOCKS", 2)
     monkeypatch.setattr(benchmark, "DATA_STEPS", 2)
     file = tmp_path / "bench.json"
     config = f"--config={conftest.ROOT / 'configs/vision_v1.py'}:smoke"
-    benchmark.main(["bench", config, "--peer", "--batch=3", f"--json={file}"])
+    command.main(["bench", config, "--peer", "--batch=3", f"--json={file}"])
     said, result = capsys.readouterr().out, json.loads(file.read_text())
     assert result["batch_size"] == 3
     assert result["examples_per_second"] == pytest.approx(3 / result["step_seconds"])
@@ -122,7 +124,7 @@ def test_peer_is_of_1_0_only():
 def test_wrong_options_are_one_line(capsys):
     config = f"--config={conftest.ROOT / 'configs/vision_v1.py'}:smoke"
     with pytest.raises(SystemExit) as stopped:
-        benchmark.main(["bench", config, "--batch=many"])
+        command.main(["bench", config, "--batch=many"])
     assert stopped.value.code == 2
     assert capsys.readouterr().err.startswith("error: --batch=many")
 
@@ -130,27 +132,27 @@ def test_wrong_options_are_one_line(capsys):
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("axis", ["batch", "length", "depth", "width", "clones"])
 def test_sweep_scales_one_size_and_flops_follow(name, axis):
-    base = benchmark.sized(config_of(name, "base"), None, jax.devices()[:1])
+    base = sized(config_of(name, "base"), None, jax.devices()[:1])
     flops, sizes = [], []
-    for share in benchmark.SHARES:
-        config = benchmark.scaled(base, axis, share)
+    for share in sweep.SHARES:
+        config = sweep.scaled(base, axis, share)
         if config is None:
             assert axis == "clones" and name.endswith("1")
             return
-        sizes.append(benchmark.sizes_of(config))
+        sizes.append(sweep.sizes_of(config))
         task = pretrain.abstract_task(config)
         flops.append(task.flops(task.shapes[-1]))
-    assert sizes[-1 if axis != "batch" else 0] == benchmark.sizes_of(base)
+    assert sizes[-1 if axis != "batch" else 0] == sweep.sizes_of(base)
     changed = {key for key in sizes[0] if sizes[0][key] != sizes[-1][key]}
     assert changed == {axis}
-    grows = benchmark.exponent([s[axis] for s in sizes], flops)
+    grows = sweep.exponent([s[axis] for s in sizes], flops)
     least, most = {"width": (0.5, 2.0), "length": (0.98, 1.3), "batch": (1, 1)}.get(axis, (0.4, 1))
     assert least - 1e-6 <= grows <= most + 1e-6
 
 
 def test_exponent_is_that_of_a_power_law():
-    assert benchmark.exponent([1, 2, 4], [3 * n**1.5 for n in (1, 2, 4)]) == pytest.approx(1.5)
-    assert math.isclose(benchmark.exponent([1, 2], [5, 5]), 0.0, abs_tol=1e-12)
+    assert sweep.exponent([1, 2, 4], [3 * n**1.5 for n in (1, 2, 4)]) == pytest.approx(1.5)
+    assert math.isclose(sweep.exponent([1, 2], [5, 5]), 0.0, abs_tol=1e-12)
 
 
 # launch/experiments/benchmarks.py -----------------------------------------------------------------

@@ -18,7 +18,7 @@ import conftest  # sets the number of devices, also where this file is a script
 import jax
 import pytest
 
-from data2vec_jax.bench import benchmark
+from data2vec_jax.bench.measure import peak_bytes
 from data2vec_jax.core import sharding
 from data2vec_jax.core.run import Run
 from data2vec_jax.tasks import pretrain
@@ -48,7 +48,7 @@ def compiled(name: str) -> dict[str, float]:
     counts = {kind: found.count(kind) for kind in sorted(set(found))}
     return {
         "flops": cost["flops"], "bytes_accessed": cost["bytes accessed"],
-        "peak_bytes": benchmark.peak_bytes(program), "fusions": len(re.findall(r" fusion\(", text)),
+        "peak_bytes": peak_bytes(program), "fusions": len(re.findall(r" fusion\(", text)),
         "collectives": counts,
     }  # fmt: skip
 

@@ -1,0 +1,1 @@
+"""Speed of the train step: `python -m data2vec_jax.bench`."""

@@ -5,12 +5,45 @@
 
 The program is the one that `train` runs, on random input of the config's longest examples. --batch:
 examples of all devices; by default a sixteenth of the config's batch per accelerator (the papers'
-batches are of 16), on a CPU 2 examples (4 of text) and no more than 10 seconds of speech. --peer:
-the step of `peer.py` in the same run, block by block in turn. --sweep: what time and memory do as
+batches are of 16), on a CPU what the modality says (its record `bench`). --peer: the step of
+`torch_baseline.py` in the same run, block by block in turn. --sweep: what time and memory do as
 batch, length, depth, width and clones grow.
 """
 
-from data2vec_jax.bench.benchmark import main
+import os
+import sys
+from collections.abc import Sequence
+
+from data2vec_jax.bench.benchmark import bench
+from data2vec_jax.bench.report import report
+from data2vec_jax.bench.sweep import sweep
+from data2vec_jax.cli.arguments import config_words, parse, run_main, say, write_json
+from data2vec_jax.core.errors import UserError
+
+OPTIONS = {"peer": "", "sweep": "", "batch": "N", "json": "FILE"}
+
+
+def main(argv: Sequence[str] = sys.argv) -> None:
+    """The command: see the module's docstring."""
+
+    def command():
+        config, values = parse(argv, OPTIONS, required=())
+        rows = values["batch"]
+        if rows is not None and not (rows.isdigit() and int(rows)):
+            raise UserError(f"--batch={rows} is not a number of examples")
+        if values["peer"]:  # both share a GPU's memory
+            os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        options = {"rows": rows and int(rows), "say": say}
+        result = {"config": config_words(argv)}
+        result |= bench(config, peer=bool(values["peer"]), **options)
+        if values["sweep"]:
+            result["sweep"] = sweep(config, **options)
+        print(report(result))
+        if values["json"]:
+            write_json(values["json"], result)
+
+    run_main(command)
+
 
 if __name__ == "__main__":
     main()

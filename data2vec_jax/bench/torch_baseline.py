@@ -22,7 +22,7 @@ Array = np.ndarray
 RATE = 1e-4  # speed does not depend on it
 
 
-class Peer:
+class TorchBaseline:
     """One training step a call; returns the loss.
 
     config: of a 1.0 recipe. batch: arrays of our batch. visible: the batch that the student sees.
@@ -126,7 +126,7 @@ def normalise(x: torch.Tensor, norms: Any) -> torch.Tensor:
         elif norm == "instance":
             x = F.instance_norm(x.transpose(1, 2)).transpose(1, 2)
         else:
-            raise UserError(f"--peer: target norm '{norm}' is not written for the peer")
+            raise UserError(f"--peer: target norm '{norm}' is not written for the baseline")
     return x
 
 

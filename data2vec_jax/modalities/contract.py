@@ -83,6 +83,25 @@ class Labelled(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Bench:
+    """How the benchmark makes random batches of a modality, and scales their examples.
+
+    Its functions get copies of config sections, which they may change and return.
+    """
+
+    # (section `examples`, on a CPU?) -> the section with its longest examples alone; for a CPU no
+    # longer than it can do in seconds.
+    one_length: Callable[[dict, bool], dict] = lambda examples, cpu: examples
+    cpu_rows: int = 2  # of a batch on a CPU
+    # Section `model` -> lowest and, exclusive, highest of random integers in a batch.
+    integers: Callable[[dict], tuple[int, int]] = lambda model: (4, 255)
+    # Config -> length of an example in the modality's units, and (config, share) -> the config with
+    # this share of it: the axis 'length' of a sweep. None: there is no such axis.
+    length: Callable[[dict], float] | None = None
+    scale_length: Callable[[dict, float], dict] | None = None
+
+
+@dataclass(frozen=True)
 class Modality:
     """One kind of signal.
 
@@ -101,6 +120,7 @@ class Modality:
       front end's output to the predictions).
     corrupt: (model, batch, mask, draw) -> (what the student sees, what the teacher sees, mask of
       the loss), where masks change the *input* (text); None where they change the features.
+    bench: how the benchmark scales the examples.
     """
 
     name: str
@@ -112,6 +132,7 @@ class Modality:
     inputs: Callable[..., Inputs]
     flops: Callable[..., Mapping[str, float]]
     corrupt: Callable[..., Any] | None = None
+    bench: Bench = Bench()
 
 
 def names() -> list[str]:

@@ -2,6 +2,7 @@
 
 from data2vec_jax.modalities.contract import Modality
 from data2vec_jax.modalities.speech import data, inputs, model
+from data2vec_jax.modalities.speech.bench import BENCH
 
 MODALITY = Modality(
     name="speech",
@@ -12,4 +13,5 @@ MODALITY = Modality(
     input_layout=inputs.layout,
     inputs=inputs.Utterances,
     flops=model.flops,
+    bench=BENCH,
 )

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 from data2vec_jax import masking
 from data2vec_jax.modalities.contract import Modality
 from data2vec_jax.modalities.text import data, inputs, model
+from data2vec_jax.modalities.text.bench import BENCH
+from data2vec_jax.modalities.text.tokenizer import SPECIALS
 
-SPECIAL = 4  # <s>, <pad>, </s>, <unk> come first (spec 1.3), `<mask>` last
+SPECIAL = len(SPECIALS)  # they come first (spec 1.3), `<mask>` last
 
 
 def corrupt(
@@ -57,4 +59,5 @@ MODALITY = Modality(
     inputs=inputs.Rows,
     flops=model.flops,
     corrupt=corrupt,
+    bench=BENCH,
 )

@@ -2,6 +2,7 @@
 
 from data2vec_jax.modalities.contract import Modality
 from data2vec_jax.modalities.vision import data, inputs, model
+from data2vec_jax.modalities.vision.bench import BENCH
 
 MODALITY = Modality(
     name="vision",
@@ -12,4 +13,5 @@ MODALITY = Modality(
     input_layout=inputs.layout,
     inputs=inputs.Images,
     flops=model.flops,
+    bench=BENCH,
 )

@@ -1,0 +1,76 @@
+"""Where the time of a step goes, by ablation."""
+
+import statistics
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from data2vec_jax.bench.measure import BUDGET, seconds_of
+from data2vec_jax.bench.subject import Subject
+from data2vec_jax.core.train_step import step_keys
+from data2vec_jax.objectives.targets import owns_features
+
+
+def parts_of(subject: Subject, step_seconds: float) -> dict[str, float]:
+    """Seconds of each part of a step, by ablation: of programs that stop early.
+
+    What a program does not return is not computed, so 'teacher' is a program that returns nothing
+    but targets, less the front end where it is the student's. 'loss' is what gradients take beyond
+    student and teacher, with the statistics for the metrics; 'update' what a step takes beyond
+    gradients. Differences of measurements: at least 0.
+    """
+    objective = subject.objective
+
+    def forward(params, state, batch):
+        return objective.forward(params, state.teacher, batch, step_keys(state))
+
+    def gradient_of(choose):
+        def run(state, batch):
+            def number(params):
+                return jnp.sum(
+                    jnp.square(choose(forward(params, state, batch)).astype(jnp.float32))
+                )
+
+            return jax.grad(number)(state.params)
+
+        return run
+
+    def gradients(state, batch):
+        def total(params):
+            loss, *rest = objective.loss(params, state.teacher, batch, step_keys(state))
+            return loss, rest
+
+        return jax.value_and_grad(total, has_aux=True)(state.params)
+
+    programs = {
+        "masks": lambda state, batch: forward(state.params, state, batch).weights,
+        "features": lambda state, batch: forward(state.params, state, batch).tokens.x,
+        "frontend": gradient_of(lambda s: s.tokens.x),
+        "targets": lambda state, batch: forward(state.params, state, batch).targets,
+        "prediction": gradient_of(lambda s: s.prediction),
+        "gradients": gradients,
+    }
+    took = {name: _seconds(jax.jit(p), subject) for name, p in programs.items()}
+    own = owns_features(subject.model, subject.state.teacher)
+    shared = 0.0 if own else took["features"]
+    parts = {
+        "frontend": took["frontend"],
+        "masks": took["masks"],
+        "student": took["prediction"] - took["frontend"] - took["masks"],
+        "teacher": took["targets"] - shared,
+    }
+    parts["loss"] = took["gradients"] - took["prediction"] - parts["teacher"]
+    parts["update"] = step_seconds - took["gradients"]
+    return {name: max(seconds, 0.0) for name, seconds in parts.items()}
+
+
+def _seconds(program: Callable, subject: Subject) -> float:
+    """The median of three runs after a first; of long ones, a single run."""
+    with jax.set_mesh(subject.mesh):
+        call = lambda: jax.block_until_ready(program(subject.state, subject.batch))  # noqa: E731
+        call()
+        took = [seconds_of(call)]
+        while len(took) < 3 and took[0] < BUDGET / 30:
+            took.append(seconds_of(call))
+        return statistics.median(took)

@@ -1,6 +1,6 @@
 """data2vec 1.0's forward pass in plain numpy, float64, from their flags and under their names.
 
-Written from spec/pretraining.md apart from the package, with loops and their axis orders, so that
+Written from docs/spec/pretraining.md apart from the code, with loops and their axis orders, so that
 flags that no recorded case has can be compared too. B rows, T positions, D width, K layers.
 """
 

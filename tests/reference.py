@@ -4,7 +4,7 @@ Every flag of a case is either translated here or must have the value at which i
 (`NEUTRAL`); otherwise the test fails and names it. What the authors' code does beside its flags is
 written down here too, as values of our options: see the comments that start with "Quirk".
 
-Sources: spec/pretraining.md and the README of the goldens.
+Sources: docs/spec/pretraining.md and the README of the goldens.
 """
 
 import dataclasses

@@ -410,7 +410,7 @@ def test_a_regression_learns_whole_numbers_as_they_are(tmp_path):
         assert [float(targets.read(item, 8)["label"]) for item in source] == wanted
 
 
-# Recipes, typed from spec 2.1, 2.2 and 3.2 --------------------------------------------------------
+# Recipes, typed from conversion spec 2.1, 2.2 and 3.2 ---------------------------------------------
 
 IMAGENET = {  # steps, peak, floor, warm-up, rows, layer decay, decay, drop path, mixup, probability
     "base": (125_100, 4e-3, 1e-6, 12_510, 1024, 0.65, 0.0, 0.2, 0.8, 1.0),

@@ -26,7 +26,7 @@ def parsed(variant, *options):
 
 
 def test_each_block_begins_with_a_copy_of_the_shared_relative_bias(tmp_path):
-    """As the authors' fine-tuning does with their pretraining files (spec 2.1)."""
+    """As the authors' fine-tuning does with their pretraining files (conversion spec 2.1)."""
     command.main(
         [str(GOLDENS / "beit_vision_pretrain/checkpoint.pth"), str(tmp_path / "jax"), "--to=jax"]
     )

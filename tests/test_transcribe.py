@@ -342,7 +342,7 @@ def test_smoke_run_from_a_pretrained_encoder(tmp_path):
     assert vocabulary.names == transcribe.characters_of(config.to_dict()).names
 
 
-# Updates, peak, time, channels, layerdrop, head alone; spec 1.4, typed from its tables.
+# Updates, peak, time, channels, layerdrop, head alone; conversion spec 1.4, typed from its tables.
 RECIPES = {
     "10m": (13e3, 5e-5, 0.65, 0.25, 0.1, 10e3), "1h": (13e3, 5e-5, 0.65, 0.25, 0.1, 10e3),
     "10h": (20e3, 5e-5, 0.65, 0.5, 0.05, 10e3), "100h": (80e3, 3e-5, 0.65, 0.5, 0.1, 0),

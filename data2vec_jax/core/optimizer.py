@@ -58,7 +58,7 @@ def tri_stage(
 
 
 def linear(total_steps: int, *, peak: float, warmup: float) -> Schedule:
-    """Linear from 0 to `peak` over a share of `total_steps`, then linear to 0 (spec 3.2)."""
+    """Linear from 0 to `peak` over a share of `total_steps`, then to 0 (conversion spec 3.2)."""
     steps = round(warmup * total_steps)
 
     def schedule(n):
@@ -182,7 +182,8 @@ def make_optimizer(
     """AdamW with decoupled decay lr * weight_decay * p. Config section `optim`.
 
     `kind`: 'adamw'; or 'sgd' and 'lars', for linear probes, with `momentum` (PyTorch's), decay as a
-    part of the gradients, and in 'lars' the `trust` ratio for matrices (You 2017; spec 2.3).
+    part of the gradients, and in 'lars' the `trust` ratio for matrices (You 2017; conversion spec
+    2.3).
     `no_decay`, `frozen`: path patterns of parameters that do not decay, or never change. `rates`:
     (path pattern, factor of the learning rate, or one for each stacked layer), the first match
     counts, 1 where none does. `clip`: limit of the global gradient norm, None for none. Moments are

@@ -70,7 +70,7 @@ def ema_decay(
 
     `anneal` is the share of `total_steps` after which the decay stays at `end`. The average taken
     after update n uses decay(n - lag): lag 0 in fairseq, 1 in the 1.0 vision code
-    (spec/pretraining 5.1). A decay of 1 freezes the teacher.
+    (spec 5.1). A decay of 1 freezes the teacher.
     """
     steps = round(anneal * total_steps)
 

@@ -7,7 +7,7 @@ A sampler is made of two things: the authors' proposal, whose number of masked p
 and a count that depends on nothing but `valid`. `sample` proposes and then masks or unmasks random
 single positions until the count is met. The authors do the same, except that speech 1.0 cuts every
 row to the smallest count of its batch; here the count is an option (`masked`), so that a mask does
-not depend on which rows share a batch. Sources: spec/pretraining.md section 4.
+not depend on which rows share a batch. Sources: docs/spec/pretraining.md section 4.
 
 Choosing n positions at random is one sort of T random numbers; nothing takes memory O(T^2).
 """

@@ -391,7 +391,7 @@ class Image(ImagePooler):
 
 
 class LinearProbe(nn.Module):
-    """A linear classifier of an image on a frozen encoder: MAE's and DINO's protocols (spec 2.3).
+    """A linear classifier on a frozen encoder: MAE's and DINO's protocols (conversion spec 2.3).
 
     pooling: 'class' token, 'mean' of the patches, or both joined, 'class+mean'. batch_norm: the
     features of a batch are normalised, without weights; those of a held-out image by running

@@ -1,4 +1,4 @@
-"""Characters as CTC labels, and transcripts as characters (spec 1.1)."""
+"""Characters as CTC labels, and transcripts as characters (conversion spec 1.1)."""
 
 import json
 import re

@@ -1,7 +1,7 @@
 """From the outputs of a CTC model to labels: best path, and beam search with a language model.
 
 B batch, T frames, V labels. The score of labels y is, in natural logarithms but for the language
-model's log10 (so weights mean what they do with KenLM; spec 1.5),
+model's log10 (so weights mean what they do with KenLM; conversion spec 1.5),
 
     log P_ctc(y) + lm_weight * log10 P_lm(y) + word_score * (number of words),
 

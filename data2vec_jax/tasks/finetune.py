@@ -303,7 +303,8 @@ BIAS = "relative_bias"  # the name of a table of relative positions, shared or o
 
 def _adopt(sites, params, new, start):
     """Blocks that have tables of relative positions of their own begin with the one that they
-    shared in pretraining (spec 2.1); DoRA's lengths are those of the kernels that have come in.
+    shared in pretraining (conversion spec 2.1). DoRA magnitudes are recomputed from the loaded
+    kernels.
     """
     if f"encoder/blocks/{BIAS}" in new and (BIAS,) in checkpoints.held_paths(start, "params"):
         own = params["encoder"]["blocks"][BIAS]

@@ -1,6 +1,6 @@
 """Layer-wise rates for fine-tuning: the deeper a block is below the head, the slower it learns.
 
-L blocks. Layer ids (spec 2.1): 0 for what comes before the blocks, i + 1 for block i, L + 1 for
+L blocks. Layer ids (conversion spec 2.1): 0 before the blocks, i + 1 for block i, L + 1 for
 what comes after them or is shared by them. The factor of a layer's rate is decay^(L + 1 - id).
 """
 
@@ -34,8 +34,8 @@ def layer_rates(depth: int, decay: float, slow_embeddings: bool = True) -> Rates
     """(path pattern, factor) pairs, the first match counts, 1 where none does: for `optim.rates`.
 
     The factor of stacked blocks is a tuple, one number a block. slow_embeddings: patches and
-    positions are layer 0, as in 1.0 (BEiT); data2vec 2.0 lets them learn at the full rate (spec
-    2.2). Raises UserError: a decay outside of (0, 1].
+    positions are layer 0, as in 1.0 (BEiT); data2vec 2.0 lets them learn at the full rate
+    (conversion spec 2.2). Raises UserError: a decay outside of (0, 1].
     """
     if not 0 < decay <= 1:
         raise UserError(f"config.layer_decay: {decay} is not above 0 and at most 1")

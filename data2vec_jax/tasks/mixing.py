@@ -1,6 +1,6 @@
 """Augmentations of whole batches of images, on the device: random erasing, mixup, cutmix.
 
-B batch, H x W pixels, C channels, K classes. Spec 2.1; erasing: Zhong 2017 (arXiv 1708.04896),
+B batch, H x W pixels, C channels, K classes. Conversion spec 2.1; erasing: arXiv 1708.04896,
 mixup: Zhang 2017 (arXiv 1710.09412), cutmix: Yun 2019 (arXiv 1905.04899).
 """
 

@@ -2,7 +2,7 @@
 
 N examples, C classes. Every score is of a whole set at once and a plain float; shares are between
 0 and 1, not per cent. The definitions are those of jiwer, scikit-learn, scipy and the rules of
-SQuAD 1.1, the corner cases too (spec 1.5, 1.7, 3.1, 3.3).
+SQuAD 1.1, the corner cases too (conversion spec 1.5, 1.7, 3.1, 3.3).
 """
 
 import collections

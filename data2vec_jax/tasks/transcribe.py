@@ -2,7 +2,7 @@
 
 B batch, S samples, T frames, D width, U labels of a row, V characters. A batch holds audio [B, S],
 length [B] (samples), labels int [B, U] (below 0: none) and example_id [B]; the parameters are the
-encoder's and, under `task`, those of a `heads.Ctc`. Spec 1.2 to 1.4.
+encoder's and, under `task`, those of a `heads.Ctc`. Conversion spec 1.2 to 1.4.
 """
 
 import dataclasses
@@ -51,7 +51,7 @@ def augment(
     time_prob: float, time_width: int, channel_prob: float, channel_width: int,
     zero_mask: bool = False,
 ) -> Tokens:  # fmt: skip
-    """Spans of frames become `embedding` [D], then spans of channels become 0 (spec 1.3).
+    """Spans of frames become `embedding` [D], spans of channels 0 (conversion spec 1.3).
 
     Without an embedding (2.0) masked frames are noise from `key`, or 0 with `zero_mask`. A
     probability of 0 masks nothing. Masks are functions of (draw.masks, draw.step, example id); at

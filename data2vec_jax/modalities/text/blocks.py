@@ -1,7 +1,7 @@
 """A corpus cut into training rows, as fairseq cuts it for data2vec's text models.
 
 Every line (a sentence) is terminated with `</s>`; an empty line separates documents; every row
-starts with `<s>` (`spec/pretraining.md` 1.3, whose [C] facts these are). Rows have their own
+starts with `<s>` (spec 1.3, whose [C] facts these are). Rows have their own
 lengths here: padding to a batch's shape is `pad_row`, positions and masks are the model's.
 
 Letters: N blocks, S tokens of a row, B rows of a batch.

@@ -1,7 +1,7 @@
 """Text to token ids and back, in the row order of fairseq's dictionary.
 
 Row 0 is `<s>`, 1 `<pad>`, 2 `</s>`, 3 `<unk>`; the vocabulary follows and `<mask>` is the last row
-(`spec/pretraining.md` 1.3). Two kinds share that layout: sentencepiece, trained on the user's own
+(spec 1.3). Two kinds share that layout: sentencepiece, trained on the user's own
 corpus, and the byte-level BPE of GPT-2 and RoBERTa, read from the user's files. Neither adds
 `<s>` or `</s>`: that belongs to whoever builds a row.
 

@@ -1,4 +1,4 @@
-"""Questions about texts as rows: `<s> question </s></s> part of the text </s>` (spec 3.3).
+"""Questions about texts: `<s> question </s></s> part of the text </s>` (conversion spec 3.3).
 
 A text that does not fit is cut into overlapping windows, each a row of its own.
 """

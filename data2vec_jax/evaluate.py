@@ -11,8 +11,9 @@ finds the best weights of a language model, on `data.eval_split=dev-other`, say.
 
 Of a run of pretraining the frozen encoder is probed, beside an untrained one: linear classifier,
 k-NN, and attention pooling where an example has one label. `data.split` and `data.eval_split` (by
-default test) must have labels: a class, or aligned phones of speech. --features=FILE.npz keeps the
-features of one such run as they are, for what needs no training: neighbours, retrieval, clusters.
+default test) must have labels: a class, or what else the modality can probe (aligned phones).
+--features=FILE.npz keeps the features of one such run as they are, for what needs no training:
+neighbours, retrieval, clusters.
 """
 
 import json
@@ -30,23 +31,13 @@ from data2vec_jax.core import checkpoints, sharding
 from data2vec_jax.core.errors import UserError, nearest
 from data2vec_jax.core.state import TrainState, matches, path_name
 from data2vec_jax.core.train_step import init_state
+from data2vec_jax.modalities import contract
 from data2vec_jax.modalities.contract import Labelled
 from data2vec_jax.tasks import pretrain, probe
 from data2vec_jax.tasks.registry import check_config, task_module
 
 SECTIONS = ("data", "scoring", "mesh")  # of a config, what may be changed here
 PLAIN = (" loss", " lm_weight", " word_score")  # ends of the names of what is no share
-# Held-out scores of the papers in per cent, as they are known to us: base and large; not checked
-# against the papers again. 2.0 is told by its sines and cosines, or its learned distances.
-GLUE = {
-    "MNLI": 83.2, "QNLI": 90.9, "RTE": 67.0, "MRPC": 90.2, "QQP": 89.1, "STS-B": 87.2,
-    "CoLA": 62.2, "SST-2": 91.8,
-}  # fmt: skip
-IMAGENET = {("1.0", 768): 84.2, ("1.0", 1024): 86.6, ("2.0", 768): 84.5, ("2.0", 1024): 86.8}
-LIBRISPEECH = {  # word error rates on test-other with the 4-gram
-    768: {"10m": 12.3, "1h": 9.1, "10h": 8.1, "100h": 6.8, "960h": 5.5},
-    1024: {"10m": 8.4, "1h": 6.3, "10h": 5.3, "100h": 4.6, "960h": 3.7},
-}
 
 
 def open_run(
@@ -171,18 +162,8 @@ def train_seconds(folder: Path) -> float | None:
 
 def paper(config: Mapping[str, Any], split: str, metric: str) -> float | None:
     """The paper's score of the same task, in per cent, if there is one."""
-    kind, _, place = config["data"]["source"].partition(":")
-    model = config["model"]
-    width = model["width"]
-    if kind == "glue" and width == 768:
-        wanted = {"CoLA": "matthews", "STS-B": "pearson"}.get(Path(place).name, "accuracy")
-        held_out = split in ("dev", "dev_matched")
-        return GLUE.get(Path(place).name) if metric == wanted and held_out else None
-    if kind == "imagenet" and metric == "accuracy":
-        return IMAGENET.get(("2.0" if model.get("sincos") else "1.0", width))
-    if kind == "librispeech" and (split, metric) == ("test-other", "wer_lm"):
-        return LIBRISPEECH.get(width, {}).get(config["data"]["split"])
-    return None
+    published_scores = contract.get(config["modality"]).published_scores
+    return published_scores(config, split, metric) if published_scores else None
 
 
 # Rows ---------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from data2vec_jax.data.sources import open_source
 from data2vec_jax.metrics.writer import FILE, read_lines
 from data2vec_jax.modalities.contract import Layout
 from data2vec_jax.modalities.speech.inputs import Utterances
+from data2vec_jax.modalities.text.codec import CODEC as TEXT
 from data2vec_jax.modalities.text.inputs import Rows, row_of
 from data2vec_jax.models import heads
 from data2vec_jax.tasks import classify, finetune, pretrain
@@ -106,7 +107,7 @@ def test_adapters_learn_alone_from_a_checkpoint(pretrained, tmp_path, capsys, do
         (line,) = [x for x in read_lines(tmp_path / FILE) if x["split"] == "test"]
         assert line["step"] == 2 and 0 <= line["accuracy"] <= 1 and line["loss"] > 3
         assert (tmp_path / "tokenizer").is_dir() and (tmp_path / "labels.json").is_file()
-        names = open_source("samples:glosses", "train", modality="text").label_names
+        names = open_source("samples:glosses", "train", codec=TEXT).label_names
         told = hf.described(ours.open_checkpoint(tmp_path).config, "data2vec-text", {})
         assert told["id2label"] == {str(i): name for i, name in enumerate(names)}
         assert [told["label2id"][name] for name in names] == list(range(len(names)))
@@ -381,7 +382,7 @@ def test_labels_of_tables_are_checked_row_by_row(tmp_path, rows, head, message):
     targets = targets_of((metrics,), **head)
     with pytest.raises(UserError, match=message):
         targets.check(
-            open_source(f"manifest:{tmp_path}/t.csv", modality="text", label_names=targets.names)
+            open_source(f"manifest:{tmp_path}/t.csv", codec=TEXT, label_names=targets.names)
         )
 
 
@@ -392,7 +393,7 @@ def test_missing_and_unknown_classes_of_other_sources_are_refused():
     with pytest.raises(UserError, match="labels None are not"):
         classify.several(None, 4)
     with pytest.raises(UserError, match=r"labels are classes \(adj.all, ...\), not numbers"):
-        targets_of(("pearson",), classes=1).check(open_source("samples:glosses", modality="text"))
+        targets_of(("pearson",), classes=1).check(open_source("samples:glosses", codec=TEXT))
     rows = [{"logits": np.eye(3)[i], "label": np.int32(i + 1)} for i in range(3)]  # 3 is no class
     assert classify.score(rows, None)["accuracy"] == 0.0
 
@@ -403,8 +404,8 @@ def test_a_regression_learns_whole_numbers_as_they_are(tmp_path):
         (tmp_path / f"{name}.csv").write_text(f"text,label\n{rows}")
     targets = targets_of(("pearson",), classes=1)
     options = finetune.data_options(source=f"manifest:{tmp_path}/{{split}}.csv", batch_size=2)
-    train_set = finetune.open_part(options, "text", targets.names)
-    test_set = finetune.open_split(options, "test", "text", train_set.label_names)
+    train_set = finetune.open_part(options, TEXT, targets.names)
+    test_set = finetune.open_split(options, "test", TEXT, train_set.label_names)
     for source, wanted in ((train_set, [10, 20, 100]), (test_set, [15, 3])):
         targets.check(source)
         assert [float(targets.read(item, 8)["label"]) for item in source] == wanted

@@ -8,6 +8,8 @@ from data2vec_jax.core.errors import UserError
 from data2vec_jax.data.sources import open_source
 from data2vec_jax.modalities import contract
 from data2vec_jax.modalities.speech import data as speech
+from data2vec_jax.modalities.speech.codec import CODEC as SPEECH
+from data2vec_jax.modalities.text.codec import CODEC as TEXT
 from data2vec_jax.modalities.text.data import TextExamples
 from data2vec_jax.modalities.text.data import labelled as text_labelled
 from data2vec_jax.modalities.vision import data as vision
@@ -18,7 +20,7 @@ def rng(i=0):
 
 
 def test_speech_is_normalised_whole_then_cropped():
-    source = open_source("samples:speech", "train", modality="speech")
+    source = open_source("samples:speech", "train", codec=SPEECH)
     examples = speech.SpeechExamples(source, crops=(2.0, 5.0))
     index = int(np.argmax(examples.bucket_of == 1))
     whole = source[index]["audio"].astype(np.float64)
@@ -37,7 +39,7 @@ def test_speech_is_normalised_whole_then_cropped():
 
 
 def test_speech_labels_are_the_phone_at_the_middle_of_a_frame():
-    source = open_source("samples:speech", "test", modality="speech")
+    source = open_source("samples:speech", "test", codec=SPEECH)
     examples = speech.SpeechExamples(source, crops=(2.0,))
     found = speech.labelled(source, examples, crops=(2.0,))
     assert found.labels.shape[1] == 99 and found.inputs["audio"].shape[1] == 32_000
@@ -87,7 +89,7 @@ def test_jitter_changes_colours_within_its_strength():
 
 
 def test_text_rows_and_labels_share_the_tokenizer():
-    source = open_source("samples:glosses", "test", modality="text")
+    source = open_source("samples:glosses", "test", codec=TEXT)
     options = dict(lengths=(32, 64), vocab_size=800)
     examples = TextExamples(source, **options)
     tokens = examples.tokenizer

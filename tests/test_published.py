@@ -11,15 +11,18 @@ import soundfile
 from PIL import Image
 
 from data2vec_jax.core.errors import UserError
-from data2vec_jax.data.published import GLUE, clean_news
 from data2vec_jax.data.sources import open_source
+from data2vec_jax.modalities.speech.codec import CODEC as SPEECH
+from data2vec_jax.modalities.text.codec import CODEC as TEXT
+from data2vec_jax.modalities.text.published import GLUE, clean_news
+from data2vec_jax.modalities.vision.codec import CODEC as VISION
 from data2vec_jax.tasks import scores
 
 
-def one_line(message, uri, split, modality, **options):
+def one_line(message, uri, split, codec, **options):
     """Opening fails with one line that says `message`."""
     with pytest.raises(UserError, match=re.escape(message)) as error:
-        open_source(str(uri), split, modality=modality, **options)
+        open_source(str(uri), split, codec=codec, **options)
     assert "\n" not in str(error.value)
 
 
@@ -56,7 +59,7 @@ def libri(tmp_path):
 
 @pytest.mark.parametrize("below", ["", "LibriSpeech"])
 def test_librispeech(libri, below):
-    source = open_source(f"librispeech:{libri / below}", "train-clean-100", modality="speech")
+    source = open_source(f"librispeech:{libri / below}", "train-clean-100", codec=SPEECH)
     assert len(source) == 3
     assert list(source.lengths()) == [800, 900, 800]
     item = source[1]
@@ -72,7 +75,7 @@ def test_librispeech(libri, below):
 def test_limited_and_joined_sets(libri):
     texts = {}
     for split in ("10m", "1h", "10h", "100h", "960h", "dev-other+train-clean-360"):
-        source = open_source(f"librispeech:{libri}", split, modality="speech")
+        source = open_source(f"librispeech:{libri}", split, codec=SPEECH)
         texts[split] = [source[i]["transcript"] for i in range(len(source))]
     assert texts["10m"] == ["TEN MINUTES"]
     assert texts["1h"] == ["TEN MINUTES", "FIFTY"]
@@ -84,13 +87,13 @@ def test_limited_and_joined_sets(libri):
 
 def test_librispeech_mistakes(libri):
     uri = f"librispeech:{libri}"
-    one_line("did you mean 'dev-other'", uri, "dev-othr", "speech")
-    one_line("no folder", f"librispeech:{libri}/none/x", "10m", "speech")
-    one_line("this is speech, not text", uri, "10m", "text")
+    one_line("did you mean 'dev-other'", uri, "dev-othr", SPEECH)
+    one_line("no folder", f"librispeech:{libri}/none/x", "10m", SPEECH)
+    one_line("unknown kind 'librispeech' for text", uri, "10m", TEXT)
     with pytest.raises(UserError, match=r"no folder '1h/0' in '.*none'$"):
-        open_source(f"librispeech:{libri}/none", "10m", modality="speech")
+        open_source(f"librispeech:{libri}/none", "10m", codec=SPEECH)
     next((libri / "LibriSpeech" / "dev-other").rglob("*.flac")).unlink()
-    one_line("116-288045.trans.txt:1: no file", uri, "dev-other", "speech")
+    one_line("116-288045.trans.txt:1: no file", uri, "dev-other", SPEECH)
 
 
 # ImageNet ---------------------------------------------------------------------------------------
@@ -116,9 +119,9 @@ def flat_validation(top):
 
 
 def check_imagenet(place):
-    train = open_source(f"imagenet:{place}", "train", modality="vision")
+    train = open_source(f"imagenet:{place}", "train", codec=VISION)
     assert len(train) == 6 and train.label_names == tuple(SYNSETS)
-    val = open_source(f"imagenet:{place}", "val", modality="vision")
+    val = open_source(f"imagenet:{place}", "val", codec=VISION)
     assert len(val) == 4 and val.label_names == tuple(SYNSETS)
     for source in (train, val):
         for i in range(len(source)):
@@ -163,22 +166,22 @@ def test_imagenet_with_the_devkit(tmp_path):
 
 def test_imagenet_mistakes(tmp_path):
     images(tmp_path)
-    one_line("no folder 'val'", f"imagenet:{tmp_path}", "val", "vision")
+    one_line("no folder 'val'", f"imagenet:{tmp_path}", "val", VISION)
     flat_validation(tmp_path)
-    one_line("neither LOC_val_solution.csv", f"imagenet:{tmp_path}", "val", "vision")
+    one_line("neither LOC_val_solution.csv", f"imagenet:{tmp_path}", "val", VISION)
     (tmp_path / "LOC_val_solution.csv").write_text("ImageId,PredictionString\n")
-    one_line("no class is known", f"imagenet:{tmp_path}", "val", "vision")
+    one_line("no class is known", f"imagenet:{tmp_path}", "val", VISION)
     for row in ("ILSVRC2012_val_00000001", "ILSVRC2012_val_00000001, "):
         (tmp_path / "LOC_val_solution.csv").write_text(f"ImageId,PredictionString\n\n{row}\n")
         message = "LOC_val_solution.csv:3: not an image and its class"
-        one_line(message, f"imagenet:{tmp_path}", "val", "vision")
+        one_line(message, f"imagenet:{tmp_path}", "val", VISION)
     (tmp_path / "LOC_val_solution.csv").unlink()
     kit = tmp_path / "ILSVRC2012_devkit_t12" / "data"
     kit.mkdir(parents=True)
     for damaged in (b"", b"x", b"junk" * 100, bytes(range(256))):
         (kit / "meta.mat").write_bytes(damaged)
-        one_line("data: unreadable devkit (", f"imagenet:{tmp_path}", "val", "vision")
-    one_line("did you mean 'val'", f"imagenet:{tmp_path}", "vall", "vision")
+        one_line("data: unreadable devkit (", f"imagenet:{tmp_path}", "val", VISION)
+    one_line("did you mean 'val'", f"imagenet:{tmp_path}", "vall", VISION)
 
 
 # GLUE -------------------------------------------------------------------------------------------
@@ -281,29 +284,29 @@ def glue(tmp_path):
 @pytest.mark.parametrize("task", TABLES)
 def test_glue(glue, task):
     wanted, last = EXPECTED[task]
-    source = open_source(f"glue:{glue / task}", "train", modality="text")
+    source = open_source(f"glue:{glue / task}", "train", codec=TEXT)
     items = [source[i] for i in range(len(source))]
     assert [(x["text"], x.get("pair"), x["label"]) for x in items] == wanted
     assert source.label_names == GLUE[task].classes
-    test = open_source(f"glue:{glue / task}", list(TABLES[task])[-1], modality="text")
+    test = open_source(f"glue:{glue / task}", list(TABLES[task])[-1], codec=TEXT)
     assert (test[0]["text"], test[0].get("pair")) == last and "label" not in test[0]
     assert set(GLUE[task].metrics) <= set(scores.BY_NAME)
 
 
 def test_glue_dev_of_mnli_has_more_columns(glue):
-    source = open_source(f"glue:{glue}/MNLI", "dev_matched", modality="text")
+    source = open_source(f"glue:{glue}/MNLI", "dev_matched", codec=TEXT)
     assert source[0] == {"text": "A.", "pair": "B.", "label": 0}
 
 
 def test_glue_mistakes(glue):
-    one_line("'Cola' is no task of GLUE; did you mean 'CoLA'", f"glue:{glue}/Cola", "train", "text")
-    one_line("did you mean 'dev_matched'", f"glue:{glue}/MNLI", "dev_match", "text")
+    one_line("'Cola' is no task of GLUE; did you mean 'CoLA'", f"glue:{glue}/Cola", "train", TEXT)
+    one_line("did you mean 'dev_matched'", f"glue:{glue}/MNLI", "dev_match", TEXT)
     (glue / "RTE" / "dev.tsv").write_text("index\tsentence1\tsentence2\tlabel\n0\ta\tb\n")
-    one_line("dev.tsv:2: 3 columns, not 4", f"glue:{glue}/RTE", "dev", "text")
+    one_line("dev.tsv:2: 3 columns, not 4", f"glue:{glue}/RTE", "dev", TEXT)
     (glue / "RTE" / "dev.tsv").write_text("index\tsentence1\tsentence2\tlabel\n0\ta\tb\tmaybe\n")
-    one_line("unknown label 'maybe'", f"glue:{glue}/RTE", "dev", "text")
+    one_line("unknown label 'maybe'", f"glue:{glue}/RTE", "dev", TEXT)
     (glue / "RTE" / "dev.tsv").write_text("")
-    one_line("has no rows", f"glue:{glue}/RTE", "dev", "text")
+    one_line("has no rows", f"glue:{glue}/RTE", "dev", TEXT)
 
 
 # SQuAD ------------------------------------------------------------------------------------------
@@ -327,7 +330,7 @@ def test_squad_and_xquad(tmp_path):
     squad_file(tmp_path / "dev-v1.1.json", [answer("gold dome"), answer("1882")])
     squad_file(tmp_path / "xquad.ru.json", [answer("1882")])
     for uri, split, count in (("", "train", 1), ("", "dev", 2), ("/xquad.{split}.json", "ru", 1)):
-        source = open_source(f"squad:{tmp_path}{uri}", split, modality="text")
+        source = open_source(f"squad:{tmp_path}{uri}", split, codec=TEXT)
         assert len(source) == 2
         item = source[0]
         assert (item["id"], item["question"]) == ("5733be28", "What sits on top?")
@@ -337,12 +340,12 @@ def test_squad_and_xquad(tmp_path):
 
 
 def test_squad_mistakes(tmp_path):
-    one_line("no file", f"squad:{tmp_path}", "train", "text")
+    one_line("no file", f"squad:{tmp_path}", "train", TEXT)
     squad_file(tmp_path / "train-v1.1.json", [])
-    one_line("has no answer; this is not SQuAD 1.1", f"squad:{tmp_path}", "train", "text")
+    one_line("has no answer; this is not SQuAD 1.1", f"squad:{tmp_path}", "train", TEXT)
     for text in ("{", "[]", '{"data": []}'):
         (tmp_path / "train-v1.1.json").write_text(text)
-        one_line("train-v1.1.json", f"squad:{tmp_path}", "train", "text")
+        one_line("train-v1.1.json", f"squad:{tmp_path}", "train", TEXT)
 
 
 # AG News ----------------------------------------------------------------------------------------
@@ -356,7 +359,7 @@ NEWS = """"3","Wall St. Bears (Reuters)","Reuters - Wall Street's dwindling\\ban
 @pytest.mark.parametrize("header", ["", "Class Index,Title,Description\n"])
 def test_ag_news(tmp_path, header):
     (tmp_path / "train.csv").write_text(header + NEWS)
-    source = open_source(f"ag_news:{tmp_path}", "train", modality="text")
+    source = open_source(f"ag_news:{tmp_path}", "train", codec=TEXT)
     assert source.label_names == ("World", "Sports", "Business", "Sci/Tech")
     assert [source[i] for i in range(len(source))] == [
         {"text": "Wall St. Bears (Reuters) Reuters - Wall Street's dwindling band, \"again\".",
@@ -369,10 +372,10 @@ def test_ag_news(tmp_path, header):
 
 def test_ag_news_mistakes(tmp_path):
     (tmp_path / "train.csv").write_text(NEWS + '"5","a","b"\n')
-    one_line("train.csv:4: not a class from 1 to 4", f"ag_news:{tmp_path}", "train", "text")
-    one_line("did you mean 'train'", f"ag_news:{tmp_path}", "trian", "text")
+    one_line("train.csv:4: not a class from 1 to 4", f"ag_news:{tmp_path}", "train", TEXT)
+    one_line("did you mean 'train'", f"ag_news:{tmp_path}", "trian", TEXT)
     (tmp_path / "test.csv").write_text("")
-    one_line("has no rows", f"ag_news:{tmp_path}", "test", "text")
+    one_line("has no rows", f"ag_news:{tmp_path}", "test", TEXT)
     one_line(
-        "'label_names' cannot be given", f"ag_news:{tmp_path}", "train", "text", label_names=["a"]
+        "'label_names' cannot be given", f"ag_news:{tmp_path}", "train", TEXT, label_names=["a"]
     )

@@ -35,7 +35,7 @@ from data2vec_jax.modalities.text.tokenizer import (
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "goldens/checkpoints/processor_text"
 EXPECTED = json.loads((GOLDEN / "golden.json").read_text())
-GLOSSES = ROOT / "data2vec_jax/data/samples/glosses/glosses.tsv.gz"
+GLOSSES = ROOT / "data2vec_jax/modalities/text/sample_data/glosses/glosses.tsv.gz"
 
 TEXTS = [topics[name] for name in sorted(topics)]
 ODD = [

@@ -19,6 +19,9 @@ import numpy as np
 
 from data2vec_jax.core.config import check_section
 from data2vec_jax.core.errors import UserError, nearest
+from data2vec_jax.data.codecs.base import Codec
+from data2vec_jax.data.sources.base import Source
+from data2vec_jax.data.sources.labels import check_classes
 
 Batch = Mapping[str, jax.Array]
 Options = Mapping[str, Any]
@@ -105,6 +108,7 @@ class Bench:
 class Modality:
     """One kind of signal.
 
+    codec: how it is read from files and records; the published sets and shipped samples.
     model: config section `model` -> a linen module with the methods `features(batch, key)`,
       `encode(tokens, mask, key, record, collect, keep)`, `decode(x, mask, noise, valid, key)` if it
       has a `decoder`, `predict(x)`, and, without parameters, `mask_shape(shapes)` and
@@ -114,6 +118,8 @@ class Modality:
     examples: (source, like=None, **section `examples`) -> Examples. With `like`, the training
       examples, nothing is random and what they learned from the data (a tokenizer) is kept.
     labelled: (source, like, **section `examples`) -> Labelled, of a source that has labels.
+    check_labels: of such a source, raises UserError if it has none that `labelled` can use; by
+      default every example must have a class.
     input_layout, inputs: as `layout` and `examples`, of whole inputs (`Inputs`) for fine-tuning.
     flops: (model, shapes of one example, masked positions, tokens that the student sees) -> forward
       FLOPs: 'frontend', 'encoder' (of the whole input), 'student' (of one masked input, from the
@@ -121,9 +127,12 @@ class Modality:
     corrupt: (model, batch, mask, draw) -> (what the student sees, what the teacher sees, mask of
       the loss), where masks change the *input* (text); None where they change the features.
     bench: how the benchmark scales the examples.
+    published_scores: (config, split, metric) -> the paper's score of a fine-tuning config's task in
+      per cent, None if it has none.
     """
 
     name: str
+    codec: Codec
     model: Callable[..., nn.Module]
     layout: Callable[..., Layout]
     examples: Callable[..., Examples]
@@ -133,6 +142,8 @@ class Modality:
     flops: Callable[..., Mapping[str, float]]
     corrupt: Callable[..., Any] | None = None
     bench: Bench = Bench()
+    check_labels: Callable[[Source], None] = check_classes
+    published_scores: Callable[[Mapping[str, Any], str, str], float | None] | None = None
 
 
 def names() -> list[str]:

@@ -23,6 +23,7 @@ from data2vec_jax.core.errors import UserError
 from data2vec_jax.core.state import matches, overlay, path_name
 from data2vec_jax.core.task import Task
 from data2vec_jax.data import batches, sources
+from data2vec_jax.data.codecs import Codec
 from data2vec_jax.modalities import contract
 from data2vec_jax.models import adapters, heads
 from data2vec_jax.models.heads import Features
@@ -356,7 +357,7 @@ def make(config: Mapping[str, Any], job: FinetuneSpec) -> Task:
     """The fine-tuning task of a config. Reads the source's index, not its data (text: all)."""
     task, options, modality, predict, targets = _outline(config, job)
     inputs_of = job.inputs.Windows if job.inputs else modality.inputs
-    source = open_part(options, modality.name, targets.names)
+    source = open_part(options, modality.codec, targets.names)
     targets.check(source)
     inputs = inputs_of(source, **config["examples"])
     inputs.check(make_model(config)[1])
@@ -370,7 +371,7 @@ def make(config: Mapping[str, Any], job: FinetuneSpec) -> Task:
 
     evals = {}
     for split in filter(None, options["eval_split"].split(",")):
-        held_out = open_split(options, split, modality.name, source.label_names)
+        held_out = open_split(options, split, modality.codec, source.label_names)
         if split != options["split"] and source.rows and held_out.rows == source.rows:
             raise UserError(
                 f"config.data.eval_split: '{split}' of {held_out.uri} is the training examples "
@@ -399,12 +400,10 @@ def make(config: Mapping[str, Any], job: FinetuneSpec) -> Task:
 
 
 def open_part(
-    options: Mapping[str, Any], modality: str, names: Sequence[str] | None = None
+    options: Mapping[str, Any], codec: Codec, names: Sequence[str] | None = None
 ) -> sources.Source:
     """The training examples of the section `data`, or a share of them."""
-    source = sources.open_named(
-        options["source"], options["split"], modality, names, options["key"]
-    )
+    source = sources.open_named(options["source"], options["split"], codec, names, options["key"])
     share, repeat = options["share"], options["repeat"]
     if not 0 < share <= 1 or repeat < 1:
         raise UserError(
@@ -419,11 +418,11 @@ def open_part(
 
 
 def open_split(
-    options: Mapping[str, Any], split: str, modality: str, names: Sequence[str] | None
+    options: Mapping[str, Any], split: str, codec: Codec, names: Sequence[str] | None
 ) -> sources.Source:
     """Held-out examples of the section `data`, with the classes of the training examples."""
     uri = options["eval_source"] or options["source"]
-    return sources.open_named(uri, split, modality, names, options["key"])
+    return sources.open_named(uri, split, codec, names, options["key"])
 
 
 def evaluation(predict: Callable, examples: Any, options: Mapping[str, Any], score: Callable):

@@ -118,7 +118,7 @@ def data_options(
 def make(config: Mapping[str, Any]) -> Task:
     """The pretraining task of a config. Reads the source's index, not its data (text: all)."""
     task, options, modality, model = _outline(config)
-    source = open_source(options["source"], options["split"], modality=modality.name)
+    source = open_source(options["source"], options["split"], codec=modality.codec)
     examples = modality.examples(source, **config["examples"])
     examples.check(model)
     plan = batches.TrainSampler(
@@ -130,7 +130,7 @@ def make(config: Mapping[str, Any]) -> Task:
 
     evals = {}
     if options["eval_split"] and config["eval_every"]:
-        held_out = open_source(options["source"], options["eval_split"], modality=modality.name)
+        held_out = open_source(options["source"], options["eval_split"], codec=modality.codec)
         held_out = modality.examples(held_out, like=examples, **config["examples"])
         evals["validation"] = validation(task.loss, held_out, options, config["seed"])
 

@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from data2vec_jax.core.errors import UserError
-from data2vec_jax.data.sources import check_field, class_of, open_named, open_source
+from data2vec_jax.data.sources import open_named, open_source
 from data2vec_jax.modalities.contract import Labelled, Modality
 
 
@@ -22,19 +21,15 @@ def labelled(
 ) -> list[Labelled]:
     """Labelled examples of splits of a pretraining config's source, read as pretraining reads them.
 
-    The classes are those of the first split. Raises UserError: a split has neither classes nor
-    aligned phones, or a class that the first has not.
+    The classes are those of the first split. Raises UserError: a split has no labels that this
+    modality can probe, or a class that the first has not.
     """
     data, options = config["data"], config["examples"]
-    like = open_source(data["source"], data["split"], modality=modality.name)
+    like = open_source(data["source"], data["split"], codec=modality.codec)
     like, sources, names = modality.examples(like, **options), [], None
     for split in splits:
-        source = open_named(data["source"], split, modality.name, names)
-        item = source[0]
-        if not {"label", "phones"} & item.keys():
-            raise UserError(f"{source.uri}: its examples have no labels, so nothing can be probed")
-        if "label" in item:
-            check_field(source, "label", class_of)
+        source = open_named(data["source"], split, modality.codec, names)
+        modality.check_labels(source)
         names = source.label_names
         sources.append(source)
     return [modality.labelled(source, like, **options) for source in sources]

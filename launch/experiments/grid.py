@@ -216,13 +216,15 @@ def with_language(name: str, workdirs: list[Path]) -> dict[str, list[float]]:
     """Error rates with a trigram of the training transcripts, its weights chosen on split dev."""
     from data2vec_jax import evaluate
     from data2vec_jax.data.sources import open_source
+    from data2vec_jax.modalities import contract
     from data2vec_jax.tasks import ngrams, transcribe
 
     arpa = RUNS / name / "words.arpa"
     if not arpa.exists():
         config = configured(TASKS[name].finetune, TASKS[name].finetune_options)
         characters = transcribe.characters_of(config)
-        source = open_source(config["data"]["source"], "train", modality="speech")
+        codec = contract.get(config["modality"]).codec
+        source = open_source(config["data"]["source"], "train", codec=codec)
         texts = [source.field(i, "transcript") for i in range(len(source))]
         words = [transcribe.transcript_of(t, characters, source.uri).split() for t in texts]
         ngrams.write_arpa(ngrams.train(words, 3), arpa)

@@ -9,8 +9,7 @@ import numpy as np
 
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.modalities.contract import Labelled, Layout
-
-RATE = 16_000  # samples per second; nothing else is accepted, nothing is resampled
+from data2vec_jax.modalities.speech.codec import RATE
 
 
 def layout(*, crops: Sequence[float]) -> Layout:
@@ -58,6 +57,14 @@ class SpeechExamples:
 
     def save_assets(self, folder: Path) -> None:
         """Nothing beside the config."""
+
+
+def check_labels(source: Any) -> None:
+    """Raises UserError unless the examples of a source have aligned phones."""
+    if "phones" not in source[0]:
+        raise UserError(
+            f"{source.uri}: its examples have no labels (aligned phones), so nothing can be probed"
+        )
 
 
 def labelled(source: Any, like: SpeechExamples, **options: Any) -> Labelled:

@@ -10,7 +10,8 @@ import numpy as np
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.data.sources import Subset
 from data2vec_jax.modalities.contract import Layout
-from data2vec_jax.modalities.speech.data import RATE, normalise
+from data2vec_jax.modalities.speech.codec import RATE
+from data2vec_jax.modalities.speech.data import normalise
 from data2vec_jax.modalities.speech.model import hop, reach
 
 STEP = 320  # samples; windows are a multiple of them apart, so that they share their frames

@@ -1,11 +1,13 @@
 """Speech: raw 16 kHz waveforms."""
 
 from data2vec_jax.modalities.contract import Modality
-from data2vec_jax.modalities.speech import data, inputs, model
+from data2vec_jax.modalities.speech import data, inputs, model, published
 from data2vec_jax.modalities.speech.bench import BENCH
+from data2vec_jax.modalities.speech.codec import CODEC
 
 MODALITY = Modality(
     name="speech",
+    codec=CODEC,
     model=model.make_model,
     layout=data.layout,
     examples=data.SpeechExamples,
@@ -14,4 +16,6 @@ MODALITY = Modality(
     inputs=inputs.Utterances,
     flops=model.flops,
     bench=BENCH,
+    check_labels=data.check_labels,
+    published_scores=published.published_scores,
 )

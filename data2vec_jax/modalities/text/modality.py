@@ -8,8 +8,9 @@ import jax.numpy as jnp
 
 from data2vec_jax import masking
 from data2vec_jax.modalities.contract import Modality
-from data2vec_jax.modalities.text import data, inputs, model
+from data2vec_jax.modalities.text import data, inputs, model, published
 from data2vec_jax.modalities.text.bench import BENCH
+from data2vec_jax.modalities.text.codec import CODEC
 from data2vec_jax.modalities.text.tokenizer import SPECIALS
 
 SPECIAL = len(SPECIALS)  # they come first (spec 1.3), `<mask>` last
@@ -51,6 +52,7 @@ def corrupt(
 
 MODALITY = Modality(
     name="text",
+    codec=CODEC,
     model=model.make_model,
     layout=data.layout,
     examples=data.TextExamples,
@@ -58,6 +60,7 @@ MODALITY = Modality(
     input_layout=inputs.layout,
     inputs=inputs.Rows,
     flops=model.flops,
+    published_scores=published.published_scores,
     corrupt=corrupt,
     bench=BENCH,
 )

@@ -1,11 +1,13 @@
 """Vision: images cut into patches."""
 
 from data2vec_jax.modalities.contract import Modality
-from data2vec_jax.modalities.vision import data, inputs, model
+from data2vec_jax.modalities.vision import data, inputs, model, published
 from data2vec_jax.modalities.vision.bench import BENCH
+from data2vec_jax.modalities.vision.codec import CODEC
 
 MODALITY = Modality(
     name="vision",
+    codec=CODEC,
     model=model.make_model,
     layout=data.layout,
     examples=data.VisionExamples,
@@ -14,4 +16,5 @@ MODALITY = Modality(
     inputs=inputs.Images,
     flops=model.flops,
     bench=BENCH,
+    published_scores=published.published_scores,
 )

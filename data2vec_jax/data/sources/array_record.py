@@ -1,0 +1,213 @@
+"""`array_record:DIR`: ArrayRecord files of records that are msgpack dicts, with arrays as
+flax.serialization writes them.
+"""
+
+import os
+import re
+import uuid
+import warnings
+from collections.abc import Iterable, Sequence
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+
+from data2vec_jax.core.errors import UserError, nearest
+from data2vec_jax.data.codecs.base import Codec, Item, unreadable
+from data2vec_jax.data.sources.base import Address, Source
+
+
+def encode_example(example: Item) -> bytes:
+    """A dict of str, bytes, numbers, arrays and lists or dicts of them, as one record.
+
+    The codec decides which fields are read back as the signal (`Codec.record_fields`): audio_bytes
+    (an audio file), audio (int16 or float [n]), image_bytes (an image file), image (uint8
+    [H, W, C]), text (str). Besides label, and sample_rate of audio.
+    """
+
+    def pack(value: Any) -> Any:
+        if isinstance(value, np.generic):
+            return value.item()
+        if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+            value = value.astype(value.dtype.newbyteorder("="))
+            array = (value.shape, value.dtype.name, value.tobytes())
+            return msgpack.ExtType(1, msgpack.packb(array))
+        raise TypeError(f"{type(value).__name__} cannot be stored in a record")
+
+    return msgpack.packb(example, default=pack)
+
+
+def decode_example(record: bytes) -> Item:
+    """The dict that `encode_example` or `flax.serialization.msgpack_serialize` packed."""
+
+    def unpack(code: int, data: bytes) -> np.ndarray:
+        shape, dtype, values = msgpack.unpackb(data)
+        return np.frombuffer(values, np.dtype(dtype)).reshape(shape).copy()
+
+    example = msgpack.unpackb(record, ext_hook=unpack, strict_map_key=False)
+    if not isinstance(example, dict):
+        raise ValueError(f"a {type(example).__name__}, not a dict")
+    return example
+
+
+def write_array_record(
+    path: str | os.PathLike, examples: Iterable[Item], *, codec: Codec | None = None
+) -> int:
+    """Writes one ArrayRecord file, and `PATH.lengths.npy` if its examples are signals of `codec`.
+
+    The latter, int64 [N] in the codec's units, lets a reader plan its batches without touching the
+    records; without it, the first reader makes it. A file appears under its name only when it is
+    complete. Returns the number of examples. Raises UserError: an example's signal cannot be
+    measured (damaged audio, another sample rate), or some have none.
+    """
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    path, lengths, count = os.fspath(path), [], 0
+    partial = f"{path}.partial"
+    writer = ArrayRecordWriter(partial, "group_size:1")
+    try:
+        for example in examples:
+            writer.write(encode_example(example))
+            if codec and codec.measure and codec.is_in(example):
+                lengths.append(codec.length_of_record(example, f"{path}[{count}]"))
+            else:
+                lengths.append(None)
+            count += 1
+        writer.close()
+        if all(length is None for length in lengths):
+            Path(lengths_file(path)).unlink(missing_ok=True)  # of what stood here before
+        elif None in lengths:
+            raise UserError(f"{path}[{lengths.index(None)}]: has no {codec.field}, but others have")
+        else:
+            save_lengths(path, lengths)
+        os.replace(partial, path)
+    finally:
+        if writer.is_open():
+            writer.close()
+        Path(partial).unlink(missing_ok=True)
+    return count
+
+
+def lengths_file(path: str) -> str:
+    """The file with the lengths of the records of `path`."""
+    return f"{path}.lengths.npy"
+
+
+def save_lengths(path: str, lengths: Sequence[int]) -> None:
+    """Writes `PATH.lengths.npy`, whole or not at all, whoever else does so at the same time."""
+    partial = Path(f"{lengths_file(path)}.{uuid.uuid4().hex}.partial")
+    try:
+        with open(partial, "wb") as file:
+            np.save(file, np.array(lengths, np.int64))
+        os.replace(partial, lengths_file(path))
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def open_array_file(path: str) -> Any:
+    """Random access to the records of one file."""
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+    try:
+        return ArrayRecordDataSource([path])
+    except Exception as error:  # the C++ reader has no exception of its own
+        raise unreadable(path, "ArrayRecord file", error) from error
+
+
+def read_record(file: Any, i: int, path: str) -> Item:
+    """Record `i` of an open file as a dict."""
+    try:
+        return decode_example(file[i])
+    except Exception as error:
+        raise unreadable(f"{path}[{i}]", "record", error) from error
+
+
+class ArrayRecordSource(Source):
+    """Records of many files, in the order of the files' names."""
+
+    def __init__(
+        self,
+        uri: str,
+        split: str,
+        codec: Codec,
+        paths: Sequence[str],
+        label_names: Sequence[str] | None = None,
+        key: str | None = None,
+    ):
+        super().__init__(uri, split, codec, label_names)
+        self._paths, self._key = list(paths), key
+        self._files = [open_array_file(path) for path in paths]
+        self._ends = np.cumsum([len(file) for file in self._files])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def _load(self, i: int) -> Item:
+        f = int(np.searchsorted(self._ends, i, side="right"))
+        file, path = self._files[f], self._paths[f]
+        i -= int(self._ends[f]) - len(file)
+        return self.codec.decode_record(read_record(file, i, path), f"{path}[{i}]", self._key)
+
+    def lengths(self) -> np.ndarray | None:
+        """int64 [N] from the `*.lengths.npy` files; what is missing is measured once and kept.
+
+        Raises UserError: one of these files is damaged or stale, or a record cannot be measured.
+        """
+        if self.codec.measure is None:
+            return None
+        pairs = zip(self._paths, self._files, strict=True)
+        return np.concatenate([self._lengths_of(path, file) for path, file in pairs])
+
+    def _lengths_of(self, path: str, file: Any) -> np.ndarray:
+        stored = lengths_file(path)
+        try:
+            lengths = np.load(stored)
+        except FileNotFoundError:
+            return self._measure(path, file)
+        except (OSError, ValueError) as error:
+            raise unreadable(stored, "array", error) from error
+        if len(lengths) != len(file):
+            raise UserError(
+                f"{stored}: {len(lengths)} lengths for {len(file)} records; "
+                "delete it, and it is made again"
+            )
+        return lengths
+
+    def _measure(self, path: str, file: Any) -> np.ndarray:
+        """The lengths of all records of a file, kept beside it if its folder can be written."""
+        records = (read_record(file, i, path) for i in range(len(file)))
+        lengths = [
+            self.codec.length_of_record(record, f"{path}[{i}]", self._key)
+            for i, record in enumerate(records)
+        ]
+        try:
+            save_lengths(path, lengths)
+            kept = f"they are kept in {lengths_file(path)}"
+        except OSError:
+            kept = "not kept, as its folder cannot be written"
+        measured = f"{path}: no lengths beside it, measured its {len(file)} records once"
+        warnings.warn(f"{measured}; {kept}", stacklevel=4)
+        return np.array(lengths, np.int64)
+
+
+def open_array_record(address: Address) -> ArrayRecordSource:
+    """`array_record:DIR` (files called SPLIT*.array_record) or `array_record:GLOB`."""
+    uri, place, split = address.uri, address.place, address.split
+    if os.path.isdir(place):
+        found = sorted(path.name for path in Path(place).glob("*.array_record*"))
+        found = [n for n in found if not n.endswith((".npy", ".partial"))]
+        if not found:
+            raise UserError(f"{uri}: no *.array_record files in '{place}'")
+        names = [n for n in found if re.split(r"[-._]", n)[0] == split]
+        if not names:
+            splits = {re.split(r"[-._]", n)[0] for n in found}
+            raise UserError(f"{uri}: no split '{split}'{nearest(split, splits)}")
+        paths = [os.path.join(place, name) for name in names]
+    else:
+        pattern = place.replace("{split}", split)
+        paths = sorted(p for p in glob(pattern) if not p.endswith((".npy", ".partial")))
+        if not paths:
+            raise UserError(f"{uri}: no file or folder '{pattern}'")
+    return ArrayRecordSource(uri, split, address.codec, paths, address.label_names, address.key)

@@ -1,0 +1,14 @@
+"""How texts are read; the published sets and shipped samples."""
+
+from data2vec_jax.data.codecs import text
+from data2vec_jax.modalities.text.published import open_ag_news, open_glue, open_squad
+from data2vec_jax.modalities.text.samples import open_samples
+
+CODEC = text.codec(
+    kinds={
+        "ag_news": open_ag_news,
+        "glue": open_glue,
+        "samples": open_samples,
+        "squad": open_squad,
+    }
+)

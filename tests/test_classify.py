@@ -254,7 +254,7 @@ def test_rows_of_texts_and_pairs():
 
 
 class Sounds:
-    uri, split, modality, label_names = "sounds", "train", "speech", None
+    uri, split, codec, label_names = "sounds", "train", None, None
 
     def __init__(self, *lengths):
         self.sizes = lengths

@@ -258,7 +258,7 @@ def test_error_rates_of_the_best_path_and_of_a_beam_search(tmp_path):
 
 class Sounds(list):
     uri = "sounds"
-    label_names, split, modality = None, "test", "speech"
+    label_names, split, codec = None, "test", None
 
     def lengths(self):
         return np.array([len(item["audio"]) for item in self])

@@ -1,8 +1,7 @@
-"""report.py: the page holds the numbers, needs nothing from outside, and errors are one line."""
+"""report/: the page holds the numbers, needs nothing from outside, and errors are one line."""
 
 import html.parser
 import json
-import os
 import re
 import subprocess
 import sys
@@ -13,22 +12,30 @@ import numpy as np
 import pytest
 
 from data2vec_jax.core.errors import UserError
-from data2vec_jax.report import page as report
+from data2vec_jax.metrics.collapse import CollapseConfig
+from data2vec_jax.report import charts, page, runs
+from data2vec_jax.report.charts import Curve
 
 VOID = {"meta"}  # all others are closed, by a tag of their own or by "/>"
 
 
 class Page(html.parser.HTMLParser):
-    """Checks that tags nest and that nothing is loaded; collects text, tables and curves."""
+    """Checks that tags nest, that ids are unique and that nothing is loaded; collects text,
+    tables and charts."""
 
     def __init__(self, text):
         super().__init__()
-        self.stack, self.tables, self.bold, self.curves, self.charts = [], [], [], [], []
+        self.stack, self.tables, self.bold, self.charts, self.ids = [], [], [], [], []
         self.text = ""
         self.feed(text)
         self.close()
         assert not self.stack, f"unclosed: {self.stack}"
-        assert not re.search(r"https?:|//|@import|url\(", text)
+        assert len(set(self.ids)) == len(self.ids)
+        assert not re.search(r"https?:|//|@import|url\((?!#)", text)
+        for name in re.findall(r'(?:url\(|href=")#([^)"]*)', text):
+            assert name in self.ids
+        defined = set(re.findall(r"--([\w-]+):", text))
+        assert set(re.findall(r"var\(--([\w-]+)\)", text)) <= defined
 
     def handle_starttag(self, tag, attributes):
         assert tag not in ("script", "link", "img", "iframe", "object", "embed", "base"), tag
@@ -36,16 +43,14 @@ class Page(html.parser.HTMLParser):
             assert name not in ("src", "srcset", "xlink:href") and not name.startswith("on")
             assert name != "href" or value.startswith("#")
         attributes = dict(attributes)
+        self.ids += [attributes["id"]] if "id" in attributes else []
         if tag == "table":
             self.tables.append([])
         if tag == "tr":
             self.tables[-1].append([])
         if tag in ("th", "td"):
             self.tables[-1][-1].append("")
-        if tag == "polyline" and attributes.get("class") != "raw":
-            points = [tuple(map(float, p.split(","))) for p in attributes["points"].split()]
-            self.curves.append(np.array(points))
-        if tag == "svg" and "aria-label" in attributes:
+        if tag == "svg":
             self.charts.append(attributes["aria-label"].removesuffix(" over steps"))
         if tag not in VOID:
             self.stack.append(tag)
@@ -70,91 +75,163 @@ class Page(html.parser.HTMLParser):
 
 def train_line(step, **scalars):
     return {
-        "step": step, "split": "train", "loss": 2.0 / step, "learning_rate": 0.00025,
-        "ema_decay": 0.99999, "grad_norm": 1.5, "target_std": 0.61803, "pred_std": 0.31416,
-        "masked_fraction": 0.65, "target_by_position": 0.11, "target_by_example": 0.22,
-        "feature_rank": 17.25, "examples_per_second": 1234.5, "mfu": 0.4321, **scalars,
-    }  # fmt: skip
+        "step": step,
+        "split": "train",
+        "loss": 2.0 / step,
+        "learning_rate": 0.00025,
+        "ema_decay": 0.99999,
+        "grad_norm": 1.5,
+        "target_std": 0.61803,
+        "pred_std": 0.31416,
+        "masked_fraction": 0.65,
+        "target_by_position": 0.11,
+        "target_by_example": 0.22,
+        "feature_rank": 17.25,
+        "examples_per_second": 1234.5,
+        "mfu": 0.4321,
+        **scalars,
+    }
 
 
 def write(folder: Path, lines, config=None, tail=""):
     folder.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / "metrics.jsonl").write_text(text + tail)
-    if config:
+    if config is not None:
         (folder / "config.json").write_text(json.dumps(config))
 
 
 def make(folder: Path) -> Page:
-    report.main([str(folder)])
+    page.main([str(folder)])
     return Page((folder / "report.html").read_text(encoding="utf-8"))
 
 
-def test_a_run_shows_its_numbers_curves_evals_and_config(tmp_path, capsys):
-    lines = [train_line(n) for n in range(1, 31)]
-    lines += [{"step": n, "split": "probe", "accuracy": n / 40} for n in (10, 20, 30)]
-    config = {"total_steps": 5000, "seed": 7, "data": {"batch_size": 64, "source": "<b>&x"}}
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures of a page, by title; drawn as ever."""
+    found, draw = {}, charts.to_svg
+
+    def to_svg(figure, *, label, **options):
+        found[label.removesuffix(" over steps")] = figure
+        return draw(figure, label=label, **options)
+
+    monkeypatch.setattr(charts, "to_svg", to_svg)
+    return found
+
+
+def curves(figure):
+    """Name -> (x, y) of a chart's main lines."""
+    lines = figure.axes[0].lines
+    return {x.get_label(): x.get_xydata().T for x in lines if not x.get_label().startswith("_")}
+
+
+def limits(figure):
+    return [line.get_ydata()[0] for line in figure.axes[0].lines if line.get_gid() == "limit"]
+
+
+# --- a run --------------------------------------------------------------------------------------
+
+
+def test_a_run_shows_its_numbers_curves_evals_and_config(tmp_path, capsys, figures):
+    lines = [train_line(n) for n in range(1, 16)]
+    lines += [{"step": n, "split": "probe", "accuracy": n / 20} for n in (5, 10, 15)]
+    config = {
+        "total_steps": 5000,
+        "seed": 7,
+        "modality": "speech",
+        "objective": {"name": "data2vec2", "empty": {}},
+        "data": {"batch_size": 64, "source": "<b>&x"},
+    }
     write(tmp_path, lines, config, tail='{"step": 31, "spl')
-    page = make(tmp_path)
+    made = make(tmp_path)
     assert capsys.readouterr().out.strip() == str(tmp_path / "report.html")
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "config.json", "metrics.jsonl", "report.html",
-    ]  # fmt: skip
-    for text in ("30updates of 5,000", "0.618", "0.3142", "43.2%", "0.99999", "No sign of coll"):
-        assert text in page.text
-    assert page.charts == [
-        "Loss", "Spread of targets and predictions", "Hidden collapse", "Feature rank",
-        "Gradient norm", "Learning rate", "Decay of the teacher's average", "Masked share",
-        "Examples per second", "Use of the hardware", "probe: accuracy",
-    ]  # fmt: skip
-    evals, scalars, options = page.tables
-    assert evals == [["step", "accuracy"], ["10", "0.25"], ["20", "0.5"], ["30", "0.75"]]
-    assert ["loss", "0.06667", "2", "0.06667", "2"] in scalars
+    names = sorted(p.name for p in tmp_path.iterdir())
+    assert names == ["config.json", "metrics.jsonl", "report.html"]
+    for text in ("updates of 5,000", "0.618", "0.3142", "43.2%", "0.99999", "No sign of coll"):
+        assert text in made.text
+    for text in ("modality speech", "objective.name data2vec2", "seed 7", "data.batch_size 64"):
+        assert text in made.text
+    assert made.charts == [
+        "Loss",
+        "Spread of targets and predictions",
+        "Hidden collapse",
+        "Feature rank",
+        "Gradient norm",
+        "Learning rate",
+        "Decay of the teacher's average",
+        "Masked share",
+        "Examples per second",
+        "Use of the hardware",
+        "probe: accuracy",
+    ]
+    drawn = {name: xy for figure in figures.values() for name, xy in curves(figure).items()}
+    scalars = {name for line in lines for name in line} - {"step", "split"}
+    assert set(drawn) == scalars
+    for name in scalars:
+        want = [(line["step"], line[name]) for line in lines if name in line]
+        np.testing.assert_array_equal(drawn[name].T, want)
+
+    evals, scalars, options = made.tables
+    assert evals == [["step", "accuracy"], ["5", "0.25"], ["10", "0.5"], ["15", "0.75"]]
+    assert ["loss", "0.1333", "2", "0.1333", "2"] in scalars
     assert ["learning_rate", *["0.00025"] * 4] in scalars
-    assert ["data.source", "<b>&x"] in options and ["total_steps", "5000"] in options
+    assert options == [
+        ["total_steps", "5000"],
+        ["seed", "7"],
+        ["modality", "speech"],
+        ["objective.name", "data2vec2"],
+        ["objective.empty", "{}"],
+        ["data.batch_size", "64"],
+        ["data.source", "<b>&x"],
+    ]
 
 
-def test_a_curve_is_where_its_numbers_are():
-    x = np.arange(1, 11)
-    y = np.where(x <= 5, 0.0, 10.0)
-    curve = report.Curve("y", x, y, "#000", smooth=False)
-    page = Page(report.line_chart([curve], title="t", span=(0.0, 10.0)))
-    (points,) = page.curves
-    assert len(points) == 10
-    gaps = np.diff(points[:, 0])
-    np.testing.assert_allclose(gaps, gaps[0], atol=0.11)  # one decimal each
-    assert points[-1, 0] == report.WIDTH - report.LEFT - report.RIGHT
-    assert set(points[:5, 1]) == {report.HEIGHT - report.TOP - report.BOTTOM}  # 0 at the bottom
-    assert len(set(points[5:, 1])) == 1 and 0 <= points[-1, 1] < 20
+def test_every_eval_is_in_the_page(tmp_path):
+    lines = [{"step": n, "split": "test", "wer": n / 8} for n in range(1, 21)]
+    write(tmp_path, lines)
+    latest, earlier = make(tmp_path).tables
+    rows = earlier[1:] + latest[1:]
+    assert [(int(a), float(b)) for a, b in rows] == [(n, n / 8) for n in range(1, 21)]
 
 
-def test_long_runs_stay_small_and_a_spike_does_not_flatten_them():
-    rng = np.random.default_rng(0)
-    x = np.arange(1, 50_001)
-    y = 3 + 0.1 * rng.normal(size=x.size)
-    y[12_345] = 1e9
-    text = report.line_chart([report.Curve("y", x, y, "#000")], title="t")
-    assert len(text) < 20_000
-    labels = [float(t) for t in re.findall(r'class="y"[^>]*>([^<]*)<', text)]
-    assert min(labels) > 2 and max(labels) < 4
-    (points,) = Page(text).curves
-    assert len(points) == report.BINS and np.ptp(points[:, 1]) < 60
+def test_limits_are_those_of_the_runs_config(tmp_path, figures):
+    limit = {"min_target_std": 0.25, "min_pred_std": 0.0, "max_example_share": 0.8}
+    write(tmp_path, [train_line(1), train_line(2)], {"collapse": limit})
+    made = make(tmp_path)
+    assert limits(figures["Spread of targets and predictions"]) == [0.25]  # pred_std is off
+    assert limits(figures["Hidden collapse"]) == [0.9, 0.8]
+    assert limits(figures["Loss"]) == []
+    assert "alarm (target_std below 0.25)" in made.text
+    assert "Alarms switched off: pred_std" in made.text
 
-
-def test_values_that_are_not_finite_are_left_out_and_said_so(tmp_path):
-    write(tmp_path, [train_line(1), train_line(2, loss="nan"), train_line(3, loss="inf")])
-    page = make(tmp_path)
-    assert "2 values are not finite" in page.text and "step 3: not finite: loss" in page.text
-    assert [len(page.curves[0]), len(page.curves[1])] == [1, 3]
-    write(tmp_path, [train_line(1, loss="nan", target_std="nan")])
-    page = make(tmp_path)
-    assert "Loss" not in page.charts and "No sign of collapse" not in page.text
+    assert "No sign of collapse" in made.text  # 0.618 is above 0.25
+    write(tmp_path, [train_line(1)], {"collapse": {"min_target_std": 0.7}})
+    made = make(tmp_path)
+    assert "No sign" not in made.text and "target_std 0.618 < 0.7" in made.text
+    write(tmp_path, [train_line(1, target_std=0.01)], {"collapse": {"warn_after": 100}})
+    made = make(tmp_path)
+    assert "waits for step 100" in made.text and "hardly vary" not in made.text
+    off = {"min_target_std": 0, "min_pred_std": 0, "max_position_share": 1, "max_example_share": 1}
+    write(tmp_path, [train_line(1, target_std=0.01)], {"collapse": off})
+    assert "switched off in this run's config" in make(tmp_path).text
 
 
 def test_a_collapsed_run_is_called_so(tmp_path):
-    write(tmp_path, [train_line(1, target_by_position=0.97)])
-    page = make(tmp_path)
-    assert "position alone explains 97%" in page.text and "No sign" not in page.text
+    config = {"collapse": {"abort": True, "after": 0}}  # the report tells, and goes on
+    write(tmp_path, [train_line(1, target_by_position=0.97, pred_std=0.001)], config)
+    made = make(tmp_path)
+    assert "position alone explains 97%" in made.text and "No sign" not in made.text
+    assert "predictions hardly vary" in made.text
+
+
+def test_values_that_are_not_finite_are_left_out_and_said_so(tmp_path, figures):
+    write(tmp_path, [train_line(1), train_line(2, loss="nan"), train_line(3, loss="inf")])
+    made = make(tmp_path)
+    assert "2 values are not finite" in made.text and "step 3: not finite: loss" in made.text
+    np.testing.assert_array_equal(curves(figures["Loss"])["loss"], [[1], [2]])
+    write(tmp_path, [train_line(1, loss="nan", target_std="nan")])
+    made = make(tmp_path)
+    assert "Loss" not in made.charts and "No sign of collapse" not in made.text
 
 
 @pytest.mark.parametrize(
@@ -168,50 +245,68 @@ def test_a_collapsed_run_is_called_so(tmp_path):
 )
 def test_missing_metrics_are_simply_absent(tmp_path, lines):
     write(tmp_path, lines)
-    page = make(tmp_path)
+    made = make(tmp_path)
     if "new_part" in lines[0]:
-        assert page.charts == ["new_part"]  # scalars nobody told the report about are drawn too
+        assert made.charts == ["new_part"]  # scalars nobody told the report about are drawn too
 
+
+# --- a demo -------------------------------------------------------------------------------------
 
 SUMMARY = {
     "vision_v2": {
         "linear_probe": {"untrained": [0.65, 0.66, 0.67], "pretrained": [0.83, 0.84, 0.82]},
         "knn": {"untrained": [0.41, 0.42, 0.43], "pretrained": [0.41, 0.43, 0.45]},
-        "target_std": 0.654, "pred_std": 0.321, "seconds": 154.25,
+        "target_std": 0.654,
+        "pred_std": 0.321,
+        "seconds": 154.25,
     },
     "text": {
         "linear_probe": {"untrained": [0.3], "pretrained": [0.2]},
         "knn": {"untrained": [], "pretrained": None},
         "target_std": 0.5,
     },
-}  # fmt: skip
+}
 
 
-def test_a_demo_shows_probes_with_spreads_and_curves_by_seed(tmp_path):
+def test_a_demo_shows_probes_with_spreads_and_curves_by_seed(tmp_path, figures):
     (tmp_path / "summary.json").write_text(json.dumps(SUMMARY))
+    config = {"collapse": {"min_pred_std": 0.02}}
     for seed in (0, 1, 10, 2):
         lines = [train_line(n, loss=1.0 + seed) for n in range(1, 4)]
-        write(tmp_path / "vision_v2" / f"seed{seed}", lines)
+        write(tmp_path / "vision_v2" / f"seed{seed}", lines, config)
     write(tmp_path / "text" / "seed0", [])
-    page = make(tmp_path)
-    probes, numbers = page.tables
+    made = make(tmp_path)
+    probes, numbers = made.tables
+    probes = [[" ".join(cell.split()) for cell in row] for row in probes]
     minus = "\N{MINUS SIGN}"
     assert probes == [
         ["", "untrained", "pretrained", "gain"],
         # numpy.std([.65, .66, .67], ddof=1) is .01, and so on
-        ["vision_v2linear probe", "66.0 % ± 1.0", "83.0 % ± 1.0", "+17.0"],
-        ["vision_v2knn", "42.0 % ± 1.0", "43.0 % ± 2.0", "+1.0"],
-        ["textlinear probe", "30.0 %", "20.0 %", f"{minus}10.0"],
+        ["vision_v2 linear probe", "66.0 % ± 1.0", "83.0 % ± 1.0", "+17.0"],
+        ["vision_v2 knn", "42.0 % ± 1.0", "43.0 % ± 2.0", "+1.0"],
+        ["text linear probe", "30.0 %", "20.0 %", f"{minus}10.0"],
     ]
-    assert page.bold == ["83.0 %"]  # the others overlap, or have one seed
+    assert made.bold == ["83.0 %"]  # the others overlap, or have one seed
     assert ["vision_v2", "0.654", "0.321", "154.2"] in numbers
     assert ["text", "0.5", "", ""] in numbers
-    assert page.charts == [
-        "probe scores before and after", "loss", "target_std", "pred_std",
-        "target_by_position", "target_by_example", "feature_rank",
-    ]  # fmt: skip
-    assert re.search(r"seed0 1\s*seed1 2\s*seed2 3\s*seed10 11", page.text)
-    assert page.text.index("vision_v2") < page.text.index("No lines yet")
+    names = ["loss", "target_std", "pred_std", "target_by_position", "target_by_example"]
+    assert made.charts == [
+        "probe scores before and after pretraining",
+        *names,
+        "feature_rank",
+    ]
+    seeds = {name: y.tolist() for name, (_, y) in curves(figures["loss"]).items()}
+    assert seeds == {f"seed{n}": [1.0 + n] * 3 for n in (0, 1, 2, 10)}
+    assert list(seeds) == ["seed0", "seed1", "seed2", "seed10"]
+    assert limits(figures["pred_std"]) == [0.02] and limits(figures["target_std"]) == [0.1]
+    assert made.text.index("vision_v2") < made.text.index("No lines yet")
+
+    bars = {name: x.tolist() for name, (x, _) in curves(figures[made.charts[0]]).items()}
+    assert bars == {
+        "vision_v2 · linear probe": pytest.approx([66, 83]),
+        "vision_v2 · knn": pytest.approx([42, 43]),
+        "text · linear probe": pytest.approx([30, 20]),
+    }
 
 
 def test_a_demo_under_way_has_no_summary_yet(tmp_path):
@@ -222,25 +317,65 @@ def test_a_demo_under_way_has_no_summary_yet(tmp_path):
 def test_scores_in_percent_are_not_multiplied(tmp_path):
     scores = {"asr": {"wer": {"untrained": [90.0, 91.0], "pretrained": [12.5, 12.5]}}}
     (tmp_path / "summary.json").write_text(json.dumps(scores))
-    assert make(tmp_path).tables[0][1][1:] == ["90.5 ± 0.7", "12.5 ± 0.0", "\N{MINUS SIGN}78.0"]
+    row = make(tmp_path).tables[0][1]
+    assert row[1:] == ["90.5 ± 0.7", "12.5 ± 0.0", "\N{MINUS SIGN}78.0"]
 
 
-@pytest.mark.parametrize(
-    "low, high, want",
-    [
-        (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]),
-        (0.9991, 0.9999, [0.9992, 0.9994, 0.9996, 0.9998]),
-        (-3, 3, [-2, 0, 2]),
-        (0, 400_000, [0, 100_000, 200_000, 300_000, 400_000]),
-    ],
-)
-def test_ticks_are_round_and_inside(low, high, want):
-    assert report.ticks(low, high) == want
+def test_picture_of_the_probes_is_an_svg_file():
+    scores = {"untrained": [0.25, 0.5], "pretrained": [0.75, 1.0]}
+    text = page.picture({"text": {"linear_probe": scores, "seconds": 3.0}})
+    assert "var(" not in text and text == page.picture({"text": {"linear_probe": scores}})
+    root = ElementTree.fromstring(text)
+    space = "{http://www.w3.org/2000/svg}"
+    assert root.tag == f"{space}svg"
+    titles = [t.text for t in root.iter(f"{space}title")]
+    assert titles == ["untrained: 25 %", "untrained: 50 %", "pretrained: 75 %", "pretrained: 100 %"]
+    texts = [t.text for t in root.iter(f"{space}text")]
+    assert "text · linear probe" in texts and "+50.0" in texts
+
+
+# --- charts -------------------------------------------------------------------------------------
+
+
+def test_long_runs_stay_small_and_a_spike_does_not_flatten_them():
+    rng = np.random.default_rng(0)
+    x = np.arange(1, 50_001)
+    y = 3 + 0.1 * rng.normal(size=x.size)
+    y[12_345] = 1e9
+    figure = charts.line_figure([Curve("y", x, y, "series-0")])
+    low, high = figure.axes[0].get_ylim()
+    assert 2 < low < 3 < high < 4
+    assert curves(figure)["y"].shape == (2, charts.POINTS)
+    assert len(charts.to_svg(figure, label="y")) < 20_000
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_a_wide_range_gets_a_logarithmic_axis_if_asked_for(log):
+    y = np.geomspace(1e-2, 1e3, 10)
+    figure = charts.line_figure([Curve("y", np.arange(10), y, "series-0")], log=log)
+    assert figure.axes[0].get_yscale() == ("log" if log else "linear")
+    narrow = charts.line_figure([Curve("y", np.arange(10), y[:2].repeat(5), "series-0")], log=log)
+    assert narrow.axes[0].get_yscale() == "linear"
+
+
+def test_axis_includes_what_it_must_and_limits_that_are_near():
+    curve = Curve("y", np.arange(1, 5), np.array([3.0, 4.0, 3.5, 3.2]), "series-0")
+    figure = charts.line_figure([curve], include=[0.0], limits=[5.0, 100.0])
+    low, high = figure.axes[0].get_ylim()
+    assert low == 0 and 5 < high < 6 and limits(figure) == [5.0]  # 100 would flatten the curve
+
+
+def test_the_same_numbers_give_the_same_picture():
+    def draw():
+        curve = Curve("y", np.arange(30), np.sin(np.arange(30)), "series-0")
+        return charts.to_svg(charts.line_figure([curve]), label="y", key="k")
+
+    assert draw() == draw()
 
 
 @pytest.mark.parametrize("low, high", [(1e-9, 1e9), (0.3, 20), (4, 100)])
 def test_log_ticks_are_few_and_inside(low, high):
-    marks = report.log_ticks(low, high)
+    marks = charts.log_ticks(low, high)
     assert 2 <= len(marks) <= 8 and all(low * 0.99 <= m <= high * 1.01 for m in marks)
 
 
@@ -250,55 +385,61 @@ def test_moving_mean_equals_a_loop():
     for i in range(30):
         half = min(3, i, 29 - i)
         want.append(y[i - half : i + half + 1].mean())
-    np.testing.assert_allclose(report._moving_mean(y, 7), want)
+    np.testing.assert_allclose(charts.moving_mean(y, 7), want)
 
 
-def run_command(*args):
-    root = Path(report.__file__).parents[1]
-    return subprocess.run(
-        [sys.executable, "-m", "data2vec_jax.report", *map(str, args)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(root)},
-    )
+def test_colours_of_a_page_are_those_of_the_palette():
+    curve = Curve("y", np.arange(3), np.arange(3.0), charts.colour(9))
+    svg = charts.to_svg(charts.line_figure([curve]), label="y")
+    assert "var(--series-1)" in svg and not re.search("#[0-9a-f]{6}", svg)
+
+
+# --- errors -------------------------------------------------------------------------------------
 
 
 def test_users_mistakes_are_one_line_and_exit_code_2(tmp_path):
     (tmp_path / "speech").mkdir()
-    result = run_command(tmp_path / "speach")
+    command = [sys.executable, "-m", "data2vec_jax.report", str(tmp_path / "speach")]
+    result = subprocess.run(
+        command, capture_output=True, text=True, cwd=Path(page.__file__).parents[2]
+    )
     assert result.returncode == 2 and result.stdout == ""
     assert result.stderr.count("\n") == 1 and "did you mean 'speech'?" in result.stderr
 
 
-def test_picture_of_the_probes_is_an_svg_file():
-    scores = {"untrained": [0.25, 0.5], "pretrained": [0.75, 1.0]}
-    summary = {"text": {"linear_probe": scores, "seconds": 3.0}}
-    root = ElementTree.fromstring(report.picture(summary))
-    space = "{http://www.w3.org/2000/svg}"
-    assert root.tag == f"{space}svg"
-    titles = [t.text for t in root.iter(f"{space}title")]
-    assert titles == ["untrained: 25 %", "untrained: 50 %", "pretrained: 75 %", "pretrained: 100 %"]
-    assert "text · linear probe" in [t.text for t in root.iter(f"{space}text")]
-    assert ".gain{" in root.find(f"{space}style").text
-
-
 def test_nothing_to_show_is_said(tmp_path):
     with pytest.raises(UserError, match="no folder"):
-        report.main([str(tmp_path / "a" / "b")])
+        page.main([str(tmp_path / "a" / "b")])
     with pytest.raises(UserError, match="nothing to report"):
-        report.main([str(tmp_path)])
+        page.main([str(tmp_path)])
     write(tmp_path, [], tail='{"step": 1')
     with pytest.raises(UserError, match="no whole line yet"):
-        report.main([str(tmp_path)])
+        page.main([str(tmp_path)])
     write(tmp_path, [train_line(1)])
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json is not JSON"):
-        report.main([str(tmp_path)])
+        page.main([str(tmp_path)])
+    (tmp_path / "config.json").write_text('{"collapse": {"min_std": 1}}')
+    with pytest.raises(UserError, match=r"config\.collapse\.min_std: no such option"):
+        page.main([str(tmp_path)])
+    (tmp_path / "config.json").unlink()
     (tmp_path / "summary.json").write_text("{}")
     (tmp_path / "metrics.jsonl").unlink()
     with pytest.raises(UserError, match="no scores and no runs"):
-        report.main([str(tmp_path)])
+        page.main([str(tmp_path)])
     (tmp_path / "summary.json").write_text("[]")
     with pytest.raises(UserError, match="does not hold an object"):
-        report.main([str(tmp_path)])
+        page.main([str(tmp_path)])
     assert not (tmp_path / "report.html").exists()
+
+
+def test_a_page_that_cannot_be_written_is_said(tmp_path):
+    write(tmp_path, [train_line(1)])
+    (tmp_path / "report.html").mkdir()
+    with pytest.raises(UserError, match="cannot write"):
+        page.main([str(tmp_path)])
+
+
+def test_a_run_without_a_config_has_the_default_limits(tmp_path):
+    write(tmp_path, [train_line(1)])
+    assert runs.read_run(tmp_path).limits == CollapseConfig().limits()

@@ -3,8 +3,8 @@
     python -m data2vec_jax.report WORKDIR
 
 writes WORKDIR/report.html. A workdir is one run (config.json, metrics.jsonl), or the folder of a
-demo: `summary.json` and one run for each modality and seed in `*/seed*/`. The pictures are SVG
-written right here, so the page is one small file: no script, no font, no image to load.
+demo: `summary.json` and one run for each recipe and seed in `*/seed*/`. The page is one file
+without scripts; it loads nothing, and follows the browser's light or dark mode.
 """
 
 from data2vec_jax.cli.arguments import run_main

@@ -1,0 +1,147 @@
+"""Reads workdirs: a run's scalars and config, a demo's probe scores, what the monitor says."""
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data2vec_jax.core.config import check_section
+from data2vec_jax.core.errors import UserError
+from data2vec_jax.metrics.collapse import CollapseConfig, CollapseMonitor, Limit
+from data2vec_jax.metrics.writer import FILE, Line, read_lines
+
+SUMMARY = "summary.json"  # of a demo's folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run: its folder's name, the lines of metrics.jsonl by split, its config and limits."""
+
+    name: str
+    splits: Mapping[str, Sequence[Line]]
+    config: Mapping[str, Any]
+    collapse: CollapseConfig
+
+    @property
+    def train(self) -> Sequence[Line]:
+        return self.splits.get("train", ())
+
+    @property
+    def limits(self) -> Mapping[str, Limit]:
+        """Scalar -> the limit beyond which this run's collapse monitor warns."""
+        return self.collapse.limits()
+
+    def scalars(self, split: str) -> list[str]:
+        """Names of a split's scalars, in order of appearance."""
+        found = dict.fromkeys(name for line in self.splits.get(split, ()) for name in line)
+        return [name for name in found if name not in ("step", "split")]
+
+    def options(self) -> dict[str, Any]:
+        """The config with dotted names."""
+        return flatten(self.config)
+
+    def warnings(self) -> list[str]:
+        """What is wrong in the last training line: non-finite scalars, the monitor's alarms."""
+        if not self.train:
+            return []
+        last = self.train[-1]
+        found = []
+        broken = [name for name, value in last.items() if not math.isfinite(value)]
+        if broken:
+            found.append(f"step {last['step']:,}: not finite: {', '.join(broken)}")
+        never_abort = dataclasses.replace(self.collapse, abort=False)
+        alarms = CollapseMonitor(never_abort).check(last["step"], last)
+        return found + [alarm.removeprefix("warning: ") for alarm in alarms]
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbeScores:
+    """Scores of one probe by seed, before and after pretraining, as the demo wrote them."""
+
+    recipe: str
+    probe: str
+    untrained: Sequence[float]
+    pretrained: Sequence[float]
+
+    @property
+    def label(self) -> str:
+        return f"{self.recipe} · {self.probe.replace('_', ' ')}"
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{'a': {'b': 1}} -> {'a.b': 1}; an empty section stays as it is."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        path = f"{prefix}.{key}" if prefix else str(key)
+        flat |= flatten(value, path) if isinstance(value, Mapping) and value else {path: value}
+    return flat
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises UserError: there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error})") from None
+    except OSError as error:
+        raise UserError(f"cannot read '{path}': {error.strerror}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} does not hold an object")
+    return content
+
+
+def read_run(folder: Path) -> Run:
+    """Reads metrics.jsonl and config.json, whichever are there.
+
+    Lines cut short by a crash are left out. Raises UserError: a file cannot be read, or the
+    config's section `collapse` is wrong.
+    """
+    splits: dict[str, list[Line]] = {}
+    if (folder / FILE).exists():
+        try:
+            lines = read_lines(folder / FILE)
+        except OSError as error:
+            raise UserError(f"cannot read '{folder / FILE}': {error.strerror}") from None
+        for line in lines:
+            numbers = {k: v for k, v in line.items() if isinstance(v, (int, float))}
+            splits.setdefault(str(line["split"]), []).append(numbers)
+    for lines in splits.values():
+        lines.sort(key=lambda line: line["step"])
+    config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+    section = config.get("collapse", {})
+    check_section("collapse", section, CollapseConfig)
+    return Run(folder.name, splits, config, CollapseConfig(**section))
+
+
+def read_groups(workdir: Path) -> dict[str, list[Run]]:
+    """The runs in `GROUP/seed*/` and `GROUP/` below a demo's folder, by group."""
+    groups: dict[str, list[Run]] = {}
+    found = [*workdir.glob(f"*/seed*/{FILE}"), *workdir.glob(f"*/{FILE}")]
+    for path in sorted(found, key=_natural):
+        run = read_run(path.parent)
+        groups.setdefault(path.relative_to(workdir).parts[0], []).append(run)
+    return groups
+
+
+def probe_scores(summary: Mapping[str, Any]) -> list[ProbeScores]:
+    """The probes in a demo's summary.json that have scores both before and after pretraining."""
+    found = []
+    for recipe, entry in summary.items():
+        for probe, scores in entry.items() if isinstance(entry, Mapping) else ():
+            if not isinstance(scores, Mapping):
+                continue
+            before, after = (
+                [float(v) for v in scores.get(side) or () if isinstance(v, (int, float))]
+                for side in ("untrained", "pretrained")
+            )
+            if before and after:
+                found.append(ProbeScores(recipe, probe, before, after))
+    return found
+
+
+def _natural(path: Path) -> list[Any]:
+    """Sorts seed2 before seed10."""
+    return [(int(p) if p.isdigit() else 0, p) for p in re.split(r"(\d+)", str(path))]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from data2vec_jax.core.errors import UserError
-from data2vec_jax.data.batches import HostBatchReader, Plan, global_shapes, stream
+from data2vec_jax.data.batches import HostBatchReader, TrainSampler, global_shapes, stream
 from data2vec_jax.modalities.contract import Layout
 
 
@@ -26,9 +26,11 @@ class Numbers:
         return {"x": x}
 
 
-def plan_of(lengths, **options):
-    return Plan(
-        Numbers(lengths).bucket_of, [2, 4], **{"batch_size": 4, "seed": 0, "multiple": 4} | options
+def sampler_of(lengths, **options):
+    return TrainSampler(
+        Numbers(lengths).bucket_of,
+        [2, 4],
+        **{"batch_size": 4, "seed": 0, "rows_multiple_of": 4} | options,
     )
 
 
@@ -36,47 +38,47 @@ LENGTHS = [1] * 3 + [2] * 30 + [3] * 11 + [4] * 21 + [9] * 4
 
 
 def test_an_epoch_holds_each_example_at_most_once():
-    plan = plan_of(LENGTHS)
-    assert plan.rows == [8, 4]
-    assert plan.per_epoch == 41 // 8 + 25 // 4
-    seen = np.concatenate([plan(n)[1] for n in range(plan.per_epoch)])
+    sampler = sampler_of(LENGTHS)
+    assert sampler.rows == [8, 4]
+    assert sampler.per_epoch == 41 // 8 + 25 // 4
+    seen = np.concatenate([sampler(n)[1] for n in range(sampler.per_epoch)])
     assert len(seen) == len(set(seen.tolist())) == 5 * 8 + 6 * 4
-    for n in range(plan.per_epoch):
-        bucket, ids = plan(n)
-        assert (plan.bucket_of[ids] == bucket).all()
+    for n in range(sampler.per_epoch):
+        bucket, ids = sampler(n)
+        assert (sampler.bucket_of[ids] == bucket).all()
     assert not set(seen.tolist()) & {0, 1, 2}  # too short for any bucket
 
 
 def test_epochs_and_seeds_differ_and_repeat():
-    plan = plan_of(LENGTHS)
-    ids = [plan(n)[1].tolist() for n in range(3 * plan.per_epoch)]
-    again = [plan_of(LENGTHS)(n)[1].tolist() for n in range(3 * plan.per_epoch)]
-    other = [plan_of(LENGTHS, seed=1)(n)[1].tolist() for n in range(plan.per_epoch)]
+    sampler = sampler_of(LENGTHS)
+    ids = [sampler(n)[1].tolist() for n in range(3 * sampler.per_epoch)]
+    again = [sampler_of(LENGTHS)(n)[1].tolist() for n in range(3 * sampler.per_epoch)]
+    other = [sampler_of(LENGTHS, seed=1)(n)[1].tolist() for n in range(sampler.per_epoch)]
     assert ids == again
-    assert ids[: plan.per_epoch] != ids[plan.per_epoch : 2 * plan.per_epoch]
-    assert ids[: plan.per_epoch] != other
+    assert ids[: sampler.per_epoch] != ids[sampler.per_epoch : 2 * sampler.per_epoch]
+    assert ids[: sampler.per_epoch] != other
     # What one epoch leaves out is not left out for ever.
     assert len({i for batch in ids for i in batch}) > len(
-        {i for batch in ids[: plan.per_epoch] for i in batch}
+        {i for batch in ids[: sampler.per_epoch] for i in batch}
     )
 
 
 def test_a_bucket_too_small_for_a_batch_moves_down():
-    plan = plan_of([2] * 16 + [4] * 3)
-    assert plan.batches == [2, 0]
-    assert len(global_shapes(plan, Numbers([2] * 16 + [4] * 3))) == 1
+    sampler = sampler_of([2] * 16 + [4] * 3)
+    assert sampler.batches == [2, 0]
+    assert len(global_shapes(sampler, Numbers([2] * 16 + [4] * 3))) == 1
     with pytest.raises(UserError, match=r"19 examples .* do not fill one batch"):
-        plan_of([2] * 16 + [4] * 3, batch_size=64)
+        sampler_of([2] * 16 + [4] * 3, batch_size=64)
 
 
 @pytest.mark.parametrize("owners", [[[0, 1, 2, 3]], [[0, 1], [2, 3]], [[0, 2], [1, 3]]])
 def test_processes_read_their_own_rows(owners):
-    examples, plan = Numbers(LENGTHS), plan_of(LENGTHS)
-    whole = HostBatchReader(plan, examples)
-    for n in (0, 7, plan.per_epoch + 1):
+    examples, sampler = Numbers(LENGTHS), sampler_of(LENGTHS)
+    whole = HostBatchReader(sampler, examples)
+    for n in (0, 7, sampler.per_epoch + 1):
         batch = whole(n)
         for own in owners:
-            part = HostBatchReader(plan, examples, own, count=4)(n)
+            part = HostBatchReader(sampler, examples, own, count=4)(n)
             for key in ("x", "example_id"):
                 blocks = np.split(batch[key], 4)
                 np.testing.assert_array_equal(np.concatenate([blocks[i] for i in own]), part[key])
@@ -85,14 +87,18 @@ def test_processes_read_their_own_rows(owners):
 
 
 def test_the_digest_tells_orders_apart():
-    assert plan_of(LENGTHS).digest() == plan_of(list(LENGTHS)).digest()
-    others = [plan_of(LENGTHS, seed=1), plan_of(LENGTHS[::-1]), plan_of(LENGTHS, batch_size=8)]
-    assert len({plan.digest() for plan in (plan_of(LENGTHS), *others)}) == 4
+    assert sampler_of(LENGTHS).digest() == sampler_of(list(LENGTHS)).digest()
+    others = [
+        sampler_of(LENGTHS, seed=1),
+        sampler_of(LENGTHS[::-1]),
+        sampler_of(LENGTHS, batch_size=8),
+    ]
+    assert len({sampler.digest() for sampler in (sampler_of(LENGTHS), *others)}) == 4
 
 
 def test_draws_differ_between_epochs():
     examples = Numbers([2] * 8)
-    read = HostBatchReader(plan_of([2] * 8), examples)
+    read = HostBatchReader(sampler_of([2] * 8), examples)
     first, second = (
         {int(i): row[-1] for i, row in zip(batch["example_id"], batch["x"], strict=True)}
         for batch in (read(0), read(1))
@@ -102,7 +108,7 @@ def test_draws_differ_between_epochs():
 
 
 def test_stream_starts_anywhere():
-    read = HostBatchReader(plan_of(LENGTHS), Numbers(LENGTHS))
+    read = HostBatchReader(sampler_of(LENGTHS), Numbers(LENGTHS))
     options = dict(workers=0, prefetch=2, place=lambda batch: batch)
     whole = [b["x"] for b in stream(read, 0, 12, **options)]
     tail = [b["x"] for b in stream(read, 5, 12, **options)]

@@ -20,15 +20,22 @@ from data2vec_jax.core.errors import UserError
 
 
 def rows_of(
-    buckets: Sequence[int], batch_size: int, multiple: int | None = None, level: bool = False
+    buckets: Sequence[int],
+    batch_size: int,
+    rows_multiple_of: int | None = None,
+    equal_rows: bool = False,
 ) -> list[int]:
-    """Rows of a batch of each bucket, of about as many units as `batch_size` of the longest.
+    """Rows per batch of each bucket, so that the total length of a batch stays about constant.
 
-    level: `batch_size` rows of each.
+    buckets: static lengths. batch_size: rows of a batch of the longest bucket; a shorter bucket has
+    as many more as fit into the same number of units (samples, tokens), rounded down to a multiple
+    of `rows_multiple_of` (by default the greatest common divisor of `batch_size` and 8).
+    equal_rows: `batch_size` rows of every bucket instead.
     """
+    multiple = rows_multiple_of
     if batch_size < 1 or (multiple is not None and multiple < 1):
         raise UserError(f"config.data: batch_size={batch_size}, multiple={multiple}; use 1 or more")
-    if level:
+    if equal_rows:
         return [batch_size] * len(buckets)
     multiple = multiple or math.gcd(batch_size, 8)
     if batch_size % multiple:
@@ -38,23 +45,31 @@ def rows_of(
 
 
 class TrainSampler:
-    """Which examples, and which bucket, global batch n holds.
+    """The bucket and the examples of global batch n of training.
 
-    bucket_of: int [N], bucket of each example, -1 for none. buckets: static lengths. batch_size:
-    rows of a batch of the longest bucket; a shorter bucket has as many more rows as fit into the
-    same number of units (samples, tokens), a multiple of `multiple`. level: `batch_size` of each.
+    bucket_of: int [N], bucket of each example, -1 for one that is left out. buckets, batch_size,
+    rows_multiple_of, equal_rows: see `rows_of`.
 
-    Every epoch is a new permutation; its incomplete last batch of each bucket is left out (they
-    differ from epoch to epoch). An example of a bucket that cannot fill one batch moves to the next
-    shorter one, and is left out only if none is left. `padded` examples cannot: a bucket that
-    is not full takes in the next shorter ones.
+    Every epoch is a new permutation. The examples that do not fill a last batch of their bucket are
+    left out, others in each epoch. Where a bucket has too few examples for a single batch, they are
+    cropped to the next shorter bucket, and left out if there is none. Examples that are `padded`
+    cannot be cropped: there an underfull bucket absorbs the next shorter bucket.
+
+    rows: rows per batch of each bucket. batches: number of batches of each bucket in an epoch;
+    per_epoch: of all.
     """
 
     def __init__(
-        self, bucket_of: np.ndarray, buckets: Sequence[int], batch_size: int, seed: int,
-        multiple: int | None = None, padded: bool = False, level: bool = False,
-    ):  # fmt: skip
-        self.rows = rows_of(buckets, batch_size, multiple, level)
+        self,
+        bucket_of: np.ndarray,
+        buckets: Sequence[int],
+        batch_size: int,
+        seed: int,
+        rows_multiple_of: int | None = None,
+        padded: bool = False,
+        equal_rows: bool = False,
+    ):
+        self.rows = rows_of(buckets, batch_size, rows_multiple_of, equal_rows)
         self.seed = seed
         self.bucket_of = np.array(bucket_of, np.int32)
         for b in range(len(buckets))[::-1]:
@@ -77,11 +92,11 @@ class TrainSampler:
         self._epoch = functools.lru_cache(maxsize=2)(self._shuffle)
 
     def digest(self) -> str:
-        """A fingerprint of all that decides which examples each batch holds."""
+        """A hash of everything that determines which examples each batch holds."""
         text = f"{self.seed} {self.rows} {self.batches} {len(self.bucket_of)} "
         return hashlib.sha256(text.encode() + self.bucket_of.tobytes()).hexdigest()[:16]
 
-    def __getstate__(self):  # worker processes get the plan, not the cache
+    def __getstate__(self):  # worker processes get the sampler, not its cache
         return {k: v for k, v in self.__dict__.items() if k != "_epoch"}
 
     def __setstate__(self, state):
@@ -110,19 +125,23 @@ class TrainSampler:
 
 
 class EvalSampler:
-    """Every example once, as full batches: a `TrainSampler` for evaluation.
+    """The bucket and the examples of batch n of an evaluation, in which each example comes once.
 
-    The last batch of a bucket is filled up with its last example. Examples of bucket -1 are left
-    out.
+    The last batch of a bucket is filled up by repeating its last example. Examples of bucket -1 are
+    left out. Arguments as of `TrainSampler`.
     """
 
     seed = 0
 
     def __init__(
-        self, bucket_of: np.ndarray, buckets: Sequence[int], batch_size: int,
-        multiple: int | None = None, level: bool = False,
-    ):  # fmt: skip
-        self.rows = rows_of(buckets, batch_size, multiple, level)
+        self,
+        bucket_of: np.ndarray,
+        buckets: Sequence[int],
+        batch_size: int,
+        rows_multiple_of: int | None = None,
+        equal_rows: bool = False,
+    ):
+        self.rows = rows_of(buckets, batch_size, rows_multiple_of, equal_rows)
         self.batches = []
         for b, rows in enumerate(self.rows):
             ids = np.flatnonzero(np.asarray(bucket_of) == b).astype(np.uint32)
@@ -139,25 +158,28 @@ class EvalSampler:
 
 
 class HostBatchReader:
-    """This process's rows of global batch n: {name: array [rows, ...]}, picklable.
+    """This process's rows of global batch n: {name: array [rows, ...]}. Can be pickled.
 
-    A batch is cut into `count` equal blocks of rows; those with the numbers `own` are read.
+    A batch is cut into `count` equal blocks of rows; `own` are the numbers of those to be read.
     """
 
     def __init__(
-        self, plan: TrainSampler, examples: Any, own: Sequence[int] = (0,), count: int = 1
+        self,
+        sampler: TrainSampler | EvalSampler,
+        examples: Any,
+        own: Sequence[int] = (0,),
+        count: int = 1,
     ):
-        self.plan, self.examples = plan, examples
+        self.sampler, self.examples = sampler, examples
         self.own, self.count = list(own), count
 
     def __call__(self, n: int) -> dict[str, np.ndarray]:
-        bucket, ids = self.plan(int(n))
+        bucket, ids = self.sampler(int(n))
         ids = ids.reshape(self.count, -1)[self.own].ravel()
+        seed = self.sampler.seed
         rows = [
             # The draws of an example depend on the batch's number and its id, not on its place.
-            self.examples.load(
-                int(i), bucket, np.random.default_rng((self.plan.seed, int(n), int(i)))
-            )
+            self.examples.load(int(i), bucket, np.random.default_rng((seed, int(n), int(i))))
             for i in ids
         ]
         batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
@@ -165,12 +187,18 @@ class HostBatchReader:
 
 
 def stream(
-    read: Callable[[int], Mapping[str, np.ndarray]], start: int, stop: int, *, workers: int,
-    prefetch: int, place: Callable[[Any], Any],
-) -> Iterator[Any]:  # fmt: skip
+    read: Callable[[int], Mapping[str, np.ndarray]],
+    start: int,
+    stop: int,
+    *,
+    workers: int,
+    prefetch: int,
+    place: Callable[[Any], Any],
+) -> Iterator[Any]:
     """Batches start, ..., stop - 1, read ahead, and placed on the devices by a thread.
 
-    workers: processes that read batches; 0 reads in threads of this one. place: host -> devices.
+    workers: processes that read batches; 0 reads in threads of this one. prefetch: batches that
+    each reads ahead. place: moves a batch from the host to the devices.
     """
     if workers < 0 or prefetch < 1:
         raise UserError(
@@ -188,11 +216,11 @@ def stream(
     return iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=2))
 
 
-def global_shapes(plan: TrainSampler, examples: Any) -> list[dict[str, jax.ShapeDtypeStruct]]:
-    """Shapes of the global batches of each bucket that occurs."""
+def global_shapes(sampler: TrainSampler, examples: Any) -> list[dict[str, jax.ShapeDtypeStruct]]:
+    """Shapes of the global batches of each bucket that has any."""
     return [
         batch_shapes(examples.layout.shapes[b], rows)
-        for b, (rows, count) in enumerate(zip(plan.rows, plan.batches, strict=True))
+        for b, (rows, count) in enumerate(zip(sampler.rows, sampler.batches, strict=True))
         if count
     ]
 

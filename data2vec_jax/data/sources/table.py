@@ -1,5 +1,6 @@
 """Tables: a column of paths or of the signals themselves, and further columns."""
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -61,21 +62,11 @@ class TableSource(Source):
         self, columns: Mapping[str, list], label_names: Sequence[str] | None = None
     ) -> "TableSource":
         """The same rows with further columns, and with the names of the classes in one of them."""
-        kept = (
-            self._columns
-            if self._lengths is None
-            else self._columns | {self.codec.units: self._lengths.tolist()}
-        )
-        return TableSource(
-            self.uri,
-            self.split,
-            self.codec,
-            {**kept, **columns},
-            root=self._root,
-            label_names=self.label_names if label_names is None else label_names,
-            file=self._file,
-            lines=self._lines,
-        )
+        made = copy.copy(self)
+        made._columns = {**self._columns, **columns}
+        if label_names is not None:
+            made.label_names = tuple(label_names)
+        return made
 
     def _load(self, i: int) -> Item:
         item = {name: column[i] for name, column in self._columns.items()}

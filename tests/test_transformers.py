@@ -75,9 +75,7 @@ def plan_of(case, folder):
         arrays |= {} if where is None else {f"where/{run}": where}
     np.savez(folder / f"{case}.npz", **arrays)
     own = config["architectures"][0]
-    kinds = (
-        ["AutoModel", "file"] if "auto_map" in config else [own, card.auto_class(checkpoint.config)]
-    )
+    kinds = ["AutoModel", "file"] if "auto_map" in config else [own, card.auto_class(config)]
     common = dict(arrays=f"{case}.npz", runs=[*runs], allowed=1e-4)
     folders = {case: {}}
     if "Segmentation" in own:  # names of its head differ between the versions

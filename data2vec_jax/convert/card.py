@@ -1,5 +1,6 @@
 """The model card (README.md) of an export."""
 
+import re
 from typing import Any
 
 from data2vec_jax.convert import fields, files
@@ -11,31 +12,27 @@ PAPERS = {
     "1.0": "[data2vec](https://arxiv.org/abs/2202.03555)",
     "2.0": "[data2vec 2.0](https://arxiv.org/abs/2212.07525)",
 }
-AUTO = {
-    "ctc": "AutoModelForCTC", "utterance": "AutoModelForAudioClassification",
-    "xvector": "AutoModelForAudioXVector", "masked_lm": "AutoModelForMaskedLM",
-    "sequence": "AutoModelForSequenceClassification", "answer": "AutoModelForQuestionAnswering",
-    "choice": "AutoModelForMultipleChoice", "image": "AutoModelForImageClassification",
-    "segmentation": "AutoModelForSemanticSegmentation",
-}  # fmt: skip
+# Classes whose `Auto*` class has a name of its own.
+AUTO_CLASSES = {
+    "Data2VecAudioForSequenceClassification": "AutoModelForAudioClassification",
+    "Data2VecAudioForXVector": "AutoModelForAudioXVector",
+}
 
 LOGGED = ("step", "loss", "target_std", "pred_std")
 
 
-def auto_class(config: Config) -> str:
-    """The `Auto*` class that opens an export with its head."""
-    name = (config.get("task") or {}).get("name")
-    if name == "frames":
-        speech = config["modality"] == "speech"
-        return (
-            "AutoModelForAudioFrameClassification" if speech else "AutoModelForTokenClassification"
-        )
-    return AUTO.get(name, "AutoModel")
+def auto_class(described: Config) -> str:
+    """The `Auto*` class that opens an export with its head. described: its config.json."""
+    (architecture,) = described["architectures"]
+    if "auto_map" in described or architecture.endswith("Model"):
+        return "AutoModel"
+    head = re.sub(r".*?(?=For)", "", architecture, count=1)
+    return AUTO_CLASSES.get(architecture, f"AutoModel{head}")
 
 
 def card(checkpoint: Checkpoint, layout: Layout, described: Config) -> str:
     """Markdown: what the model is, its numbers, how to load it, what it was made of."""
-    config, name = checkpoint.config, auto_class(checkpoint.config)
+    config, name = checkpoint.config, auto_class(described)
     lines = [
         "---", "library_name: transformers", "tags:", "- data2vec", f"- {config['modality']}",
         "---", "", f"# {layout.name}", "",

@@ -558,6 +558,14 @@ def model_file(checkpoint: Any, folder: Path) -> None:
     shutil.copyfile(Path(__file__).with_name(name), folder / name)
 
 
+def torch_arguments(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Our inputs -> the argument of the PyTorch model."""
+    (array,) = inputs.values()
+    if "image" in inputs:
+        array = array.transpose(0, 3, 1, 2)
+    return {"inputs": array.astype(np.int64) if "tokens" in inputs else array}
+
+
 LAYOUT_NAMES = {
     kind: f"fairseq data2vec {name} 2.0" for kind, name in MODALITIES.items()
 }  # fmt: skip
@@ -579,6 +587,7 @@ LAYOUTS = [
         from_folder, lambda config: table(config, {}, "proj"), folder_config, rename=rename,
         rename_back=rename_back, constants=lambda config: constants(config, {}),
         holds=lambda config: fields.generation(config) == "2.0", beside=model_file,
+        arguments=torch_arguments,
     )
     for kind in MODALITIES
 ]  # fmt: skip

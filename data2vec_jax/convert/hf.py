@@ -431,11 +431,13 @@ LAYOUTS = [
         "data2vec-audio", "huggingface", "hf", "speech", claims("data2vec-audio"),
         configure_speech, speech_table, describe_speech, drops=PRETRAINING,
         holds=first, rename=_speech_prefix,
+        arguments=lambda inputs: {"input_values": inputs["audio"]},
     ),
     Layout(
         "data2vec-text", "huggingface", "hf", "text", claims("data2vec-text"),
         configure_text, text_table, describe_text, drops=PRETRAINING,
         holds=first, rename=lambda state, config: both_biases(_text_prefix(state, config), config),
         constants=text_constants,
+        arguments=lambda inputs: {"input_ids": inputs["tokens"].astype(np.int64)},
     ),
 ]  # fmt: skip

@@ -332,5 +332,6 @@ LAYOUTS = [
         "data2vec-vision", "huggingface", "hf", "vision", claims("data2vec-vision"),
         configure, table, describe, drops=PRETRAINING, rename=rename, rename_back=rename_back,
         constants=constants, holds=first,
+        arguments=lambda inputs: {"pixel_values": inputs["image"].transpose(0, 3, 1, 2)},
     )
 ]  # fmt: skip

@@ -21,50 +21,59 @@ Rename = Callable[[Mapping[str, Any], Config], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Source:
-    """An opened checkpoint of somebody else's.
-
-    kind: 'huggingface' (a folder) or 'pickle' (a file of fairseq's or BEiT's). config: theirs, as
-    plain JSON. state: their arrays by name, read when used; of a pickle, nested dicts are flat
-    ('_ema.layers.0...'). folder: where processor and tokenizer files lie, if anywhere.
-    """
+    """An opened checkpoint in a layout of others."""
 
     path: Path
     kind: str
+    """'huggingface' (a folder), or 'pickle' (a file of fairseq's or BEiT's)."""
     config: Mapping[str, Any]
+    """Their config, as plain JSON."""
     state: Mapping[str, np.ndarray]
+    """Their arrays by name, read when used. Nested dicts of a pickle are flattened
+    ('_ema.layers.0...')."""
     folder: Path | None = None
+    """Folder of the processor and tokenizer files, if there is one."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One kind of checkpoint; see the package's docstring.
-
-    kind: as of `Source`. to: the `--to` that writes it ('hf' or 'fairseq'). claims: whether a
-    source is of this layout, by its content. drops: regular expressions of our paths that it has no
-    place for -> the reason. rename, rename_back: (arrays by name, our config) -> the same under
-    other names, for what no table can say (theirs -> the table's, and back; of entries too).
-    constants: config -> arrays that it holds beside parameters. store: of a pickle, (tensors by
-    name, config) -> the nested dict that is written. holds: whether a config of ours is of this
-    kind. beside: (checkpoint, folder) writes further files of an export. fit: our entries -> those
-    of the same model without what `drops` says.
-    """
+    """One kind of checkpoint; `data2vec_jax.convert` says how the parts are used."""
 
     name: str
+    """Stands in reports, model cards and `origin.layout` of converted configs."""
     kind: str
+    """As of `Source`."""
     to: str
+    """Value of `--to` that writes this layout: 'hf' or 'fairseq'."""
     modality: str
+    """Name of the modality that it stores."""
     claims: Callable[[Source], bool]
+    """Whether a source has this layout, judged by its content."""
     configure: Callable[[Source], Config]
+    """Source -> converted config."""
     table: Callable[[Config], Table]
+    """Converted config -> table of parameter names, for both directions."""
     describe: Callable[[Config], Config]
-    drops: Mapping[str, str] = field(default_factory=dict)
-    rename: Rename = lambda state, config: dict(state)
-    rename_back: Rename = lambda state, config: dict(state)
-    constants: Callable[[Config], State] = lambda config: {}
-    store: Callable[[Mapping[str, Any], Config], dict[str, Any]] | None = None
+    """Converted config -> their config. Raises UserError for options that they lack."""
     holds: Callable[[Config], bool] = lambda config: True
-    beside: Callable[[Any, Path], None] | None = None
+    """Whether a converted config can be written in this layout (1.0 or 2.0)."""
+    drops: Mapping[str, str] = field(default_factory=dict)
+    """Regular expression of our paths that the layout cannot store -> the reason."""
     fit: Callable[[list[Entry]], list[Entry]] = lambda entries: entries
+    """Our entries -> entries of the same model without those that `drops` names."""
+    rename: Rename = lambda state, config: dict(state)
+    """(arrays by their names, converted config) -> arrays by the table's names, where names depend
+    on more than a table can say (the version of a library, a prefix)."""
+    rename_back: Rename = lambda state, config: dict(state)
+    """The inverse of `rename`, for arrays and for entries."""
+    constants: Callable[[Config], State] = lambda config: {}
+    """Converted config -> arrays in the file that are not parameters."""
+    store: Callable[[Mapping[str, Any], Config], dict[str, Any]] | None = None
+    """Of a pickle: (tensors by name, converted config) -> the nested dict to write."""
+    beside: Callable[[Any, Path], None] | None = None
+    """(checkpoint, folder) -> None: writes further files of an export."""
+    arguments: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+    """Of a Hugging Face layout: our inputs by name -> arguments of its PyTorch model."""
 
 
 # Modules with a list `LAYOUTS` each; a source is of the first layout that claims it.

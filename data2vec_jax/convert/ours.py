@@ -139,8 +139,8 @@ def _open_ours(path: Path, home: Path) -> Checkpoint:
             teacher = flatten(checkpoints.load_params(path, subtree="teacher"), TEACHER)
         found = found | teacher
         if teacher:
-            fronts = ("frontend", "patches", "embeddings")
-            whole = any(path.startswith(tuple(TEACHER + x for x in fronts)) for path in teacher)
+            front = f"{TEACHER}{model_of(config).frontend_params}/"
+            whole = any(path.startswith(front) for path in teacher)
             config["teacher"] = "model" if whole else "encoder"
     if adapters.switched_on(training.get("adapter")):
         options = {k: v for k, v in training["adapter"].items() if k != "dropout"}
@@ -169,16 +169,28 @@ def model_of(config: Config) -> Any:
     return contract.build(modality.model, "model", config["model"], dtype=jnp.float32)
 
 
+def inference_of(config: Config) -> contract.Inference:
+    """How the config's model is called. Raises UserError: its modality does not say."""
+    found = contract.get(config["modality"]).inference
+    if found is None:
+        raise UserError(
+            f"config.modality: '{config['modality']}' cannot be loaded, its MODALITY has no "
+            "`inference`"
+        )
+    return found
+
+
 def shapes_of(config: Config) -> dict[str, tuple[int, ...]]:
     """Path -> shape of every parameter that the config's model and heads have."""
     model = model_of(config)
-    found = jax.eval_shape(model.init, jax.random.key(0), example(config, model))["params"]
+    example = dict(inference_of(config).example(model))
+    found = jax.eval_shape(model.init, jax.random.key(0), example)["params"]
     width = config["model"]["width"]
     x = jax.ShapeDtypeStruct((2, 8, width), jnp.float32)
     states = jax.ShapeDtypeStruct((model.encoder.depth + 1, 2, 8, width), jnp.float32)
     parts = {"": found}
     if config.get("adapter"):
-        adapter = make_adapter(config)
+        adapter = heads.make_adapter(config["adapter"])
         long = jax.ShapeDtypeStruct((2, 100_000, width), jnp.float32)  # enough for any stride
         parts["adapter/"] = jax.eval_shape(adapter.init, jax.random.key(0), long)["params"]
         x = jax.ShapeDtypeStruct((2, 8, adapter.width), jnp.float32)
@@ -194,24 +206,6 @@ def shapes_of(config: Config) -> dict[str, tuple[int, ...]]:
         path: tuple(x.shape) for prefix, tree in parts.items()
         for path, x in flatten(tree, prefix).items()
     }  # fmt: skip
-
-
-def make_adapter(config: Config) -> heads.Adapter:
-    """The adapter of a config."""
-    return contract.build(heads.Adapter, "adapter", config["adapter"])
-
-
-def example(config: Config, model: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of the smallest batch that a model can be made with."""
-    if config["modality"] == "speech":
-        samples = 1
-        for _, kernel, stride in reversed(model.frontend.convs):
-            samples = (samples + 7) * stride + kernel
-        return {"audio": jax.ShapeDtypeStruct((1, samples), jnp.float32)}
-    if config["modality"] == "text":
-        return {"tokens": jax.ShapeDtypeStruct((1, 4), jnp.int32)}
-    channels = getattr(model, "channels", 3)
-    return {"image": jax.ShapeDtypeStruct((1, *model.image, channels), jnp.float32)}
 
 
 # Parameters that serve pretraining only; a checkpoint may do without.

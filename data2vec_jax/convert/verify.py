@@ -15,9 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from data2vec_jax.convert import export, files, loaded, ours
+from data2vec_jax.convert.layouts import Layout
 from data2vec_jax.convert.ours import Checkpoint
 from data2vec_jax.convert.tables import nest
 from data2vec_jax.core.errors import UserError
+from data2vec_jax.models.outputs import OPTIONAL_OUTPUTS
 
 LIMIT = 1e-3  # of activations of order 1; float32 gives 1e-6 to 1e-4
 
@@ -33,11 +35,12 @@ def verify(checkpoint: Checkpoint) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "export"
         export.export(checkpoint, target, "hf")
-        theirs = run_torch(target, inputs)
+        layout = export.layout_for(checkpoint.config, "hf")
+        theirs = run_torch(target, layout, inputs)
     params = jax.tree.map(jnp.asarray, nest(checkpoint.tree()))
     out = loaded.forward(checkpoint.config, params, inputs)
     own = {f"layer {i}": x for i, x in enumerate(out.hidden_states)}
-    own |= {name: getattr(out, name) for name in ("last_hidden_state", *loaded.HEAD_OUTPUTS)}
+    own |= {name: getattr(out, name) for name in ("last_hidden_state", *OPTIONAL_OUTPUTS)}
     lines, worst = [], 0.0
     for name, value in theirs.items():
         if own.get(name) is None or own[name].shape != value.shape:
@@ -52,34 +55,22 @@ def verify(checkpoint: Checkpoint) -> list[str]:
 
 def random_inputs(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
     """A small batch that the checkpoint's model can read."""
-    config, random = checkpoint.config, np.random.default_rng(0)
-    model = ours.model_of(config)
-    (name, shape), *_ = ours.example(config, model).items()
-    if name == "tokens":
-        length = min(12, config["model"]["max_length"])
-        size = (2, 3, length) if _task(config) == "choice" else (2, length)
-        special = max(4, config["model"].get("pad", 1) + 1)
-        tokens = random.integers(special, config["model"]["vocab_size"], size, np.int32)
-        return {"tokens": tokens}
-    size = (2, shape.shape[1] * 3) if name == "audio" else (2, *shape.shape[1:])
-    return {name: random.normal(size=size).astype(np.float32)}
+    config, rng = checkpoint.config, np.random.default_rng(0)
+    model, inference = ours.model_of(config), ours.inference_of(config)
+    if inference.random_inputs is not None:
+        return dict(inference.random_inputs(config, model, rng))
+    return {
+        name: rng.normal(size=(2, *array.shape[1:])).astype(array.dtype)
+        for name, array in inference.example(model).items()
+    }
 
 
-def _task(config: Any) -> str | None:
-    return (config.get("task") or {}).get("name")
-
-
-ARGUMENTS = {"audio": "input_values", "tokens": "input_ids", "image": "pixel_values"}
-
-
-def run_torch(folder: Path, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Outputs of the exported model, 'layer i' for its hidden states."""
+def run_torch(folder: Path, layout: Layout, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Outputs of the exported model, 'layer i' for its hidden states. inputs: ours."""
     import torch
 
-    (name, array), *_ = inputs.items()
-    array = array.transpose(0, 3, 1, 2) if name == "image" else array
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
-    tensor = tensor.long() if name == "tokens" else tensor
+    arrays = {name: np.ascontiguousarray(x) for name, x in layout.arguments(inputs).items()}
+    arguments = {name: torch.from_numpy(x) for name, x in arrays.items()}
     config = files.read_json(folder / "config.json")
     with torch.no_grad():
         if "auto_map" in config:
@@ -87,12 +78,12 @@ def run_torch(folder: Path, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarr
             spec = importlib.util.spec_from_file_location("exported_data2vec2", path)
             module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
-            out = module.Data2Vec2.load(folder)(tensor)
+            out = module.Data2Vec2.load(folder)(**arguments)
         else:
             model = transformers_model(folder, config)
-            out = model(**{ARGUMENTS[name]: tensor}, output_hidden_states=True)
+            out = model(**arguments, output_hidden_states=True)
     found = {f"layer {i}": x.numpy() for i, x in enumerate(out["hidden_states"])}
-    for key in ("last_hidden_state", *loaded.HEAD_OUTPUTS):
+    for key in ("last_hidden_state", *OPTIONAL_OUTPUTS):
         value = out.get(key) if hasattr(out, "get") else getattr(out, key, None)
         if value is not None:
             found[key] = value.numpy()

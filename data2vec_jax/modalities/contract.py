@@ -22,6 +22,8 @@ from data2vec_jax.core.errors import UserError, nearest
 from data2vec_jax.data.codecs.base import Codec
 from data2vec_jax.data.sources.base import Source
 from data2vec_jax.data.sources.labels import check_classes
+from data2vec_jax.models import outputs
+from data2vec_jax.models.outputs import Outputs
 
 Batch = Mapping[str, jax.Array]
 Options = Mapping[str, Any]
@@ -78,6 +80,31 @@ class Inputs(Examples, Protocol):
         """Arrays of the decoded example `item`, number `index` of the source."""
 
 
+def same_inputs(model: nn.Module, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """The default of `Inference.prepare`: inputs as they are."""
+    return inputs
+
+
+@dataclass(frozen=True)
+class Inference:
+    """How `data2vec_jax.load` calls a model on a user's arrays."""
+
+    input: str
+    """Name of the batch's main array, the one that a user gives: 'audio', 'tokens', ..."""
+    example: Callable[[Any], Mapping[str, jax.ShapeDtypeStruct]]
+    """model -> the smallest batch that it can be initialised with."""
+    forward: Callable[..., Outputs] = outputs.forward
+    """(config, model, parameters, inputs) -> Outputs: a pure function, which is compiled. The
+    config is a converted one (see `data2vec_jax.convert`); inputs are the main array and the
+    optional `padding`, `mask` and others that the modality knows."""
+    prepare: Callable[..., Mapping[str, np.ndarray]] = same_inputs
+    """(model, inputs) -> inputs in the form that `forward` reads (channels last, ...). Raises
+    UserError for arrays that the model cannot read."""
+    random_inputs: Callable[..., Mapping[str, np.ndarray]] | None = None
+    """(config, model, random generator) -> a small random batch, for `convert --verify`; None for
+    two rows of normal numbers in the shapes of `example`."""
+
+
 class Labelled(NamedTuple):
     """Examples with labels, for probes: arrays [N, ...], labels int [N] or [N, T], -1 for none."""
 
@@ -129,6 +156,7 @@ class Modality:
     bench: how the benchmark scales the examples.
     published_scores: (config, split, metric) -> the paper's score of a fine-tuning config's task in
       per cent, None if it has none.
+    inference: how `data2vec_jax.load` calls the model; None if checkpoints cannot be loaded.
     """
 
     name: str
@@ -144,6 +172,7 @@ class Modality:
     bench: Bench = Bench()
     check_labels: Callable[[Source], None] = check_classes
     published_scores: Callable[[Mapping[str, Any], str, str], float | None] | None = None
+    inference: Inference | None = None
 
 
 def names() -> list[str]:

@@ -22,7 +22,7 @@ from data2vec_jax.models.layers import Array, Conv, Key, LayerNorm, bert_init, d
 from data2vec_jax.models.losses import PROBLEMS, cross_entropy, ctc_losses, problem_loss
 from data2vec_jax.models.segmentation import Segmentation
 
-Outputs = Mapping[str, Array]
+Arrays = Mapping[str, Array]
 
 
 class Features(NamedTuple):
@@ -74,10 +74,11 @@ class WeightedStates(nn.Module):
 # Speech -------------------------------------------------------------------------------------------
 
 
-class Adapter(nn.Module):
-    """Shortens the encoder's output: convolutions with stride, each gated by half of its channels.
+class ConvAdapter(nn.Module):
+    """Strided convolutions that shorten the encoder's output, each followed by a gated linear unit.
 
-    width: O of the output; another one than the encoder's is reached by a linear layer and a norm.
+    width: O of the output. If the encoder has another width, a linear layer and a norm come first.
+    layers: number of convolutions. kernel, stride: of each, in frames.
     """
 
     width: int
@@ -116,12 +117,12 @@ class Ctc(nn.Module):
     dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, features: Features, key: Key = None) -> Outputs:
+    def __call__(self, features: Features, key: Key = None) -> Arrays:
         """logits [B, T, V]."""
         x = dropout(features.x, self.dropout, key)
         return {"logits": linear(self.vocab_size, "output")(x)}
 
-    def loss(self, outputs: Outputs, labels: Outputs, features: Features) -> Array:
+    def loss(self, outputs: Arrays, labels: Arrays, features: Features) -> Array:
         """labels int [B, U]; see `ctc_losses`."""
         logits, labels = outputs["logits"], labels["labels"]
         lengths = features.lengths
@@ -148,7 +149,7 @@ class SequenceClassifier(nn.Module):
     problem: str | None = "single_label_classification"
 
     @nn.compact
-    def __call__(self, features: Features, key: Key = None) -> Outputs:
+    def __call__(self, features: Features, key: Key = None) -> Arrays:
         """logits [B, C]."""
         x = WeightedStates(self.weighted, name="layers")(features)
         x = linear(self.projection, "projection_in")(x)
@@ -159,7 +160,7 @@ class SequenceClassifier(nn.Module):
             x = jnp.sum(jnp.where(valid, x, 0), 1) / jnp.sum(valid, 1)
         return {"logits": linear(self.classes, "output")(x)}
 
-    def loss(self, outputs: Outputs, labels: Outputs, features: Features) -> Array:
+    def loss(self, outputs: Arrays, labels: Arrays, features: Features) -> Array:
         """labels int [B]."""
         return problem_loss(self.problem, outputs["logits"], labels["labels"])
 
@@ -172,12 +173,12 @@ class TokenClassifier(nn.Module):
     dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, features: Features, key: Key = None) -> Outputs:
+    def __call__(self, features: Features, key: Key = None) -> Arrays:
         """logits [B, T, C]."""
         x = WeightedStates(self.weighted, name="layers")(features)
         return {"logits": linear(self.classes, "output")(dropout(x, self.dropout, key))}
 
-    def loss(self, outputs: Outputs, labels: Outputs, features: Features) -> Array:
+    def loss(self, outputs: Arrays, labels: Arrays, features: Features) -> Array:
         """labels int [B, T], or [B, T, C] of which the largest counts."""
         labels = labels["labels"]
         if labels.ndim == 3:
@@ -199,7 +200,7 @@ class XVector(nn.Module):
     weighted: bool = False
 
     @nn.compact
-    def __call__(self, features: Features, key: Key = None) -> Outputs:
+    def __call__(self, features: Features, key: Key = None) -> Arrays:
         """embeddings [B, X], logits [B, X] (before the cosines)."""
         x = WeightedStates(self.weighted, name="layers")(features)
         x = linear(self.channels[0], "projection_in")(x)
@@ -220,7 +221,7 @@ class XVector(nn.Module):
         self.param("objective", nn.initializers.normal(1.0), size)  # of the loss, each column
         return {"embeddings": vector, "logits": linear(self.width, "output")(vector)}
 
-    def loss(self, outputs: Outputs, labels: Outputs, features: Features) -> Array:
+    def loss(self, outputs: Arrays, labels: Arrays, features: Features) -> Array:
         """Additive-margin softmax (Wang 2018): 30 * (cosine - 0.4 at the label). labels int [B]."""
         unit = dict(axis=-1, keepdims=True)
         x, columns = outputs["logits"], self.get_variable("params", "objective")
@@ -253,7 +254,7 @@ class Pooler(nn.Module):
     """The first token through a linear layer and tanh."""
 
     @nn.compact
-    def __call__(self, features: Features, key: Key = None) -> Outputs:
+    def __call__(self, features: Features, key: Key = None) -> Arrays:
         """pooler_output [B, D]."""
         x = features.x
         return {"pooler_output": jnp.tanh(linear(x.shape[-1], "pooler")(x[:, 0]))}
@@ -270,7 +271,7 @@ class MaskedLm(nn.Module):
     tied: bool = True
 
     @nn.compact
-    def __call__(self, features: Features, key: Key = None) -> Outputs:
+    def __call__(self, features: Features, key: Key = None) -> Arrays:
         """logits [B, T, V]."""
         x = features.x
         x = gelu(linear(x.shape[-1], "dense")(x))
@@ -282,7 +283,7 @@ class MaskedLm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.vocab_size,))
         return {"logits": x @ table + bias}
 
-    def loss(self, outputs: Outputs, labels: Outputs, features: Features) -> Array:
+    def loss(self, outputs: Arrays, labels: Arrays, features: Features) -> Array:
         """labels int [B, T]."""
         return cross_entropy(outputs["logits"], labels["labels"])
 
@@ -295,14 +296,14 @@ class ClsClassifier(nn.Module):
     dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, features: Features, key: Key = None) -> Outputs:
+    def __call__(self, features: Features, key: Key = None) -> Arrays:
         """logits [B, C]."""
         keys = split(key, 2)
         x = dropout(features.x[:, 0], self.dropout, keys[0])
         x = jnp.tanh(linear(x.shape[-1], "dense")(x))
         return {"logits": linear(self.classes, "output")(dropout(x, self.dropout, keys[1]))}
 
-    def loss(self, outputs: Outputs, labels: Outputs, features: Features) -> Array:
+    def loss(self, outputs: Arrays, labels: Arrays, features: Features) -> Array:
         """labels as `problem_loss` says."""
         return problem_loss(self.problem, outputs["logits"], labels["labels"])
 
@@ -311,12 +312,12 @@ class Answer(nn.Module):
     """Where an answer starts and ends: two numbers per token."""
 
     @nn.compact
-    def __call__(self, features: Features, key: Key = None) -> Outputs:
+    def __call__(self, features: Features, key: Key = None) -> Arrays:
         """start_logits, end_logits [B, T]."""
         start, end = jnp.moveaxis(linear(2, "output")(features.x), -1, 0)
         return {"start_logits": start, "end_logits": end}
 
-    def loss(self, outputs: Outputs, labels: Outputs, features: Features) -> Array:
+    def loss(self, outputs: Arrays, labels: Arrays, features: Features) -> Array:
         """start_positions, end_positions int [B]; those outside the row are left out."""
         ends = ("start", "end")
         losses = [
@@ -335,13 +336,13 @@ class Choice(nn.Module):
     """
 
     @nn.compact
-    def __call__(self, features: Features, key: Key = None, choices: int = 1) -> Outputs:
+    def __call__(self, features: Features, key: Key = None, choices: int = 1) -> Arrays:
         """x [B * choices, T, D] -> logits [B, choices]."""
         x = features.x
         pooled = jnp.tanh(linear(x.shape[-1], "pooler")(x[:, 0]))
         return {"logits": linear(1, "output")(pooled).reshape(-1, choices)}
 
-    def loss(self, outputs: Outputs, labels: Outputs, features: Features) -> Array:
+    def loss(self, outputs: Arrays, labels: Arrays, features: Features) -> Array:
         """labels int [B]."""
         return cross_entropy(outputs["logits"], labels["labels"])
 
@@ -361,7 +362,7 @@ class ImagePooler(nn.Module):
             raise UserError(f"config.task.pooling: no '{self.pooling}'{hint}")
         self.norm = LayerNorm(self.eps)
 
-    def __call__(self, features: Features, key: Key = None) -> Outputs:
+    def __call__(self, features: Features, key: Key = None) -> Arrays:
         """pooler_output [B, D]; the class token stands first in `features.x`."""
         x = features.x
         pooled = x[:, 0] if self.pooling == "class" else self.norm(jnp.mean(x[:, 1:], 1))
@@ -380,12 +381,12 @@ class Image(ImagePooler):
         scaled = nn.initializers.normal(0.02 * self.start)
         self.output = nn.Dense(self.classes, kernel_init=scaled)
 
-    def __call__(self, features: Features, key: Key = None) -> Outputs:
+    def __call__(self, features: Features, key: Key = None) -> Arrays:
         """logits [B, C] and pooler_output [B, D]."""
         pooled = super().__call__(features)
         return pooled | {"logits": self.output(pooled["pooler_output"])}
 
-    def loss(self, outputs: Outputs, labels: Outputs, features: Features) -> Array:
+    def loss(self, outputs: Arrays, labels: Arrays, features: Features) -> Array:
         """labels as `problem_loss` says."""
         return problem_loss(self.problem, outputs["logits"], labels["labels"])
 
@@ -408,7 +409,7 @@ class LinearProbe(nn.Module):
     freezes = True  # the encoder gets no gradient and drops nothing
 
     @nn.compact
-    def __call__(self, features: Features, key: Key = None) -> Outputs:
+    def __call__(self, features: Features, key: Key = None) -> Arrays:
         """logits [B, C]; with a key the batch's statistics count, and go to `assigned`."""
         x = features.x
         parts = {"class": x[:, 0], "mean": jnp.mean(x[:, 1:], 1)}
@@ -432,7 +433,7 @@ class LinearProbe(nn.Module):
         start = nn.initializers.normal(self.deviation)
         return {"logits": nn.Dense(self.classes, kernel_init=start, name="output")(x)} | assigned
 
-    def loss(self, outputs: Outputs, labels: Outputs, features: Features) -> Array:
+    def loss(self, outputs: Arrays, labels: Arrays, features: Features) -> Array:
         """labels int [B]."""
         return problem_loss(self.problem, outputs["logits"], labels["labels"])
 
@@ -465,6 +466,12 @@ def make(options: Mapping[str, Any], section: str = "task") -> nn.Module:
         hint = nearest(options["problem"], [p for p in PROBLEMS if p])
         raise UserError(f"config.{section}.problem: no '{options['problem']}'{hint}")
     return HEADS[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
+
+
+def make_adapter(options: Mapping[str, Any], section: str = "adapter") -> ConvAdapter:
+    """The convolutional adapter of a config section."""
+    check_section(section, options, ConvAdapter)
+    return ConvAdapter(**options)
 
 
 def parameters(head: nn.Module, features: Features, **given: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Speech: raw 16 kHz waveforms."""
 
 from data2vec_jax.modalities.contract import Modality
-from data2vec_jax.modalities.speech import data, inputs, model, published
+from data2vec_jax.modalities.speech import data, inference, inputs, model, published
 from data2vec_jax.modalities.speech.bench import BENCH
 from data2vec_jax.modalities.speech.codec import CODEC
 
@@ -18,4 +18,5 @@ MODALITY = Modality(
     bench=BENCH,
     check_labels=data.check_labels,
     published_scores=published.published_scores,
+    inference=inference.INFERENCE,
 )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from data2vec_jax import masking
 from data2vec_jax.modalities.contract import Modality
-from data2vec_jax.modalities.text import data, inputs, model, published
+from data2vec_jax.modalities.text import data, inference, inputs, model, published
 from data2vec_jax.modalities.text.bench import BENCH
 from data2vec_jax.modalities.text.codec import CODEC
 from data2vec_jax.modalities.text.tokenizer import SPECIALS
@@ -61,6 +61,7 @@ MODALITY = Modality(
     inputs=inputs.Rows,
     flops=model.flops,
     published_scores=published.published_scores,
+    inference=inference.INFERENCE,
     corrupt=corrupt,
     bench=BENCH,
 )

@@ -1,7 +1,7 @@
 """Vision: images cut into patches."""
 
 from data2vec_jax.modalities.contract import Modality
-from data2vec_jax.modalities.vision import data, inputs, model, published
+from data2vec_jax.modalities.vision import data, inference, inputs, model, published
 from data2vec_jax.modalities.vision.bench import BENCH
 from data2vec_jax.modalities.vision.codec import CODEC
 
@@ -17,4 +17,5 @@ MODALITY = Modality(
     flops=model.flops,
     bench=BENCH,
     published_scores=published.published_scores,
+    inference=inference.INFERENCE,
 )

@@ -1,0 +1,63 @@
+"""Forward pass of a loaded speech model on raw waveforms.
+
+B batch, S samples, T frames, D width.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data2vec_jax.modalities.contract import Inference, Tokens
+from data2vec_jax.modalities.speech.model import SpeechModel, frames
+from data2vec_jax.models import heads
+from data2vec_jax.models.heads import Features
+from data2vec_jax.models.outputs import Inputs, Outputs, Params, head_name, outputs, states_of
+
+
+def forward(
+    config: Mapping[str, Any], model: SpeechModel, params: Params, inputs: Inputs
+) -> Outputs:
+    """audio [B, S], optional padding bool [B, S] (True: padded), optional mask bool [B, T]."""
+    variables, audio = {"params": params}, inputs["audio"]
+    x, extracted = model.apply(variables, audio, method="extract")
+    lengths = valid = None
+    if inputs.get("padding") is not None:
+        samples = jnp.sum(~inputs["padding"], -1)
+        lengths = frames(samples, model.frontend.convs)
+        valid = heads.first(lengths, x.shape[1])
+    elif head_name(config) == "ctc":
+        # As in Hugging Face, the loss covers the encoder's frames only: the adapter's padding adds
+        # some at the end.
+        lengths = jnp.full(len(x), x.shape[1])
+    encoded = model.apply(
+        variables, Tokens(x, valid), inputs.get("mask"), collect=True, method="encode"
+    )
+    x = encoded.x
+    if config.get("adapter"):
+        adapter = heads.make_adapter(config["adapter"])
+        x = adapter.apply({"params": params["adapter"]}, x)
+        lengths = None if lengths is None else adapter.lengths(lengths)
+    features = Features(x, states_of(encoded), lengths)
+    return outputs(config, params, encoded, features, extract_features=extracted)
+
+
+def example(model: SpeechModel) -> dict[str, jax.ShapeDtypeStruct]:
+    """One waveform of at least 8 frames."""
+    samples = 1
+    for _, kernel, stride in reversed(model.frontend.convs):
+        samples = (samples + 7) * stride + kernel
+    return {"audio": jax.ShapeDtypeStruct((1, samples), jnp.float32)}
+
+
+def random_inputs(
+    config: Mapping[str, Any], model: SpeechModel, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Two waveforms of three times the smallest length."""
+    samples = example(model)["audio"].shape[1]
+    return {"audio": rng.normal(size=(2, 3 * samples)).astype(np.float32)}
+
+
+INFERENCE = Inference(input="audio", example=example, forward=forward, random_inputs=random_inputs)

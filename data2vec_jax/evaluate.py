@@ -176,7 +176,7 @@ def grouped(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[s
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for run in runs:
         config = json.loads(json.dumps(run["config"]))
-        seed, _ = config.pop("seed"), config.pop("start", None)
+        seed, _ = config.pop("seed"), config.pop("init_from", None)
         config["examples"].pop("tokenizer", None)
         key, number = json.dumps(config, sort_keys=True), 0
         while seed in (other["seed"] for other in groups.get(f"{number} {key}", ())):
@@ -273,7 +273,7 @@ def markdown(lines: Sequence[Sequence[str]], rows: Sequence[Mapping[str, Any]], 
         text.append("The paper's scores are as known to us, not checked again.")
     for row in rows:
         config = runs[row["workdirs"][0]]["config"]
-        data, how = config["data"], config.get("start") or "scratch"
+        data, how = config["data"], config.get("init_from") or "scratch"
         share = "" if data.get("share", 1.0) == 1 else f" ({100 * data['share']:g} % of it)"
         text += [
             "", f"`{row['name']}`: {config.get('task', 'pretraining')} on `{data['source']}` "

@@ -3,7 +3,7 @@
     python -m data2vec_jax.train --config=configs/speech_v1.py:base --workdir=DIR
 
 The same command again resumes. `--config.section.key=value` overrides an option.
-`--start=CHECKPOINT`: a new run begins with parameters and teacher of another workdir, or of a
+`--init_from=CHECKPOINT`: a new run begins with parameters and teacher of another workdir, or of a
 folder that `python -m data2vec_jax.convert ... --to=jax` wrote. `config.task` names what is
 trained: a module of `data2vec_jax.tasks` (pretraining if it names none).
 """
@@ -21,8 +21,8 @@ import numpy as np
 import data2vec_jax
 from data2vec_jax.cli.arguments import parse, run_main, say
 from data2vec_jax.core import distributed, sharding
-from data2vec_jax.core.checkpoints import Checkpoints, init_from
-from data2vec_jax.core.config import differences
+from data2vec_jax.core.checkpoints import Checkpoints, init_state_from
+from data2vec_jax.core.config import differences, with_current_names
 from data2vec_jax.core.errors import STOPPED, UserError
 from data2vec_jax.core.run import Run
 from data2vec_jax.core.state import TrainState
@@ -33,9 +33,16 @@ from data2vec_jax.metrics.writer import Writer
 from data2vec_jax.tasks.registry import check_config, task_module
 
 # Sections that may change between a run and its continuation: where and how fast, not what.
-FREE = (
-    "mesh", "sharding", "checkpoint", "log_every", "eval_every", "workers", "prefetch", "collapse",
-)  # fmt: skip
+CHANGEABLE_ON_RESUME = (
+    "mesh",
+    "sharding",
+    "checkpoint",
+    "log_every",
+    "eval_every",
+    "workers",
+    "prefetch",
+    "collapse",
+)
 
 
 def claim_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
@@ -44,10 +51,14 @@ def claim_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
     new = json.loads(json.dumps(config, sort_keys=True))
     if path.exists():
         try:
-            old = json.loads(path.read_text())
+            old = with_current_names(json.loads(path.read_text()))
         except ValueError:
             raise UserError(f"{path} is damaged; remove it, or choose another --workdir") from None
-        different = [key for key in differences(old, new) if not set(key.split(".")) & set(FREE)]
+        different = [
+            key
+            for key in differences(old, new)
+            if not set(key.split(".")) & set(CHANGEABLE_ON_RESUME)
+        ]
         if different:
             raise UserError(
                 f"{workdir} holds a run of another config (config.{different[0]} differs); "
@@ -62,11 +73,11 @@ def claim_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
 
 def train(
     config: Mapping[str, Any], workdir: str | os.PathLike, *,
-    programs: dict[Any, Callable] | None = None, verbose: bool = True, begin: str | None = None,
+    programs: dict[Any, Callable] | None = None, verbose: bool = True, init_from: str | None = None,
 ) -> TrainState:  # fmt: skip
     """Runs, or resumes, the run of `config` in `workdir`; returns the last state.
 
-    programs: see `Run`. verbose: print the parameter table and notes on the data. begin: a new
+    programs: see `Run`. verbose: print the parameter table and notes on the data. init_from: a new
     run's parameters and teacher are those of this checkpoint.
 
     Order of the loop: next batch, step, evals, log, save. So checkpoint k holds the state after k
@@ -74,7 +85,7 @@ def train(
     """
     check_config(config)
     module, workdir = task_module(config), Path(workdir)
-    config = module.resolve_config(config, begin)
+    config = module.resolve_config(config, init_from)
     total, log_every, eval_every = (
         config[key] for key in ("total_steps", "log_every", "eval_every")
     )
@@ -104,11 +115,11 @@ def train(
             watch.load(position["stopwatch"])
         else:
             state = run.init(config["seed"])
-            if begin:
-                state, new = init_from(begin, state, run.abstract)
-                state = state.replace(params=task.adopt(state.params, new, begin))
+            if init_from:
+                state, new = init_state_from(init_from, state, run.abstract)
+                state = state.replace(params=task.init_from(state.params, new, init_from))
                 if first and verbose:
-                    say(f"begins from {begin}; {len(new)} new parameters {new[:3] or ''}")
+                    say(f"initialised from {init_from}; {len(new)} new parameters {new[:3] or ''}")
         if first and verbose:
             say(parameter_table(run.abstract.params))
             for note in task.notes:
@@ -182,7 +193,7 @@ def main(argv: Sequence[str] = sys.argv) -> None:
         distributed.start()
         versions = {"jax": jax.__version__, "data2vec_jax": data2vec_jax.__version__}
         distributed.check_agreement({"config": config, **values, "version": versions})
-        train(config, values["workdir"], begin=values["start"])
+        train(config, values["workdir"], init_from=values["init_from"])
 
     with distributed.failing_together():
         run_main(command)

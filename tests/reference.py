@@ -419,8 +419,8 @@ def text(case: Case) -> Setup:
             width=width, padding="reference", vocab_size=vocab_size,
             max_length=flags.take("transformer", "max_source_positions", 1024),
             scale=not flags.take("transformer", "no_scale_embedding", False),
-            leave=flags.take("masking", "leave_unmasked_prob", 0.1),
-            random=flags.take("masking", "random_token_prob", 0.1),
+            keep_prob=flags.take("masking", "leave_unmasked_prob", 0.1),
+            replace_prob=flags.take("masking", "random_token_prob", 0.1),
             encoder=dict(
                 depth=depth, heads=encoder("attention_heads", 8),
                 mlp=encoder("ffn_embed_dim", 2048),

@@ -116,7 +116,7 @@ def test_a_small_network_learns_to_answer(tmp_path):
     config.update(total_steps=40, log_every=10, eval_every=0, dtype="float32")
     config.model.update(width=32, vocab_size=330, max_length=64, dropout=0.0)
     config.model.encoder = dict(depth=1, heads=4, mlp=64, norm="post")
-    config.model_changes = {}
+    config.model_overrides = {}
     config.examples.update(length=48, stride=16, question=16, vocab_size=330)
     config.data.update(source=f"squad:{tmp_path}", batch_size=16, workers=0)
     config.schedule.peak = 1e-2

@@ -85,7 +85,7 @@ def test_adapters_learn_alone_from_a_checkpoint(pretrained, tmp_path, capsys, do
     config.examples.update(lengths=(32,), vocab_size=2_000)
     config.data.update(share=0.02, eval_split="test" if dora else "")
     config.adapter = dict(targets=("qkv/(query|value)$", "up$"), rank=2, alpha=4, dora=dora)
-    state = train.train(config.to_dict(), tmp_path, begin=str(pretrained))
+    state = train.train(config.to_dict(), tmp_path, init_from=str(pretrained))
     said = capsys.readouterr().err
     assert "arrays never change" in said and "parameters of adapters learn" in said
     before, after = leaves(checkpoints.load_params(pretrained)), leaves(state.params)
@@ -111,7 +111,9 @@ def test_adapters_learn_alone_from_a_checkpoint(pretrained, tmp_path, capsys, do
         told = hf.described(ours.open_checkpoint(tmp_path).config, "data2vec-text", {})
         assert told["id2label"] == {str(i): name for i, name in enumerate(names)}
         assert [told["label2id"][name] for name in names] == list(range(len(names)))
-        again = train.train(config.to_dict(), tmp_path, begin=str(pretrained))  # nothing is left
+        again = train.train(
+            config.to_dict(), tmp_path, init_from=str(pretrained)
+        )  # nothing is left
         np.testing.assert_array_equal(leaves(again.params)[learned[0]], after[learned[0]])
 
 
@@ -177,7 +179,7 @@ def test_recipes_of_linear_probes(variant, steps, peak, rows, warmup):
     assert (config.optim.kind, config.head.batch_norm) == (
         ("lars", True) if "mae" in variant else ("sgd", False)
     )
-    assert config.examples.operations == 0 and not config.loss and "layers" not in config
+    assert config.examples.operations == 0 and not config.loss and "layerwise_lr" not in config
 
 
 def test_another_modality_is_refused(pretrained):
@@ -434,13 +436,14 @@ def test_recipes_of_images(variant):
     found = (
         config.total_steps, config.schedule.peak, config.schedule.floor,
         round(config.schedule.warmup * config.total_steps), config.data.batch_size,
-        config.layers.decay, config.optim.weight_decay, config.model_changes.encoder.drop_path,
+        config.layerwise_lr.decay, config.optim.weight_decay,
+        config.model_overrides.encoder.drop_path,
         config.loss.mixup, config.loss.mix_probability,
     )  # fmt: skip
     assert found == IMAGENET[variant]
     assert (config.loss.cutmix, config.loss.smoothing, config.loss.erasing) == (1.0, 0.1, 0.25)
-    assert config.layers.slow_embeddings == ("v2" not in variant)
-    assert ("mean" in config.model_changes) == ("v2" not in variant)  # 1.0: 0.5, 2.0: ImageNet's
+    assert config.layerwise_lr.slow_embeddings == ("v2" not in variant)
+    assert ("mean" in config.model_overrides) == ("v2" not in variant)  # 1.0: 0.5, 2.0: ImageNet's
     rate = optimizer.make_schedule(config.total_steps, **config.schedule.to_dict())
     for step, value in RATES.get(variant, ()):
         assert float(rate(step)) == pytest.approx(value, rel=2e-5)

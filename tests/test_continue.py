@@ -58,7 +58,7 @@ def first_state(model, batch, averaged, path):
     shapes = jax.eval_shape(model.init, jax.random.key(0), batch)["params"]
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     state = TrainState(jnp.int32(0), zeros, select(zeros, averaged), (), jax.random.key(0))
-    return checkpoints.init_from(path, state, jax.eval_shape(lambda: state))
+    return checkpoints.init_state_from(path, state, jax.eval_shape(lambda: state))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -120,9 +120,9 @@ def test_the_loop_begins_from_a_checkpoint(tmp_path, capfd):
     config, programs = config | {"total_steps": 1}, {}
     train.train(config, tmp_path / "first", programs=programs)
     config = config | {"seed": 7}
-    begin = str(tmp_path / "first")
-    state = train.train(config, tmp_path / "second", programs=programs, begin=begin)
-    assert f"begins from {begin}; 0 new parameters" in capfd.readouterr().err
+    init_from = str(tmp_path / "first")
+    state = train.train(config, tmp_path / "second", programs=programs, init_from=init_from)
+    assert f"initialised from {init_from}; 0 new parameters" in capfd.readouterr().err
     first = checkpoints.load_params(tmp_path / "first")
     same = jax.tree.map(
         lambda a, b: float(np.abs(a - b).max()), first, jax.device_get(state.params)

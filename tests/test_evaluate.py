@@ -153,7 +153,11 @@ def test_the_same_run_twice_and_rows_of_one_name(runs, tmp_path, monkeypatch):
 def test_runs_of_one_seed_from_two_starts_are_no_seeds_of_one():
     starts = [(0, "p0"), (1, "p1"), (0, "q0"), (1, "q1")]
     runs = [
-        {"workdir": f"r{i}", "seed": seed, "config": {"examples": {}, "seed": seed, "start": start}}
+        {
+            "workdir": f"r{i}",
+            "seed": seed,
+            "config": {"examples": {}, "seed": seed, "init_from": start},
+        }
         for i, (seed, start) in enumerate(starts)
     ]
     groups = evaluate.grouped(runs)
@@ -169,7 +173,7 @@ def test_runs_of_one_seed_from_two_starts_are_no_seeds_of_one():
         (["--markdown=/tmp"], "--markdown=/tmp: not a file"),
         (["--jsn=x"], "unrecognized arguments: --jsn=x"),
         (["--set", "data.batch_size=many"], "config.data.batch_size: 'many' is not a whole number"),
-        (["--set", "data.batch_size=0"], "batch_size=0, multiple=None; use 1 or more"),
+        (["--set", "data.batch_size=0"], "batch_size=0, rows_multiple_of=None; use 1 or more"),
         (["--set", "data.workers=-1"], "config.data: workers=-1, prefetch=4; use 0 or more"),
         (["--set", "data.share=true"], "config.data.share: True is not a number"),
         (["--set", "scoring.metrics=accuracy"], "scoring.metrics: 'accuracy' is not a list"),

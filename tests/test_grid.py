@@ -91,6 +91,6 @@ def test_configs_of_the_grid_are_complete(name):
 def test_both_versions_of_the_demo_have_one_network(modality):
     """So that one network from scratch is what both are compared with."""
     old, new = (demo.get_config(f"{modality},{v}").model.to_dict() for v in ("v1", "v2"))
-    for only in ("decoder", "head", "teacher_sees", "leave", "random", "types", "alibi"):
+    for only in ("decoder", "head", "teacher_sees", "keep_prob", "replace_prob", "types", "alibi"):
         old.pop(only, None), new.pop(only, None)
     assert old == new

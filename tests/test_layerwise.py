@@ -111,5 +111,5 @@ def test_mistakes():
     shapes, _ = shapes_of("base", False)
     with pytest.raises(UserError, match="12 blocks, not 24"):
         layerwise.table(shapes, 24, 0.65)
-    with pytest.raises(UserError, match="layer_decay"):
+    with pytest.raises(UserError, match=r"layerwise_lr\.decay"):
         layerwise.layer_rates(12, 0.0)

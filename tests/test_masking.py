@@ -88,8 +88,8 @@ def translate(params):
         )
         dropout = 0.0
         role = functools.partial(
-            masking.bert_roles, leave=p.pop("leave_unmasked_prob"),
-            random=p.pop("random_token_prob"), exact=False,
+            masking.bert_roles, keep_prob=p.pop("leave_unmasked_prob"),
+            replace_prob=p.pop("random_token_prob"), exact=False,
         )  # fmt: skip
     elif kind == "beit":
         sampler = masking.blocks(
@@ -180,8 +180,8 @@ def statistics(rows, lens, grid):
         chosen = (values > 0).sum()
         stats["chosen_fraction_mean_std"] = mean_std((values > 0).mean(-1))
         stats["mask_of_chosen"] = masks.sum() / chosen
-        stats["random_changed_of_chosen"] = (values == masking.RANDOM).sum() / chosen
-        stats["kept_or_same_of_chosen"] = (values == masking.LEAVE).sum() / chosen
+        stats["random_changed_of_chosen"] = (values == masking.REPLACE).sum() / chosen
+        stats["kept_or_same_of_chosen"] = (values == masking.KEEP).sum() / chosen
         stats["touched_outside_chosen"] = 0
         stats["chosen_fraction"] = (values > 0).mean()
     return stats

@@ -276,9 +276,9 @@ def test_adapters_trained_here_run_in_peft(tmp_path):
     config.data.update(source=f"manifest:{table}", eval_split="", share=1.0)
     config.adapter = dict(targets=("blocks/",), rank=2, alpha=4, dora=True)
     config.schedule.peak = 0.02
-    config.model_changes.encoder.update(dropout=0.0, attention_dropout=0.0)
+    config.model_overrides.encoder.update(dropout=0.0, attention_dropout=0.0)
     start, workdir = str(tmp_path / "start"), tmp_path / "workdir"
-    train.train(config.to_dict(), workdir, begin=start, verbose=False)
+    train.train(config.to_dict(), workdir, init_from=start, verbose=False)
     command.main([str(workdir), str(tmp_path / "adapter"), "--to=peft"])
 
     tokens = np.random.default_rng(0).integers(4, 320, (2, 9))

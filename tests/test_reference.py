@@ -206,7 +206,7 @@ def test_a_texts_teacher_that_sees_targets_only(others):
 @pytest.mark.parametrize("sees", ["all", "targets"])
 def test_the_loss_gives_the_texts_teacher_what_it_sees(sees):
     config = config_of("text_v1").to_dict()
-    config["model"] |= dict(teacher_sees=sees, leave=0.2)
+    config["model"] |= dict(teacher_sees=sees, keep_prob=0.2)
     modality, model = pretrain.make_model(config)
     tokens = np.random.default_rng(0).integers(4, 999, (2, 32))
     rows = {"tokens": jnp.asarray(tokens), "example_id": jnp.arange(2, dtype=jnp.uint32)}

@@ -35,16 +35,16 @@ def test_each_block_begins_with_a_copy_of_the_shared_relative_bias(tmp_path):
     size = model["image"] if isinstance(model["image"], int) else model["image"][0]
     patch = model["patch"] if isinstance(model["patch"], int) else model["patch"][0]
     config = parsed("finetune_imagenet.py:base")
-    assert config["model_changes"]["shared_relative"] is False
-    config["model_changes"]["encoder"]["relative"] = (size // patch,) * 2
+    assert config["model_overrides"]["shared_relative"] is False
+    config["model_overrides"]["encoder"]["relative"] = (size // patch,) * 2
     config["examples"]["image"], config["data"]["batch_size"] = size, 8
     config = classify.resolve_config(config, str(tmp_path / "jax"))
     task = classify.abstract_task(config)
     params = jax.jit(task.init)(jax.random.key(0))
     state = TrainState(np.int32(0), params, {}, (), jax.random.key(0))
     with jax.set_mesh(jax.make_mesh((1,), ("data",))):
-        state, new = checkpoints.init_from(tmp_path / "jax", state, jax.eval_shape(lambda: state))
-        found = task.adopt(state.params, new, tmp_path / "jax")
+        state, new = checkpoints.init_state_from(tmp_path / "jax", state, jax.eval_shape(lambda: state))
+        found = task.init_from(state.params, new, tmp_path / "jax")
     own, shared = found["encoder"]["blocks"]["relative_bias"], stored["relative_bias"]
     assert "encoder/blocks/relative_bias" in new and np.abs(shared).max() > 0.1
     np.testing.assert_array_equal(own, np.broadcast_to(shared, own.shape))
@@ -56,7 +56,9 @@ def test_a_start_that_would_lose_its_adapters_is_refused(tmp_path):
     plain = parsed("finetune_text.py:demo")
     with pytest.raises(UserError, match=r"would lose its adapters; merge them first: .* --merge"):
         classify.resolve_config(plain, str(tmp_path))
-    assert classify.resolve_config(config | {"seed": 1}, str(tmp_path))["start"] == str(tmp_path)
+    assert classify.resolve_config(config | {"seed": 1}, str(tmp_path))["init_from"] == str(
+        tmp_path
+    )
 
 
 def test_training_examples_are_no_test(tmp_path):

@@ -327,7 +327,9 @@ def test_smoke_run_from_a_pretrained_encoder(tmp_path):
     config = config_of("smoke")
     config.update(total_steps=3, seed=5)
     config.optim.frozen = (transcribe.FRONTEND,)
-    state = train.train(config.to_dict(), tmp_path / "b", begin=str(tmp_path / "a"), verbose=False)
+    state = train.train(
+        config.to_dict(), tmp_path / "b", init_from=str(tmp_path / "a"), verbose=False
+    )
     lines = read_lines(tmp_path / "b" / FILE)
     assert [line["split"] for line in lines] == ["train"] * 3 + ["test"]
     assert lines[-1]["wer"] >= 0 and lines[-1]["cer"] > 0 and "left_out" not in lines[-1]
@@ -362,7 +364,7 @@ def test_recipes(variant):
     loss = config.loss
     found = (
         config.total_steps, config.schedule.peak, loss.time_prob, loss.channel_prob,
-        config.model_changes.encoder.layerdrop, loss.freeze_updates,
+        config.model_overrides.encoder.layerdrop, loss.freeze_updates,
     )  # fmt: skip
     assert found == RECIPES[variant]
     rate = optimizer.make_schedule(20_000, **{**config.schedule.to_dict(), "peak": 5e-5})

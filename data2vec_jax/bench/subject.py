@@ -29,7 +29,8 @@ def sized(config: Mapping[str, Any], rows: int | None, devices: Sequence[Any]) -
         rows = scale.cpu_rows
     elif rows is None:
         rows = max(config["data"]["batch_size"] // PAPER_DEVICES, 1) * len(devices)
-    config["data"] = config["data"] | {"batch_size": rows, "multiple": None, "eval_split": None}
+    replaced = {"batch_size": rows, "rows_multiple_of": None, "eval_split": None}
+    config["data"] = config["data"] | replaced
     return config
 
 

@@ -10,11 +10,12 @@ from typing import Any, NoReturn
 from absl import flags
 from ml_collections import config_flags
 
+from data2vec_jax.core.config import current_name, with_current_names
 from data2vec_jax.core.errors import STOPPED, UserError, nearest
 
 RECIPES = Path(__file__).parent.parent / "configs"
 NO_RECIPES = ("__init__", "common")
-TRAIN_OPTIONS = {"workdir": "DIR", "start": "CHECKPOINT"}  # of `train`, beside --config
+TRAIN_OPTIONS = {"workdir": "DIR", "init_from": "CHECKPOINT"}  # of `train`, beside --config
 
 
 class Arguments(argparse.ArgumentParser):
@@ -53,19 +54,13 @@ def parse(
     if {"-h", "--help"} & set(argv):
         print((sys.modules["__main__"].__doc__ or __doc__).strip())
         sys.exit(0)
-    values = flags.FlagValues()
+    argv, values = [argv[0], *map(_current_option, argv[1:])], flags.FlagValues()
     config_flags.DEFINE_config_file(
-        "config", None, "config file, path.py:variant", flag_values=values
+        "config", None, "config file, path.py:variant", flag_values=values, sys_argv=argv
     )
     for name, meaning in options.items():
         define = flags.DEFINE_string if meaning else flags.DEFINE_bool
         define(name, None, meaning, flag_values=values)
-    argv = [
-        f"--config={find_config(option.removeprefix('--config='))}"
-        if option.startswith("--config=")
-        else option
-        for option in argv
-    ]
     try:
         rest = values(argv)
         config = values.config
@@ -84,7 +79,20 @@ def parse(
     for name in required:
         if not values[name].value:
             raise UserError(f"--{name}={options[name]} is missing")
-    return config.to_dict(), {name: values[name].value for name in options}
+    config = with_current_names(config.to_dict())
+    return config, {name: values[name].value for name in options}
+
+
+def _current_option(option: str) -> str:
+    """An option of the command line with today's name and the path of its recipe."""
+    name, equals, value = option.partition("=")
+    if name == "--config":
+        value = find_config(value) if equals else value
+    elif name.startswith("--config."):
+        name = f"--config.{current_name(name.removeprefix('--config.'))}"
+    elif name.startswith("--"):
+        name = f"--{current_name(name.removeprefix('--'))}"
+    return f"{name}{equals}{value}"
 
 
 def find_config(text: str) -> str:

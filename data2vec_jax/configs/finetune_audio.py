@@ -1,7 +1,7 @@
 """Fine-tuning for the class of a sound: any folder with a folder of sounds for each class.
 
     python -m data2vec_jax.train --config=configs/finetune_audio.py:base --workdir=DIR \
-        --start=PRETRAINED --config.data.source=folder:/data/sounds --config.head.classes=N
+        --init_from=PRETRAINED --config.data.source=folder:/data/sounds --config.head.classes=N
 
 Variants: base; demo (a minute on a CPU; a network as configs/demo.py:speech has, for a folder of
 your own). PRETRAINED: a workdir, or what `python -m data2vec_jax.convert ... --to=jax` wrote.
@@ -23,12 +23,12 @@ def get_config(variant: str = "base") -> ConfigDict:
             eval_every=steps // 10, accumulate=1, dtype="bfloat16",
         )
     )  # fmt: skip
-    c.model = dict(  # from scratch; --start brings its own
+    c.model = dict(  # from scratch; --init_from brings its own
         width=768, dropout=0.1, positions=dict(depth=5, width=95, groups=16),
         encoder=dict(depth=12, heads=12, mlp=3072, norm="post", remat="none"),
     )  # fmt: skip
-    c.model_changes = dict(dropout=0.1, frontend=dict(gradient=0.0))
-    c.model_changes.encoder = dict(
+    c.model_overrides = dict(dropout=0.1, frontend=dict(gradient=0.0))
+    c.model_overrides.encoder = dict(
         dropout=0.1, attention_dropout=0.2, activation_dropout=0.1, layerdrop=0.1
     )
     c.head = dict(name="utterance", classes=10, projection=256)
@@ -36,7 +36,7 @@ def get_config(variant: str = "base") -> ConfigDict:
     c.examples = dict(seconds=(2.5, 5.0, 10.0), cut=True)
     c.data = dict(
         source="folder:/data/sounds", split="train", eval_split="test", batch_size=128,
-        multiple=8, share=1.0, workers=8,
+        rows_multiple_of=8, share=1.0, workers=8,
     )  # fmt: skip
     c.loss = dict(time_prob=0.6, time_width=5)
     c.scoring = dict(metrics=("accuracy", "macro_f1"))
@@ -55,7 +55,7 @@ def get_config(variant: str = "base") -> ConfigDict:
         c.model.alibi = dict(scale=1.0, learned=True, per_head=True, per_layer=False)
         c.model.frontend = dict(convs=((32, 20, 10), (64, 11, 4), (64, 4, 4), (64, 2, 2)))
         c.model.encoder = dict(depth=4, heads=4, mlp=192, norm="post", initializer="small")
-        c.model_changes = dict(encoder=dict(dropout=0.1))
+        c.model_overrides = dict(encoder=dict(dropout=0.1))
         c.head.projection = 96
         c.examples.seconds = (2.0,)
         c.data.update(batch_size=16, workers=0)

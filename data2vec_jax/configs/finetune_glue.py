@@ -1,7 +1,7 @@
 """Fine-tuning on the eight tasks of GLUE, each with its metrics; STS-B is a regression.
 
     python -m data2vec_jax.train --config=configs/finetune_glue.py:rte --workdir=DIR \
-        --start=PRETRAINED --config.data.source=glue:/data/glue/RTE
+        --init_from=PRETRAINED --config.data.source=glue:/data/glue/RTE
 
 Variants: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte; with ",v2" the rate of data2vec 2.0.
 PRETRAINED: a workdir, or what `python -m data2vec_jax.convert ... --to=jax` wrote. The paper has
@@ -36,14 +36,14 @@ def get_config(variant: str = "cola") -> ConfigDict:
             eval_every=steps // 10, accumulate=1, dtype="bfloat16",
         )
     )  # fmt: skip
-    c.model = dict(  # from scratch; --start brings its own
+    c.model = dict(  # from scratch; --init_from brings its own
         width=768, vocab_size=50_265, max_length=512, dropout=0.1,
         encoder=dict(
             depth=12, heads=12, mlp=3072, norm="post", dropout=0.1, attention_dropout=0.1,
             remat="none",
         ),
     )  # fmt: skip
-    c.model_changes = dict(encoder=dict(dropout=0.1, attention_dropout=0.1))
+    c.model_overrides = dict(encoder=dict(dropout=0.1, attention_dropout=0.1))
     c.head = dict(name="sequence", classes=classes, dropout=0.0)
     c.examples = dict(
         lengths=(64, 128, 512), tokenizer=config_dict.placeholder(str), vocab_size=50_265
@@ -51,7 +51,7 @@ def get_config(variant: str = "cola") -> ConfigDict:
     # All batches have the same number of rows, whatever their length.
     c.data = dict(
         source=f"glue:/data/glue/{folder}", split="train", eval_split="dev", batch_size=rows,
-        multiple=rows, workers=4, share=1.0, level=True,
+        rows_multiple_of=rows, workers=4, share=1.0, equal_rows=True,
     )  # fmt: skip
     if name == "mnli":
         c.data.eval_split = "dev_matched,dev_mismatched"

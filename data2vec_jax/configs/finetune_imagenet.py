@@ -1,14 +1,14 @@
 """Fine-tuning for image classification: ViT-B and ViT-L on ImageNet-1K.
 
     python -m data2vec_jax.train --config=configs/finetune_imagenet.py:base --workdir=DIR \
-        --start=PRETRAINED --config.data.source=imagenet:/data/imagenet
+        --init_from=PRETRAINED --config.data.source=imagenet:/data/imagenet
 
 Variants: base, large (data2vec 1.0); base_v2, large_v2, huge_v2 (2.0); demo (a minute on a CPU, on
 the digits shipped inside; start from a run of configs/demo.py:vision or :vision,v2), smoke. Linear
 probes, the encoder frozen: base_mae, large_mae, demo_mae (batch norm and LARS), base_dino,
 large_dino, demo_dino (class token and mean, SGD).
-PRETRAINED: a workdir, or what `python -m data2vec_jax.convert ... --to=jax` wrote. Without --start
-the network is trained from scratch. Numbers: the authors' README commands (1.0) and
+PRETRAINED: a workdir, or what `python -m data2vec_jax.convert ... --to=jax` wrote. Without
+--init_from the network is trained from scratch. Numbers: the authors' README commands (1.0) and
 mae_imagenet_{base,large,huge}_clean.yaml (2.0); the probes: linear evaluation of MAE and of DINO.
 """
 
@@ -27,7 +27,7 @@ def get_config(variant: str = "base") -> ConfigDict:
             eval_every=5 * epoch, accumulate=1, dtype="bfloat16",
         )
     )  # fmt: skip
-    c.model = dict(  # from scratch; --start brings its own
+    c.model = dict(  # from scratch; --init_from brings its own
         width=768, image=224, patch=16, shared_relative=True, mask_embedding=False,
         encoder=dict(
             depth=12, heads=12, mlp=3072, norm="pre", eps=1e-6, qkv_bias="qv", layer_scale=0.1,
@@ -35,11 +35,11 @@ def get_config(variant: str = "base") -> ConfigDict:
         ),
     )  # fmt: skip
     # The head has a norm of its own.
-    c.model_changes = dict(mean=HALF, std=HALF, final_norm=False)
-    c.model_changes.encoder = dict(drop_path=0.2, dropout=0.0, attention_dropout=0.0)
-    # Each block's own table of relative positions, as in the released files; see `finetune._adopt`.
-    c.model_changes.shared_relative = False
-    c.model_changes.encoder.relative = (14, 14)
+    c.model_overrides = dict(mean=HALF, std=HALF, final_norm=False)
+    c.model_overrides.encoder = dict(drop_path=0.2, dropout=0.0, attention_dropout=0.0)
+    # Each block's own table of relative positions, as in the released files.
+    c.model_overrides.shared_relative = False
+    c.model_overrides.encoder.relative = (14, 14)
     c.head = dict(name="image", classes=1000, pooling="mean", start=1e-3)
     c.examples = dict(
         image=224, channels=3, scale=(0.08, 1.0), aspect=(3 / 4, 4 / 3), flip=0.5, operations=2,
@@ -53,7 +53,7 @@ def get_config(variant: str = "base") -> ConfigDict:
         smoothing=0.1, mixup=0.8, cutmix=1.0, mix_probability=1.0, switch=0.5, erasing=0.25
     )  # fmt: skip
     c.scoring = dict(metrics=("accuracy", "top5_accuracy"))
-    c.layers = dict(decay=0.65, slow_embeddings=True)
+    c.layerwise_lr = dict(decay=0.65, slow_embeddings=True)
     c.adapter = dict(
         targets=(), rank=8, alpha=16.0, dora=False, rank_stabilised=False, dropout=0.0
     )  # fmt: skip
@@ -74,7 +74,7 @@ def get_config(variant: str = "base") -> ConfigDict:
     elif variant == "large":
         c.model.width = 1024
         c.model.encoder.update(depth=24, heads=16, mlp=4096)
-        c.model_changes.encoder.drop_path = 0.25
+        c.model_overrides.encoder.drop_path = 0.25
         c.total_steps = 50 * epoch
         c.optim.weight_decay = 0.05
         c.schedule.update(peak=5e-3, warmup=5 / 50)
@@ -97,11 +97,11 @@ def _version2(c: ConfigDict, name: str) -> None:
         initializer="bert", mask_embedding=False,
         encoder=dict(depth=depth, heads=heads, mlp=4 * width, norm="post", eps=1e-6, remat="none"),
     )  # fmt: skip
-    c.model_changes = dict(encoder=dict(drop_path=0.1 if base else 0.2, dropout=0.0))
+    c.model_overrides = dict(encoder=dict(drop_path=0.1 if base else 0.2, dropout=0.0))
     c.head.start = 1.0
     c.data.batch_size = 512
     c.loss.update(mixup=0.7, mix_probability=0.9)
-    c.layers = dict(decay=0.65 if base else 0.75, slow_embeddings=False)
+    c.layerwise_lr = dict(decay=0.65 if base else 0.75, slow_embeddings=False)
     peak, floor = (1e-3, 1e-6) if base else (5e-4, 1e-20 if huge else 1e-7)
     c.schedule = dict(
         kind="cosine", peak=peak, floor=floor, start=floor, warmup=16_000 / c.total_steps
@@ -119,14 +119,14 @@ def _small(c: ConfigDict, variant: str) -> None:
         initializer="small", mask_embedding=False,
         encoder=dict(depth=4, heads=4, mlp=192, norm="post", eps=1e-6),
     )  # fmt: skip
-    c.model_changes = dict(encoder=dict(drop_path=0.1))
+    c.model_overrides = dict(encoder=dict(drop_path=0.1))
     c.head.update(classes=10, start=1.0)
     c.examples.update(
         image=28, channels=1, scale=(0.6, 1.0), flip=0.0, operations=0, crop=1.0
     )  # fmt: skip
     c.data.update(source="samples:digits", eval_split="test", batch_size=32, workers=0)
     c.loss = dict(smoothing=0.1, erasing=0.25)
-    c.layers.decay = 0.75
+    c.layerwise_lr.decay = 0.75
     c.schedule.update(peak=2e-3, inclusive=False, warmup=0.1)
     c.optim.weight_decay = 0.05
     c.checkpoint.every = 100
@@ -140,11 +140,11 @@ def _small(c: ConfigDict, variant: str) -> None:
 
 
 def _probe(c: ConfigDict, name: str, protocol: str) -> None:
-    c.model_changes = ConfigDict()  # the encoder, and its pixels, are as in pretraining
+    c.model_overrides = ConfigDict()  # the encoder, and its pixels, are as in pretraining
     c.head = dict(name="linear_probe", classes=c.head.classes)
     c.examples.operations = 0
     c.loss = ConfigDict()
-    del c.layers
+    del c.layerwise_lr
     c.optim = dict(frozen=(r"^(?!task/output/)",), momentum=0.9, weight_decay=0.0)
     mae, demo = protocol == "mae", name == "demo"
     c.head.update(pooling="mean" if mae else "class+mean", batch_norm=mae)

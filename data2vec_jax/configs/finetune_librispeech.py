@@ -1,7 +1,7 @@
 """Fine-tuning for speech recognition by CTC on characters, with little and much of LibriSpeech.
 
     python -m data2vec_jax.train --config=configs/finetune_librispeech.py:10h --workdir=DIR \
-        --start=PRETRAINED --config.data.source=librispeech:/data
+        --init_from=PRETRAINED --config.data.source=librispeech:/data
 
 Variants: 10m, 1h, 10h, 100h, 960h (base); with ",large" the large ones; demo (minutes on a CPU, on
 the Russian speech shipped inside; start from a run of configs/demo.py:speech or :speech,v2; it
@@ -41,20 +41,28 @@ def get_config(variant: str = "10h") -> ConfigDict:
     steps, peak, time, channel, layerdrop, freeze, repeat = recipe
     c = ConfigDict(
         dict(
-            task="transcribe", modality="speech", seed=1, total_steps=steps, log_every=100,
-            eval_every=steps // 20, accumulate=1, dtype="bfloat16",
+            task="transcribe",
+            modality="speech",
+            seed=1,
+            total_steps=steps,
+            log_every=100,
+            eval_every=steps // 20,
+            accumulate=1,
+            dtype="bfloat16",
             characters="ETAONIHSRDLUMWCFGYPBVK'XJQZ",
         )
-    )  # fmt: skip
-    c.model = dict(  # from scratch; --start brings its own
-        width=768, dropout=0.0, positions=dict(depth=5, width=95, groups=16),
+    )
+    c.model = dict(  # from scratch; --init_from brings its own
+        width=768,
+        dropout=0.0,
+        positions=dict(depth=5, width=95, groups=16),
         encoder=dict(depth=12, heads=12, mlp=3072, norm="post", remat="none"),
-    )  # fmt: skip
+    )
     if size:
         c.model.width = 1024
         c.model.encoder.update(depth=24, heads=16, mlp=4096)
-    c.model_changes = dict(dropout=0.0, frontend=dict(gradient=0.0))
-    c.model_changes.encoder = dict(
+    c.model_overrides = dict(dropout=0.0, frontend=dict(gradient=0.0))
+    c.model_overrides.encoder = dict(
         dropout=0.0, attention_dropout=0.0, activation_dropout=0.1, layerdrop=layerdrop
     )
     c.head = dict(name="ctc", vocab_size=32, blank=0)
@@ -62,22 +70,26 @@ def get_config(variant: str = "10h") -> ConfigDict:
     # 1,600 s of audio a batch (3.2 M samples x 2 GPUs x 4); 48 rows of 36 s are 1,728 s, a part of
     # which is padding.
     c.data = dict(
-        source="librispeech:/data", split="10h" if small else split, eval_split="dev-other",
-        batch_size=56 if size and split == "960h" else 48, multiple=8, repeat=repeat, share=1.0,
+        source="librispeech:/data",
+        split="10h" if small else split,
+        eval_split="dev-other",
+        batch_size=56 if size and split == "960h" else 48,
+        rows_multiple_of=8,
+        repeat=repeat,
+        share=1.0,
         workers=8,
-    )  # fmt: skip
+    )
     c.loss = dict(
-        time_prob=time, time_width=10, channel_prob=channel, channel_width=64,
+        time_prob=time,
+        time_width=10,
+        channel_prob=channel,
+        channel_width=64,
         freeze_updates=freeze,
-    )  # fmt: skip
+    )
     c.scoring = dict(lm=config_dict.placeholder(str), lm_weight=2.0, word_score=-1.0)
     c.scoring.update(lexicon=config_dict.placeholder(str), beam=50, unit="word")
-    c.adapter = dict(
-        targets=(), rank=8, alpha=16.0, dora=False, rank_stabilised=False, dropout=0.0
-    )  # fmt: skip
-    c.schedule = dict(
-        kind="tri_stage", peak=peak, warmup=0.1, hold=0.4, decay=0.5, end_scale=0.05
-    )  # fmt: skip
+    c.adapter = dict(targets=(), rank=8, alpha=16.0, dora=False, rank_stabilised=False, dropout=0.0)
+    c.schedule = dict(kind="tri_stage", peak=peak, warmup=0.1, hold=0.4, decay=0.5, end_scale=0.05)
     # The convolutions stay as they were pretrained; the norm and the projection after them learn.
     c.optim = dict(betas=(0.9, 0.98), eps=1e-8, eps_on="raw", weight_decay=0.0)
     c.optim.frozen = (r"^frontend/(conv\d+/|norm\d+/|time_norm/)",)
@@ -95,8 +107,8 @@ def _small(c: ConfigDict, variant: str) -> None:
     c.model.alibi = dict(scale=1.0, learned=True, per_head=True, per_layer=False)
     c.model.frontend = dict(convs=((32, 20, 10), (64, 11, 4), (64, 4, 4), (64, 2, 2)))
     c.model.encoder = dict(depth=4, heads=4, mlp=192, norm="post", initializer="small")
-    c.model_changes.frontend.gradient = 1.0  # the demo's pretraining is short: all of it learns
-    c.model_changes.encoder.update(activation_dropout=0.0, layerdrop=0.0)
+    c.model_overrides.frontend.gradient = 1.0  # the demo's pretraining is short: all of it learns
+    c.model_overrides.encoder.update(activation_dropout=0.0, layerdrop=0.0)
     c.head.vocab_size = 5 + len(RUSSIAN)
     c.examples.update(seconds=(10.0,), overlap=2.0)
     c.data.update(

@@ -1,7 +1,7 @@
 """Fine-tuning for answers to questions about a text: SQuAD 1.1, and XQuAD without its languages.
 
     python -m data2vec_jax.train --config=configs/finetune_squad.py:base --workdir=DIR \
-        --start=PRETRAINED --config.data.source=squad:/data/squad
+        --init_from=PRETRAINED --config.data.source=squad:/data/squad
 
 Variants: base, large (its rate). PRETRAINED: a workdir, or what
 `python -m data2vec_jax.convert ... --to=jax` wrote; its tokenizer must tell where tokens stand (a
@@ -24,7 +24,7 @@ def get_config(variant: str = "base") -> ConfigDict:
             eval_every=steps // 3, accumulate=1, dtype="bfloat16",
         )
     )  # fmt: skip
-    c.model = dict(  # from scratch; --start brings its own
+    c.model = dict(  # from scratch; --init_from brings its own
         width=768, vocab_size=50_265, max_length=512, dropout=0.1,
         encoder=dict(
             depth=12, heads=12, mlp=3072, norm="post", dropout=0.1, attention_dropout=0.1,
@@ -34,7 +34,7 @@ def get_config(variant: str = "base") -> ConfigDict:
     if variant == "large":
         c.model.width = 1024
         c.model.encoder.update(depth=24, heads=16, mlp=4096)
-    c.model_changes = dict(encoder=dict(dropout=0.1, attention_dropout=0.1))
+    c.model_overrides = dict(encoder=dict(dropout=0.1, attention_dropout=0.1))
     c.head = dict(name="answer")
     c.examples = dict(
         length=384, stride=128, question=64, tokenizer=config_dict.placeholder(str),

@@ -1,7 +1,7 @@
 """Fine-tuning for a class of a text, or of a pair: any table with columns text and label.
 
     python -m data2vec_jax.train --config=configs/finetune_text.py:dora --workdir=DIR \
-        --start=PRETRAINED --config.data.source=ag_news:/data/ag_news
+        --init_from=PRETRAINED --config.data.source=ag_news:/data/ag_news
 
 Variants: base (all parameters), lora, dora (adapters and head alone), the recipe of AG News; demo,
 demo_lora, demo_dora (a minute on a CPU, on the glosses shipped inside; start from a run of
@@ -26,21 +26,21 @@ def get_config(variant: str = "base") -> ConfigDict:
             eval_every=steps // 3, accumulate=1, dtype="bfloat16",
         )
     )  # fmt: skip
-    c.model = dict(  # from scratch; --start brings its own
+    c.model = dict(  # from scratch; --init_from brings its own
         width=768, vocab_size=50_265, max_length=512, dropout=0.1,
         encoder=dict(
             depth=12, heads=12, mlp=3072, norm="post", dropout=0.1, attention_dropout=0.1,
             remat="none",
         ),
     )  # fmt: skip
-    c.model_changes = dict(encoder=dict(dropout=0.1, attention_dropout=0.1))
+    c.model_overrides = dict(encoder=dict(dropout=0.1, attention_dropout=0.1))
     c.head = dict(name="sequence", classes=4, dropout=0.0)
     c.examples = dict(
         lengths=(64, 128, 256), tokenizer=config_dict.placeholder(str), vocab_size=50_265
     )  # fmt: skip
     c.data = dict(
         source="ag_news:/data/ag_news", split="train", eval_split="test", batch_size=32,
-        multiple=8, share=1.0, workers=4, key=config_dict.placeholder(str),
+        rows_multiple_of=8, share=1.0, workers=4, key=config_dict.placeholder(str),
     )  # fmt: skip
     c.loss = dict(smoothing=0.0)
     c.scoring = dict(metrics=("accuracy", "macro_f1"))

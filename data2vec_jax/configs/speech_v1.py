@@ -14,33 +14,53 @@ def get_config(variant: str = "base") -> ConfigDict:
     steps = 400_000
     c = ConfigDict(
         dict(
-            modality="speech", seed=1, total_steps=steps, log_every=100, eval_every=0,
-            accumulate=1, dtype="bfloat16",
+            modality="speech",
+            seed=1,
+            total_steps=steps,
+            log_every=100,
+            eval_every=0,
+            accumulate=1,
+            dtype="bfloat16",
             averaged=("^encoder/", "^norm/"),  # positions and front end are the student's
         )
-    )  # fmt: skip
+    )
     c.model = dict(
-        width=768, dropout=0.1,
+        width=768,
+        dropout=0.1,
         positions=dict(depth=5, width=95, groups=16),
         encoder=dict(
-            depth=12, heads=12, mlp=3072, norm="post", dropout=0.1, attention_dropout=0.1,
-            layerdrop=0.05, remat="none",
+            depth=12,
+            heads=12,
+            mlp=3072,
+            norm="post",
+            dropout=0.1,
+            attention_dropout=0.1,
+            layerdrop=0.05,
+            remat="none",
         ),
-    )  # fmt: skip
+    )
     # The authors cut every row to the smallest count of its batch, 44 to 46 % of the frames with 8
     # rows; a fixed share makes the count independent of the batch.
     c.mask = dict(kind="spans", prob=0.65, width=10, masked=0.45)
     c.objective = dict(
-        name="data2vec1", top_k=8, target="ffn", layer_norms=("instance",), final_norms=(),
-        beta=0.0, scale="rsqrt_width",
-    )  # fmt: skip
+        name="data2vec1",
+        top_k=8,
+        target="ffn",
+        layer_norms=("instance",),
+        final_norms=(),
+        beta=0.0,
+        scale="rsqrt_width",
+    )
     # The authors crop to the shortest row of a batch; four lengths keep the programs few.
     c.examples = dict(crops=(4.0, 8.0, 12.0, 15.0))
     # 63.3 minutes of audio a batch (3.8 M samples x 16 GPUs): 256 rows of 15 s are 64 minutes.
     c.data = dict(
-        source="manifest:/data/librispeech/train.tsv", split="train", batch_size=256, multiple=64,
+        source="manifest:/data/librispeech/train.tsv",
+        split="train",
+        batch_size=256,
+        rows_multiple_of=64,
         workers=16,
-    )  # fmt: skip
+    )
     c.data.update(eval_split=config_dict.placeholder(str), eval_batches=8)  # for eval_every > 0
     c.ema = dict(start=0.999, end=0.9999, anneal=30_000 / steps)
     c.schedule = dict(kind="tri_stage", peak=5e-4, warmup=0.03, hold=0.9, decay=0.07)
@@ -71,7 +91,7 @@ def get_config(variant: str = "base") -> ConfigDict:
         c.objective.top_k = 2
         c.examples.crops = (2.0,)
         c.data.update(
-            eval_split="test", source="samples:speech", batch_size=8, multiple=8, workers=0
+            eval_split="test", source="samples:speech", batch_size=8, rows_multiple_of=8, workers=0
         )
     elif variant != "base":
         raise ValueError(f"no variant '{variant}'; choose from base, large, smoke")

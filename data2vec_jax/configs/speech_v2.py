@@ -14,35 +14,57 @@ def get_config(variant: str = "base") -> ConfigDict:
     steps = 400_000
     c = ConfigDict(
         dict(
-            modality="speech", seed=1, total_steps=steps, log_every=100, eval_every=0,
-            accumulate=1, dtype="bfloat16",
+            modality="speech",
+            seed=1,
+            total_steps=steps,
+            log_every=100,
+            eval_every=0,
+            accumulate=1,
+            dtype="bfloat16",
             # All but the convolutional front end, which is the student's, and decoder and head.
             averaged=("^positions/", "^alibi/", "^norm/", "^encoder/"),
         )
-    )  # fmt: skip
+    )
     c.model = dict(
-        width=768, dropout=0.1,
+        width=768,
+        dropout=0.1,
         positions=dict(depth=5, width=95, groups=16),
         alibi=dict(scale=1.0, learned=True, per_head=True, per_layer=False),
         encoder=dict(
-            depth=12, heads=12, mlp=3072, norm="post", dropout=0.1, attention_dropout=0.1,
-            layerdrop=0.05, remat="none",
+            depth=12,
+            heads=12,
+            mlp=3072,
+            norm="post",
+            dropout=0.1,
+            attention_dropout=0.1,
+            layerdrop=0.05,
+            remat="none",
         ),
         decoder=dict(layers=4, width=384, kernel=7, groups=16, residual=True, dropout=0.1),
-    )  # fmt: skip
+    )
     # Spans are masked, as in the yaml; the paper's general text speaks of spans that are kept.
     c.mask = dict(kind="block_spans", ratio=0.5, adjust=0.05, width=5)
     c.objective = dict(
-        name="data2vec2", clones=8, top_k=8, target="ffn", layer_norms=("instance",),
-        final_norms=(), beta=0.0, scale="rsqrt_width", noise_std=0.01,
-    )  # fmt: skip
+        name="data2vec2",
+        clones=8,
+        top_k=8,
+        target="ffn",
+        layer_norms=("instance",),
+        final_norms=(),
+        beta=0.0,
+        scale="rsqrt_width",
+        noise_std=0.01,
+    )
     # The authors crop to the shortest row of a batch; four lengths keep the programs few.
     c.examples = dict(crops=(4.0, 8.0, 12.0, 15.0))
     # 8.3 minutes of audio a batch (1.0 M samples x 8 GPUs): 32 rows of 15 s are 8 minutes.
     c.data = dict(
-        source="manifest:/data/librispeech/train.tsv", split="train", batch_size=32, multiple=8,
+        source="manifest:/data/librispeech/train.tsv",
+        split="train",
+        batch_size=32,
+        rows_multiple_of=8,
         workers=16,
-    )  # fmt: skip
+    )
     c.ema = dict(start=0.999, end=0.99999, anneal=75_000 / steps)
     c.schedule = dict(kind="cosine", peak=7.5e-4, warmup=8_000 / steps)
     c.optim = dict(betas=(0.9, 0.98), eps=1e-6, eps_on="raw", weight_decay=0.01)  # no clipping
@@ -71,7 +93,7 @@ def get_config(variant: str = "base") -> ConfigDict:
         c.model.decoder.update(layers=2, width=32)
         c.objective.update(clones=2, top_k=2)
         c.examples.crops = (2.0,)
-        c.data.update(source="samples:speech", batch_size=8, multiple=8, workers=0)
+        c.data.update(source="samples:speech", batch_size=8, rows_multiple_of=8, workers=0)
     elif variant != "base":
         raise ValueError(f"no variant '{variant}'; choose from base, large, smoke")
     return c

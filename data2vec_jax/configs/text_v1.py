@@ -26,7 +26,7 @@ def get_config(variant: str = "base") -> ConfigDict:
             depth=12, heads=12, mlp=3072, norm="post", dropout=0.1, attention_dropout=0.1,
             remat="none",
         ),
-        leave=0.0, random=0.0,  # paper's main recipe: BERT masks, 15 %, 0.1 and 0.1
+        keep_prob=0.0, replace_prob=0.0,  # paper's main recipe: BERT masks, 15 %, 0.1 and 0.1
         teacher_sees="all",  # as in the paper; in the authors' code "targets"
     )  # fmt: skip
     # 0.307 is the mean share that the authors' sampler masks at 512 tokens.

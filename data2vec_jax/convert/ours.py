@@ -22,6 +22,7 @@ from data2vec_jax.convert import files, layouts, peft
 from data2vec_jax.convert.layouts import Config
 from data2vec_jax.convert.tables import Entry, entries_of, flatten, nest, plan_read
 from data2vec_jax.core import checkpoints, safetensors
+from data2vec_jax.core.config import with_current_names
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.modalities import contract
 from data2vec_jax.models import adapters, heads
@@ -117,7 +118,7 @@ def _home(path: Path) -> Path | None:
 
 
 def _open_ours(path: Path, home: Path) -> Checkpoint:
-    config = files.read_json(home / "config.json")
+    config = with_current_names(files.read_json(home / "config.json"))
     keep = (
         "modality", "model", "adapter", "task", "labels", "teacher", "prenet", "adapters",
         "hf_major", "origin",

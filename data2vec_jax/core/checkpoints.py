@@ -25,6 +25,7 @@ import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 from etils import epath
 
+from data2vec_jax.core.config import with_current_names
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.core.safetensors import SafeTensors
 
@@ -252,9 +253,9 @@ def load_config(path: str | os.PathLike) -> dict[str, Any]:
             if not isinstance(config, dict) or not {"modality", "model"} <= config.keys():
                 raise UserError(
                     f"{folder}/config.json is not ours; python -m data2vec_jax.convert {folder} "
-                    "TARGET --to=jax makes a folder to start from"
+                    "TARGET --to=jax makes a folder for --init_from"
                 )
-            return config | {"folder": str(folder)}
+            return with_current_names(config) | {"folder": str(folder)}
     raise UserError(f"no checkpoint at {path}")
 
 
@@ -279,7 +280,7 @@ def _load_converted(folder: Path, abstract: Any, subtree: str) -> dict[str, Any]
     return _tree({path: place(path, wanted) for path, wanted in _paths(abstract).items()})
 
 
-def init_from(path: str | os.PathLike, state: Any, abstract: Any) -> tuple[Any, list[str]]:
+def init_state_from(path: str | os.PathLike, state: Any, abstract: Any) -> tuple[Any, list[str]]:
     """The first state of a run, with parameters and teacher of another checkpoint.
 
     What the checkpoint does not have stays as it is in `state`: a new head. A teacher's leaf that
@@ -300,7 +301,7 @@ def init_from(path: str | os.PathLike, state: Any, abstract: Any) -> tuple[Any, 
     wanted = _paths(abstract.params)
     new = sorted(wanted.keys() - have)
     if len(new) == len(wanted):
-        raise UserError(f"--start={path}: no parameter of this model is in it")
+        raise UserError(f"--init_from={path}: no parameter of this model is in it")
     student = {p: x for p, x in wanted.items() if p in have}
     averaged = held_paths(path, "teacher")
     teacher = _paths(abstract.teacher)

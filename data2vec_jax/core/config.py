@@ -58,6 +58,42 @@ def misfit(value: Any, annotation: Any) -> str:
     return " or ".join(names)
 
 
+# Options of configs that users and their workdirs hold: old dotted path -> today's. A section comes
+# before its options, whose old paths are those in the renamed section.
+RENAMED = {
+    "data.level": "data.equal_rows",
+    "data.multiple": "data.rows_multiple_of",
+    "layers": "layerwise_lr",
+    "model_changes": "model_overrides",
+    "model.leave": "model.keep_prob",
+    "model.random": "model.replace_prob",
+    "model_overrides.leave": "model_overrides.keep_prob",
+    "model_overrides.random": "model_overrides.replace_prob",
+    "start": "init_from",
+}
+
+
+def with_current_names(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a config in which options with names in `RENAMED` have today's."""
+    config = dict(config)
+    for old, new in RENAMED.items():
+        (*sections, key), name = old.split("."), new.split(".")[-1]
+        if not sections:
+            if key in config:
+                config[name] = config.pop(key)
+        elif isinstance(section := config.get(sections[0]), Mapping) and key in section:
+            config[sections[0]] = {name if k == key else k: v for k, v in section.items()}
+    return config
+
+
+def current_name(option: str) -> str:
+    """Today's dotted path of an option: 'data.multiple' -> 'data.rows_multiple_of'."""
+    for old, new in RENAMED.items():
+        if f"{option}.".startswith(f"{old}."):
+            option = new + option[len(old) :]
+    return option
+
+
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
     """Dotted paths at which two JSON values differ."""
     if isinstance(old, dict) and isinstance(new, dict):

@@ -30,7 +30,7 @@ class Task:
     order: fingerprint of the order of the examples, on which all processes must agree.
     notes: lines for the user at the start.
     save_assets: writes what the workdir needs beside the parameters (a tokenizer) into a folder.
-    adopt: (parameters, paths of those that the checkpoint of the start did not have, its path) ->
+    init_from: (parameters, paths of those that the checkpoint did not have, its path) ->
       the parameters, of which some new ones depend on others (DoRA's lengths).
     """
 
@@ -45,4 +45,4 @@ class Task:
     order: str = ""
     notes: Sequence[str] = ()
     save_assets: Callable[[Path], None] = lambda folder: None
-    adopt: Callable[..., dict[str, Any]] = lambda params, new, start: params
+    init_from: Callable[..., dict[str, Any]] = lambda params, new, path: params

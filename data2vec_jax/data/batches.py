@@ -34,7 +34,9 @@ def rows_of(
     """
     multiple = rows_multiple_of
     if batch_size < 1 or (multiple is not None and multiple < 1):
-        raise UserError(f"config.data: batch_size={batch_size}, multiple={multiple}; use 1 or more")
+        raise UserError(
+            f"config.data: batch_size={batch_size}, rows_multiple_of={multiple}; use 1 or more"
+        )
     if equal_rows:
         return [batch_size] * len(buckets)
     multiple = multiple or math.gcd(batch_size, 8)

@@ -9,10 +9,25 @@ from data2vec_jax.masking.blocks import blocks, inverse_blocks
 from data2vec_jax.masking.kinds import KINDS, make
 from data2vec_jax.masking.sampler import Sampler, drop, equalise, kept, positions, sample
 from data2vec_jax.masking.spans import block_spans, spans
-from data2vec_jax.masking.tokens import LEAVE, MASK, RANDOM, bert_roles, independent, token_spans
+from data2vec_jax.masking.tokens import KEEP, MASK, REPLACE, bert_roles, independent, token_spans
 
 __all__ = [
-    "KINDS", "LEAVE", "MASK", "RANDOM", "Sampler", "bert_roles", "block_spans", "blocks", "drop",
-    "equalise", "independent", "inverse_blocks", "kept", "make", "positions", "sample", "spans",
+    "KEEP",
+    "KINDS",
+    "MASK",
+    "REPLACE",
+    "Sampler",
+    "bert_roles",
+    "block_spans",
+    "blocks",
+    "drop",
+    "equalise",
+    "independent",
+    "inverse_blocks",
+    "kept",
+    "make",
+    "positions",
+    "sample",
+    "spans",
     "token_spans",
 ]  # fmt: skip

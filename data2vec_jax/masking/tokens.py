@@ -12,33 +12,34 @@ import jax.numpy as jnp
 from data2vec_jax.masking.sampler import Sampler, choose, ranks, require_share, smallest, table
 from data2vec_jax.masking.spans import _spans
 
-MASK, RANDOM, LEAVE = 1, 2, 3
+MASK, REPLACE, KEEP = 1, 2, 3
 
 
-@functools.partial(jax.jit, static_argnames=("leave", "random", "exact"))
+@functools.partial(jax.jit, static_argnames=("keep_prob", "replace_prob", "exact"))
 def bert_roles(
-    key: jax.Array, mask: jax.Array, leave: float, random: float, exact: bool = True
+    key: jax.Array, mask: jax.Array, keep_prob: float, replace_prob: float, exact: bool = True
 ) -> jax.Array:
     """What a chosen token turns into: 0 not chosen, 1 `<mask>`, 2 a random token, 3 itself.
 
-    `leave` and `random` are shares of the chosen positions `mask` [T]. With `exact` their numbers
-    depend only on the number chosen, so that a loss over `<mask>` alone (spec 4.6) has a static
-    count: roles 2 are round(n * random), roles 2 and 3 round(n * (random + leave)). Without it
-    every position draws for itself, as the authors do. int8 [T].
+    `keep_prob` and `replace_prob` are shares of the chosen positions `mask` [T]. With `exact` their
+    numbers depend only on the number chosen, so that a loss over `<mask>` alone (spec 4.6) has a
+    static count: of n positions round(n * replace_prob) have role 2, and
+    round(n * (replace_prob + keep_prob)) role 2 or 3. Without it every position draws for itself,
+    as the authors do. int8 [T].
     """
     size = mask.shape[0]
     if exact:
         chosen = mask.sum()
         ends = [
             jnp.asarray(table(size, lambda n, s=share: round(n * s)), jnp.int32)[chosen]
-            for share in (random, random + leave)
+            for share in (replace_prob, replace_prob + keep_prob)
         ]
         order = ranks(key, ~mask)
         is_random, is_other = (smallest(order, end) for end in ends)
     else:
         draw = jax.random.uniform(key, (size,))
-        is_random, is_other = draw < random, draw < random + leave
-    role = jnp.where(is_random, RANDOM, jnp.where(is_other, LEAVE, MASK))
+        is_random, is_other = draw < replace_prob, draw < replace_prob + keep_prob
+    role = jnp.where(is_random, REPLACE, jnp.where(is_other, KEEP, MASK))
     return jnp.where(mask, role, 0).astype(jnp.int8)
 
 

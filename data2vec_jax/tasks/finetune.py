@@ -69,36 +69,67 @@ class Targets:
 
 
 def settings(
-    *, task: str, modality: str, model: Mapping, head: Mapping, examples: Mapping, data: Mapping,
-    schedule: Mapping, optim: Mapping, seed: int, total_steps: int, log_every: int,
-    eval_every: int, accumulate: int, dtype: str, mesh: Mapping, checkpoint: Mapping,
-    model_changes: Mapping = NONE, loss: Mapping = NONE, scoring: Mapping = NONE,
-    layers: Mapping | None = None, adapter: Mapping | None = None, characters: str = "",
-    sharding: Mapping = NONE, start: str = "",
-) -> None:  # fmt: skip
+    *,
+    task: str,
+    modality: str,
+    model: Mapping,
+    head: Mapping,
+    examples: Mapping,
+    data: Mapping,
+    schedule: Mapping,
+    optim: Mapping,
+    seed: int,
+    total_steps: int,
+    log_every: int,
+    eval_every: int,
+    accumulate: int,
+    dtype: str,
+    mesh: Mapping,
+    checkpoint: Mapping,
+    model_overrides: Mapping = NONE,
+    loss: Mapping = NONE,
+    scoring: Mapping = NONE,
+    layerwise_lr: Mapping | None = None,
+    adapter: Mapping | None = None,
+    characters: str = "",
+    sharding: Mapping = NONE,
+    init_from: str = "",
+) -> None:
     """A fine-tuning config. Each section is the keyword arguments of one function.
 
     task: a module of `data2vec_jax.tasks`. modality, dtype, schedule, optim, mesh, sharding,
-    checkpoint: as in pretraining. model: of a run from scratch; with `--start` it is that of the
-    checkpoint. model_changes: options of the model that differ from either, such as dropouts.
+    checkpoint: as in pretraining. model: of a run from scratch; with `--init_from` it is that
+    of the checkpoint. model_overrides: options of the model that differ from either, such as
+    dropouts.
     head: `heads.make`. examples: `layout` of the modality's inputs. data: `data_options`. loss:
-    `make_loss` of the task. scoring: `scores` of the task. layers: `layerwise.layer_rates`, None
-    for one rate. adapter: `adapter_options`, without `targets` to train all. characters: of
+    `make_loss` of the task. scoring: `scores` of the task. layerwise_lr: `layerwise.layer_rates`,
+    None for one rate. adapter: `adapter_options`, without `targets` to train all. characters: of
     transcripts, most frequent first.
-    log_every, eval_every: in steps, 0 for never; the last step is always evaluated. start: for the
-    record, the checkpoint that `--start` named.
+    log_every, eval_every: in steps, 0 for never; the last step is always evaluated. init_from: for
+    the record, the checkpoint that `--init_from` named.
     """
 
 
 def data_options(
-    *, source: str, batch_size: int, split: str = "train", eval_split: str = "test",
-    eval_source: str | None = None, share: float = 1.0, key: str | None = None, workers: int = 0,
-    prefetch: int = 4, multiple: int | None = None, level: bool = False, repeat: int = 1,
-) -> dict[str, Any]:  # fmt: skip
+    *,
+    source: str,
+    batch_size: int,
+    split: str = "train",
+    eval_split: str = "test",
+    eval_source: str | None = None,
+    share: float = 1.0,
+    key: str | None = None,
+    workers: int = 0,
+    prefetch: int = 4,
+    rows_multiple_of: int | None = None,
+    equal_rows: bool = False,
+    repeat: int = 1,
+) -> dict[str, Any]:
     """Config section `data`.
 
-    source, key: see `data.sources.open_source`. batch_size, multiple, workers, prefetch: as in
-    pretraining. level: as many rows of short examples as of long ones. eval_split: of held-out
+    source, key: see `data.sources.open_source`. batch_size, rows_multiple_of, workers,
+    prefetch: as in pretraining. equal_rows: as many rows of short examples as of long ones.
+    eval_split: of held-out
     examples, several as 'a,b', '' for none. eval_source: None for `source`. share: of the training
     examples that are used, always the same ones. repeat: how often each is in an epoch, for sets
     that are smaller than a batch.
@@ -107,9 +138,14 @@ def data_options(
 
 
 def adapter_options(
-    *, targets: Sequence[str] = (), rank: int = 8, alpha: float | None = None, dora: bool = False,
-    rank_stabilised: bool = False, dropout: float = 0.0,
-) -> dict[str, Any]:  # fmt: skip
+    *,
+    targets: Sequence[str] = (),
+    rank: int = 8,
+    alpha: float | None = None,
+    dora: bool = False,
+    rank_stabilised: bool = False,
+    dropout: float = 0.0,
+) -> dict[str, Any]:
     """Config section `adapter`: `adapters.find`, and dropout of what adapters read."""
     return locals()
 
@@ -117,39 +153,41 @@ def adapter_options(
 # The config ---------------------------------------------------------------------------------------
 
 
-def resolve_config(config: Mapping[str, Any], start: str | None = None) -> dict[str, Any]:
+def resolve_config(config: Mapping[str, Any], init_from: str | None = None) -> dict[str, Any]:
     """The config with what it says in other words spelled out: model, rates, what is frozen.
 
-    start: a checkpoint; its config gives `model`, and the tokenizer unless one is named.
+    init_from: a checkpoint; its config gives `model`, and the tokenizer unless one is named.
     Raises UserError: it is of another modality.
     """
     config = dict(config)
-    if start:
-        stored = checkpoints.load_config(start)
+    if init_from:
+        stored = checkpoints.load_config(init_from)
         if stored["modality"] != config["modality"]:
             raise UserError(
-                f"--start={start}: this is {stored['modality']}, the config {config['modality']}"
+                f"--init_from={init_from}: this is {stored['modality']}, the config "
+                f"{config['modality']}"
             )
         theirs, own = stored.get("adapter"), json.loads(json.dumps(config.get("adapter")))
         if stored.get("adapters") or (adapters.switched_on(theirs) and theirs != own):
             raise UserError(
-                f"--start={start}: this run would lose its adapters; merge them first: "
-                f"python -m data2vec_jax.convert {start} FOLDER --to=jax --merge"
+                f"--init_from={init_from}: this run would lose its adapters; merge them first: "
+                f"python -m data2vec_jax.convert {init_from} FOLDER --to=jax --merge"
             )
-        config["model"], config["start"] = stored["model"], str(start)
+        config["model"], config["init_from"] = stored["model"], str(init_from)
         if "tokenizer" in config["examples"] and not config["examples"]["tokenizer"]:
             own = Path(stored["folder"]) / "tokenizer"
             own = str(own if own.is_dir() else own.parent)
             config["examples"] = {**config["examples"], "tokenizer": own}
-    model = changed(config["model"], config.get("model_changes", {}))
+    model = changed(config["model"], config.get("model_overrides", {}))
     if model.get("decoder") is not None:  # 2.0: whose encoder knows no learned mask
         model["decoder"] = None
         if config["modality"] != "text":
             model["mask_embedding"] = False
     config["model"], optim = model, dict(config["optim"])
-    if config.get("layers"):
-        check_section("layers", config["layers"], layerwise.layer_rates, given=("depth",))
-        optim["rates"] = layerwise.layer_rates(model["encoder"]["depth"], **config["layers"])
+    if config.get("layerwise_lr"):
+        options = config["layerwise_lr"]
+        check_section("layerwise_lr", options, layerwise.layer_rates, given=("depth",))
+        optim["rates"] = layerwise.layer_rates(model["encoder"]["depth"], **options)
     if config.get("adapter"):
         check_section("adapter", config["adapter"], adapter_options)
     if adapters.switched_on(config.get("adapter")):
@@ -171,9 +209,13 @@ def changed(options: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
 
 
 def encode(
-    model: Any, head: Any, params: Any, batch: Mapping[str, Array], key: Any = None,
+    model: Any,
+    head: Any,
+    params: Any,
+    batch: Mapping[str, Array],
+    key: Any = None,
     change: Callable[[contract.Tokens], contract.Tokens] = lambda tokens: tokens,
-) -> Features:  # fmt: skip
+) -> Features:
     """What the encoder makes of a batch, for the head. key: dropout, None for none.
 
     change: of the front end's output. A head that `freezes` the encoder has neither dropout nor
@@ -270,7 +312,9 @@ def _outline(config, job):
     data = data_options(**config["data"])
     targets = job.targets(config, head)
     layout = with_targets(layout(**config["examples"]), targets)
-    rows = batches.rows_of(layout.buckets, data["batch_size"], data["multiple"], data["level"])
+    rows = batches.rows_of(
+        layout.buckets, data["batch_size"], data["rows_multiple_of"], data["equal_rows"]
+    )
     shapes = [batches.batch_shapes(s, n) for s, n in zip(layout.shapes, rows, strict=True)]
     loss, predict = job.loss(model, head, **options), job.predict(model, head)
     sites = []
@@ -282,11 +326,14 @@ def _outline(config, job):
         loss, predict = _with_adapters(loss, sites, dropout), adapted(predict, sites)
     init = initialiser(model, head, sites, shapes[0])
     task = Task(
-        shapes=shapes, shares=[1 / len(shapes)] * len(shapes), init=init, loss=loss,
+        shapes=shapes,
+        shares=[1 / len(shapes)] * len(shapes),
+        init=init,
+        loss=loss,
         flops=functools.partial(step_flops, modality, model),
         notes=layer_notes(config, init, model.encoder.depth),
-        adopt=functools.partial(_adopt, sites),
-    )  # fmt: skip
+        init_from=functools.partial(_init_dependent, sites),
+    )
     return task, data, modality, predict, targets
 
 
@@ -302,15 +349,15 @@ def _with_adapters(loss, sites, dropout):
 BIAS = "relative_bias"  # the name of a table of relative positions, shared or of each block
 
 
-def _adopt(sites, params, new, start):
+def _init_dependent(sites, params, new, path):
     """Blocks that have tables of relative positions of their own begin with the one that they
     shared in pretraining (conversion spec 2.1). DoRA magnitudes are recomputed from the loaded
     kernels.
     """
-    if f"encoder/blocks/{BIAS}" in new and (BIAS,) in checkpoints.held_paths(start, "params"):
+    if f"encoder/blocks/{BIAS}" in new and (BIAS,) in checkpoints.held_paths(path, "params"):
         own = params["encoder"]["blocks"][BIAS]
         shared = {BIAS: jax.ShapeDtypeStruct(own.shape[1:], own.dtype)}
-        shared = checkpoints.load_params(start, shared)[BIAS]
+        shared = checkpoints.load_params(path, shared)[BIAS]
         own = jax.device_put(np.broadcast_to(shared, own.shape), own.sharding)
         params = overlay(params, {"encoder": {"blocks": {BIAS: own}}})
     if not any(path.startswith("adapters/") and path.endswith("/magnitude") for path in new):
@@ -334,14 +381,16 @@ def step_flops(modality: Any, model: Any, batch: Any) -> float:
 
 def layer_notes(config: Mapping[str, Any], init: Callable, depth: int) -> list[str]:
     """Layer, rate and decay of every parameter that learns; nothing if all learn alike."""
-    layers, optim = config.get("layers"), config["optim"]
-    if not layers and not optim.get("frozen"):
+    rates, optim = config.get("layerwise_lr"), config["optim"]
+    if not rates and not optim.get("frozen"):
         return []
     shapes = jax.eval_shape(init, jax.random.key(0))
     rows = layerwise.table(
-        {k: v for k, v in shapes.items() if k != "adapters"}, depth, **(layers or {"decay": 1.0}),
+        {k: v for k, v in shapes.items() if k != "adapters"},
+        depth,
+        **(rates or {"decay": 1.0}),
         no_decay=optim.get("no_decay", ()) if optim.get("weight_decay") else ("",),
-    )  # fmt: skip
+    )
     frozen = [row for row in rows if matches(optim.get("frozen", ()), row.path)]
     lines = layerwise.notes(row for row in rows if row not in frozen)
     if frozen:
@@ -363,9 +412,14 @@ def make(config: Mapping[str, Any], job: FinetuneSpec) -> Task:
     inputs.check(make_model(config)[1])
     examples = Examples(inputs, targets)
     plan = batches.TrainSampler(
-        examples.bucket_of, examples.layout.buckets, options["batch_size"], config["seed"],
-        options["multiple"], examples.layout.padded, options["level"],
-    )  # fmt: skip
+        examples.bucket_of,
+        examples.layout.buckets,
+        options["batch_size"],
+        config["seed"],
+        options["rows_multiple_of"],
+        examples.layout.padded,
+        options["equal_rows"],
+    )
     shapes = batches.global_shapes(plan, examples)
     check_rows(shapes, config)
 
@@ -428,9 +482,12 @@ def open_split(
 def evaluation(predict: Callable, examples: Any, options: Mapping[str, Any], score: Callable):
     """An eval: the scores of a state's predictions for every example, each once."""
     plan = batches.EvalSampler(
-        examples.bucket_of, examples.layout.buckets, options["batch_size"], options["multiple"],
-        options["level"],
-    )  # fmt: skip
+        examples.bucket_of,
+        examples.layout.buckets,
+        options["batch_size"],
+        options["rows_multiple_of"],
+        options["equal_rows"],
+    )
     compiled: dict[Any, Callable] = {}
 
     def run(state):

@@ -38,7 +38,7 @@ def layer_rates(depth: int, decay: float, slow_embeddings: bool = True) -> Rates
     (conversion spec 2.2). Raises UserError: a decay outside of (0, 1].
     """
     if not 0 < decay <= 1:
-        raise UserError(f"config.layer_decay: {decay} is not above 0 and at most 1")
+        raise UserError(f"config.layerwise_lr.decay: {decay} is not above 0 and at most 1")
     rates: Rates = [(BLOCKS, tuple(decay ** (depth - i) for i in range(depth)))]
     return rates + ([(EMBEDDINGS, decay ** (depth + 1))] if slow_embeddings else [])
 

@@ -28,12 +28,29 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def settings(
-    *, modality: str, model: Mapping, mask: Mapping, objective: Mapping, averaged: Sequence[str],
-    examples: Mapping, data: Mapping, ema: Mapping, schedule: Mapping, optim: Mapping, seed: int,
-    total_steps: int, log_every: int, eval_every: int, accumulate: int, dtype: str, mesh: Mapping,
-    checkpoint: Mapping, collapse: Mapping, sharding: Mapping = MappingProxyType({}),
+    *,
+    modality: str,
+    model: Mapping,
+    mask: Mapping,
+    objective: Mapping,
+    averaged: Sequence[str],
+    examples: Mapping,
+    data: Mapping,
+    ema: Mapping,
+    schedule: Mapping,
+    optim: Mapping,
+    seed: int,
+    total_steps: int,
+    log_every: int,
+    eval_every: int,
+    accumulate: int,
+    dtype: str,
+    mesh: Mapping,
+    checkpoint: Mapping,
+    collapse: Mapping,
+    sharding: Mapping = MappingProxyType({}),
     task: str = "pretrain",
-) -> None:  # fmt: skip
+) -> None:
     """A pretraining config. Each section is the keyword arguments of one function.
 
     modality: 'speech', 'vision' or 'text'. model, examples: `make_model` and `layout` of the
@@ -47,7 +64,7 @@ def settings(
     """
 
 
-def resolve_config(config: Mapping[str, Any], start: str | None = None) -> dict[str, Any]:
+def resolve_config(config: Mapping[str, Any], init_from: str | None = None) -> dict[str, Any]:
     """A pretraining config is complete; a checkpoint that it starts from must fit it."""
     return dict(config)
 
@@ -102,14 +119,22 @@ def make_objective(config: Mapping[str, Any], modality: contract.Modality, model
 
 
 def data_options(
-    *, source: str, batch_size: int, split: str = "train", workers: int = 0, prefetch: int = 4,
-    multiple: int | None = None, eval_split: str | None = None, eval_batches: int = 8,
-) -> dict[str, Any]:  # fmt: skip
+    *,
+    source: str,
+    batch_size: int,
+    split: str = "train",
+    workers: int = 0,
+    prefetch: int = 4,
+    rows_multiple_of: int | None = None,
+    eval_split: str | None = None,
+    eval_batches: int = 8,
+) -> dict[str, Any]:
     """Config section `data`.
 
     source: see `data.sources.open_source`. batch_size: global rows of a batch of the longest
-    bucket; shorter buckets have more rows, a multiple of `multiple`. workers: processes that read
-    (0: threads). prefetch: batches read ahead by each. eval_split, eval_batches: held-out batches
+    bucket; shorter buckets have more rows, a multiple of `rows_multiple_of`. workers: processes
+    that read (0: threads). prefetch: batches read ahead by each.
+    eval_split, eval_batches: held-out batches
     for the validation loss; None for none.
     """
     return locals()
@@ -122,9 +147,13 @@ def make(config: Mapping[str, Any]) -> Task:
     examples = modality.examples(source, **config["examples"])
     examples.check(model)
     plan = batches.TrainSampler(
-        examples.bucket_of, examples.layout.buckets, options["batch_size"], config["seed"],
-        options["multiple"], examples.layout.padded,
-    )  # fmt: skip
+        examples.bucket_of,
+        examples.layout.buckets,
+        options["batch_size"],
+        config["seed"],
+        options["rows_multiple_of"],
+        examples.layout.padded,
+    )
     shapes = batches.global_shapes(plan, examples)
     check_rows(shapes, config)
 
@@ -151,9 +180,13 @@ def placed(plan: Any, examples: Any, options: Mapping[str, Any], start: int, sto
     mesh = jax.sharding.get_mesh()
     read = batches.HostBatchReader(plan, examples, sharding.own_blocks(mesh), mesh.size)
     return batches.stream(
-        read, start, stop, workers=options["workers"], prefetch=options["prefetch"],
+        read,
+        start,
+        stop,
+        workers=options["workers"],
+        prefetch=options["prefetch"],
         place=lambda batch: sharding.to_global(batch, mesh),
-    )  # fmt: skip
+    )
 
 
 def abstract_task(config: Mapping[str, Any]) -> Task:
@@ -174,7 +207,7 @@ def _outline(config):
     options = data_options(**config["data"])
     check_section("examples", config["examples"], modality.layout)
     layout = modality.layout(**config["examples"])
-    rows = batches.rows_of(layout.buckets, options["batch_size"], options["multiple"])
+    rows = batches.rows_of(layout.buckets, options["batch_size"], options["rows_multiple_of"])
     shapes = [batches.batch_shapes(s, n) for s, n in zip(layout.shapes, rows, strict=True)]
     init, averaged = initialiser(model, shapes[0]), tuple(config["averaged"])
     clones = config["objective"].get("clones", 1)
@@ -211,7 +244,7 @@ def check_rows(shapes: Any, config: Mapping[str, Any]) -> None:
         rows = shape["example_id"].shape[0]
         if rows % (devices * parts):
             over = f"{devices} devices" + (f" x accumulate {parts}" if parts > 1 else "")
-            option = "batch_size" if shape is shapes[-1] else "multiple"
+            option = "batch_size" if shape is shapes[-1] else "rows_multiple_of"
             raise UserError(
                 f"config.data.{option}: a batch of {rows} rows does not divide over {over}; "
                 f"use a multiple of {devices * parts}"
@@ -232,15 +265,20 @@ def flops_by_part(
     seen = sample.length - (0 if model.decoder is None else masked)
     parts = modality.flops(model, example, masked, seen)
     return {
-        "frontend": parts["frontend"], "student": parts["student"],
+        "frontend": parts["frontend"],
+        "student": parts["student"],
         "teacher": parts["encoder"] + own_front * parts["frontend"],
-    }  # fmt: skip
+    }
 
 
 def step_flops(
-    modality: contract.Modality, model: Any, sampler: Any, batch: Any, own_front: bool,
+    modality: contract.Modality,
+    model: Any,
+    sampler: Any,
+    batch: Any,
+    own_front: bool,
     clones: int = 1,
-) -> float:  # fmt: skip
+) -> float:
     """FLOPs of a train step: B (3 (F + M S) + T), see `flops_by_part`.
 
     B rows; F front end and S each of the M = `clones` students, forward and backward (twice a
@@ -254,9 +292,13 @@ def step_flops(
 def validation(loss: Any, examples: Any, options: Mapping[str, Any], seed: int):
     """An eval: the pretraining loss of held-out batches, with the same masks at every step."""
     plan = batches.TrainSampler(
-        examples.bucket_of, examples.layout.buckets, options["batch_size"], seed,
-        options["multiple"], examples.layout.padded,
-    )  # fmt: skip
+        examples.bucket_of,
+        examples.layout.buckets,
+        options["batch_size"],
+        seed,
+        options["rows_multiple_of"],
+        examples.layout.padded,
+    )
     key = jax.random.key(seed)
     jitted = jax.jit(lambda params, teacher, batch, draw: loss(params, teacher, batch, draw)[:2])
 

@@ -12,9 +12,9 @@ from data2vec_jax.core.errors import UserError, nearest
 from data2vec_jax.core.state import ema_decay
 from data2vec_jax.metrics.collapse import CollapseConfig
 
-# A task's module has: settings, whose arguments are the config; resolve_config, (config, start) ->
-# the config with what the checkpoint of the start decides; make, config -> Task; abstract_task, the
-# same without data.
+# A task's module has: settings, whose arguments are the config; resolve_config, (config, init_from)
+# -> the config with what the checkpoint `init_from` decides; make, config -> Task; abstract_task,
+# the same without data.
 MODULES = ("pretrain", "classify", "transcribe", "answer")
 
 

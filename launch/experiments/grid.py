@@ -193,17 +193,19 @@ def finetune(name: str, start: str) -> dict[str, Any]:
     task, found = TASKS[name], {}
     programs: dict[Any, Any] = {}
     version = {"scratch": None, "v1": "v1"}.get(start, "v2")
-    begin = str(RUNS / (task.base or name) / version) if version else None
+    init_from = str(RUNS / (task.base or name) / version) if version else None
     variant = task.finetune + (f"_{start}" if start in ("lora", "dora") else "")
     for share in task.shares:
         runs = []
         for seed in range(SEEDS):
             options = {"seed": seed, "data.share": share, "eval_every": 0, **task.finetune_options}
             config = configured(variant, options)
-            if begin is None and "tokenizer" in config["examples"]:  # the words are not in question
+            if (
+                init_from is None and "tokenizer" in config["examples"]
+            ):  # the words are not in question
                 config["examples"]["tokenizer"] = str(RUNS / name / "v2/tokenizer")
             workdir = RUNS / name / f"{start}-{share:g}-{seed}"
-            train.train(config, workdir, programs=programs, verbose=False, begin=begin)
+            train.train(config, workdir, programs=programs, verbose=False, init_from=init_from)
             lines = read_lines(workdir / FILE)
             runs.append([line for line in lines if line["split"] == "test"][-1])
             runs[-1]["seconds"] = evaluate.train_seconds(workdir)

@@ -25,10 +25,10 @@ README = ROOT / "launch/README.md"
 # vision_v2 256, text_v1 256), or one a chip where the recipe has fewer than chips. Batches of
 # shorter crops of speech must divide over the chips too.
 V5E = {
-    "speech_v1:base": "data.multiple=256",
-    "speech_v1:large": "data.multiple=256",
-    "speech_v2:base": "data.batch_size=256 data.multiple=256",
-    "speech_v2:large": "data.batch_size=256 data.multiple=256",
+    "speech_v1:base": "data.rows_multiple_of=256",
+    "speech_v1:large": "data.rows_multiple_of=256",
+    "speech_v2:base": "data.batch_size=256 data.rows_multiple_of=256",
+    "speech_v2:large": "data.batch_size=256 data.rows_multiple_of=256",
     "vision_v1:base": "",
     "vision_v1:large": "",
     "vision_v2:base": "",
@@ -41,8 +41,8 @@ V5E = {
     "text_v2:large": "data.batch_size=256",
 }
 LARGE = {
-    "speech_v1:large": "data.batch_size={chips} data.multiple={chips}",
-    "speech_v2:large": "data.batch_size={chips} data.multiple={chips}",
+    "speech_v1:large": "data.batch_size={chips} data.rows_multiple_of={chips}",
+    "speech_v2:large": "data.batch_size={chips} data.rows_multiple_of={chips}",
     "vision_v1:large": "",
     "vision_v2:large": "data.batch_size={chips}",
     "vision_v2:huge": "data.batch_size={chips} mesh.fsdp=8",

@@ -102,7 +102,7 @@ class Utterances:
         if model.frontend.norm == "group" and model.padding == "exact":
             raise UserError(
                 "config.model.frontend.norm: 'group' takes statistics over padding too; use "
-                "'layer', or config.model_changes.padding='reference'"
+                "'layer', or config.model_overrides.padding='reference'"
             )
         convs, step = model.frontend.convs, window_step(self.layout.buckets[-1], self.overlap)
         between, least = hop(convs), reach(convs) - hop(convs)

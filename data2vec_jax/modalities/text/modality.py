@@ -28,23 +28,23 @@ def corrupt(
     their positions closed up: the authors' code gives it the targets of the loss, which are
     padding everywhere else (trap 2).
     """
-    leave, random = net.leave, net.random
+    keep_prob, replace_prob = net.keep_prob, net.replace_prob
     last = net.embeddings.vocab_size - 1
     tokens = whole = batch["tokens"]
     if net.teacher_sees == "targets":
         whole = jnp.where(mask, whole, net.embeddings.pad)
-    if leave or random:
+    if keep_prob or replace_prob:
         step = jax.random.fold_in(draw.masks, draw.step)
 
         def one(example, chosen):
             # One more than `masking.sample` folds in, so that these draws are independent of it.
             key = jax.random.fold_in(jax.random.fold_in(step, example), 1 << 16)
             roles, words = jax.random.split(key)
-            roles = masking.bert_roles(roles, chosen, leave, random)
+            roles = masking.bert_roles(roles, chosen, keep_prob, replace_prob)
             return roles, jax.random.randint(words, chosen.shape, SPECIAL, last)
 
         roles, words = jax.vmap(one)(batch["example_id"], mask)
-        tokens = jnp.where(roles == masking.RANDOM, words, tokens)
+        tokens = jnp.where(roles == masking.REPLACE, words, tokens)
         mask = roles == masking.MASK
     visible = jnp.where(mask, last, tokens)
     return {**batch, "tokens": visible}, {**batch, "tokens": whole}, mask

@@ -90,8 +90,8 @@ class TextModel(nn.Module):
     decoder: Decoder | None = None
     alibi: Alibi | None = None
     input_norm: bool = False
-    leave: float = 0.0
-    random: float = 0.0
+    keep_prob: float = 0.0
+    replace_prob: float = 0.0
     teacher_sees: str = "all"
     padding: str = "exact"
     dtype: Any = jnp.float32
@@ -116,9 +116,14 @@ class TextModel(nn.Module):
         return Tokens(self.embeddings(batch["tokens"], valid, key, batch.get("types")), valid)
 
     def encode(
-        self, tokens: Tokens, mask: Array | None = None, key: Key = None,
-        record: TargetSpec | None = None, collect: bool = False, keep: Array | None = None,
-    ) -> Encoded:  # fmt: skip
+        self,
+        tokens: Tokens,
+        mask: Array | None = None,
+        key: Key = None,
+        record: TargetSpec | None = None,
+        collect: bool = False,
+        keep: Array | None = None,
+    ) -> Encoded:
         """keep: int [B * M, V], the tokens that the blocks see, None for all.
 
         Text is masked by leaving tokens out, or in its token ids (`modality.corrupt`), so `mask` is
@@ -149,20 +154,35 @@ class TextModel(nn.Module):
 
 
 def make_model(
-    *, width: int, encoder: Options, vocab_size: int = 50_265, max_length: int = 512,
-    scale: bool = False, head: Options = FROZEN, decoder: Options | None = None,
-    alibi: Options | None = None, dropout: float = 0.0, input_norm: bool = False,
-    leave: float = 0.0, random: float = 0.0, teacher_sees: str = "all", padding: str = "exact",
-    pad_rows: bool = False, types: int = 0, pad: int = PAD, eps: float = 1e-5,
+    *,
+    width: int,
+    encoder: Options,
+    vocab_size: int = 50_265,
+    max_length: int = 512,
+    scale: bool = False,
+    head: Options = FROZEN,
+    decoder: Options | None = None,
+    alibi: Options | None = None,
+    dropout: float = 0.0,
+    input_norm: bool = False,
+    keep_prob: float = 0.0,
+    replace_prob: float = 0.0,
+    teacher_sees: str = "all",
+    padding: str = "exact",
+    pad_rows: bool = False,
+    types: int = 0,
+    pad: int = PAD,
+    eps: float = 1e-5,
     dtype: Any = jnp.float32,
-) -> TextModel:  # fmt: skip
+) -> TextModel:
     """Config section `model` of text; nested sections are the options of the parts.
 
     width: D. dropout: after the embedding norm. decoder: None if the student sees masked tokens as
     `<mask>` (1.0) and not only the others (2.0). alibi: None for none. input_norm: a norm before
-    post-norm blocks (2.0, where some blocks are "prenet"). leave, random: shares of the masked
-    tokens that stay, or become a random token, in place of `<mask>`. teacher_sees: 'all' (the whole
-    text, as in the paper) or 'targets' (its masked tokens, as in the authors' code of 1.0).
+    post-norm blocks (2.0, where some blocks are "prenet"). keep_prob, replace_prob: shares of the
+    masked tokens that stay, or become a random token, in place of `<mask>`. teacher_sees: 'all'
+    (the whole text, as in the paper) or 'targets' (its masked tokens, as in the authors' code of
+    1.0).
     padding: 'exact' (pads are zero in every convolution and take part in no statistic of the
     targets), 'reference' (they are zero at the start, and part of all statistics) or 'attention'
     (kept out of attention only). eps: of the embeddings' norm. For the rest see `Embeddings`,
@@ -199,17 +219,15 @@ def make_model(
         build(Decoder, "model.decoder", decoder, exact_padding=exact, **common),
         build(Alibi, "model.alibi", alibi, layers=encoder.depth, heads=encoder.heads),
         input_norm,
-        leave,
-        random,
+        keep_prob,
+        replace_prob,
         teacher_sees,
         padding,
         dtype,
     )
 
 
-def flops(
-    model: TextModel, shapes: Mapping[str, Any], masked: int, seen: int
-) -> dict[str, float]:  # fmt: skip
+def flops(model: TextModel, shapes: Mapping[str, Any], masked: int, seen: int) -> dict[str, float]:
     """Forward FLOPs of one example, by part: 2 per multiply-add, matrix products only.
 
     shapes: shapes of one example (`Examples.example`). masked: positions through the head. seen:

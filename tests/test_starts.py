@@ -43,7 +43,9 @@ def test_each_block_begins_with_a_copy_of_the_shared_relative_bias(tmp_path):
     params = jax.jit(task.init)(jax.random.key(0))
     state = TrainState(np.int32(0), params, {}, (), jax.random.key(0))
     with jax.set_mesh(jax.make_mesh((1,), ("data",))):
-        state, new = checkpoints.init_state_from(tmp_path / "jax", state, jax.eval_shape(lambda: state))
+        state, new = checkpoints.init_state_from(
+            tmp_path / "jax", state, jax.eval_shape(lambda: state)
+        )
         found = task.init_from(state.params, new, tmp_path / "jax")
     own, shared = found["encoder"]["blocks"]["relative_bias"], stored["relative_bias"]
     assert "encoder/blocks/relative_bias" in new and np.abs(shared).max() > 0.1

@@ -28,6 +28,7 @@ import optax
 
 from data2vec_jax.cli.arguments import Arguments, run_main
 from data2vec_jax.core import checkpoints, sharding
+from data2vec_jax.core.config import with_options
 from data2vec_jax.core.errors import UserError, nearest
 from data2vec_jax.core.state import TrainState, matches, path_name
 from data2vec_jax.core.train_step import init_state
@@ -50,12 +51,12 @@ def open_run(
         raise UserError(f"{workdir}: no run of training, so there is nothing to score")
     if (folder / "tokenizer").is_dir():
         config["examples"]["tokenizer"] = str(folder / "tokenizer")
-    for key, value in changes.items():
+    for key in changes:
         section, _, name = key.partition(".")
         if section not in SECTIONS or not name:
             known = [f"{choice}.{name or 'KEY'}" for choice in SECTIONS]
             raise UserError(f"--set {key}: no such option{nearest(key, known)}")
-        config[section] = {**config.get(section, {}), name: value}
+    config = with_options(config, changes)
     check_config(config)
     return folder, config, sharding.make_mesh(**config["mesh"])
 

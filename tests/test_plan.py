@@ -15,17 +15,18 @@ from data2vec_jax.core import sharding
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.core.run import Run
 from data2vec_jax.metrics.hardware import PEAK_FLOPS
-from data2vec_jax.plan import hlo, planner
+from data2vec_jax.plan import __main__ as plan_command
+from data2vec_jax.plan import advice, hlo, planner, report, roofline, step, topology
 from data2vec_jax.tasks import pretrain
 
 ROOT = Path(__file__).resolve().parent.parent
-GIB = planner.GIB
+GIB = topology.GIB
 
 
 @pytest.fixture
 def without_libtpu(monkeypatch):
-    monkeypatch.setattr(planner, "has_compiler", lambda: False)
-    monkeypatch.setattr(planner, "prepare_environment", lambda: None)  # of the whole process
+    monkeypatch.setattr(topology, "has_compiler", lambda: False)
+    monkeypatch.setattr(plan_command, "prepare_environment", lambda: None)  # of the whole process
 
 
 def config(name="vision_v2", **sections):
@@ -52,16 +53,16 @@ def config(name="vision_v2", **sections):
 )
 def test_topologies_that_do_not_exist(name, slices, message):
     with pytest.raises(UserError, match=message):
-        planner.parse_topology(name, slices)
+        topology.parse_topology(name, slices)
 
 
 def test_topologies_that_exist():
-    topology = planner.parse_topology("v5p:4x8x8", "2")
-    assert (topology.name, topology.slices, topology.chips) == ("v5p:4x8x8", 2, 512)
-    for kind, chip in planner.CHIPS.items():
+    pod = topology.parse_topology("v5p:4x8x8", "2")
+    assert (pod.name, pod.slices, pod.chips) == ("v5p:4x8x8", 2, 512)
+    for kind, chip in topology.CHIPS.items():
         assert PEAK_FLOPS[chip.device_kind] > 0
-        for shape in planner.SHAPES[chip.axes]:
-            assert planner.parse_topology(f"{kind}:{shape}").chip is chip
+        for shape in topology.SHAPES[chip.axes]:
+            assert topology.parse_topology(f"{kind}:{shape}").chip is chip
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,7 @@ def test_wrong_requests_are_one_line(arguments, message, without_libtpu, monkeyp
     command = ["plan", f"--config={ROOT}/configs/vision_v2.py:smoke", *arguments]
     monkeypatch.setattr(sys, "argv", command)  # where config_flags looks for what is overridden
     with pytest.raises(SystemExit) as stopped:
-        planner.main(command)
+        plan_command.main(command)
     assert stopped.value.code == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: ") and message in line
@@ -92,15 +93,15 @@ def test_wrong_requests_are_one_line(arguments, message, without_libtpu, monkeyp
 @pytest.mark.parametrize("kind, devices", [("v5e:2x4", 8), ("tpu7x:2x2x1", 8), ("v5p:2x2x1", 4)])
 def test_arithmetic_without_libtpu(kind, devices, without_libtpu):
     made = config(data={"batch_size": 16})
-    result = planner.plan(made, planner.parse_topology(kind))
+    result = planner.plan(made, topology.parse_topology(kind))
     assert result["devices"] == devices and result["fits"] is None
     assert "pip install" in result["advice"][0] and jax.__version__ in result["advice"][0]
     task = pretrain.abstract_task(made)
     assert result["flops_per_step"] == task.flops(task.shapes[-1])
-    peak = PEAK_FLOPS[planner.CHIPS[kind.split(":")[0]].device_kind] * result["chips"]
+    peak = PEAK_FLOPS[topology.CHIPS[kind.split(":")[0]].device_kind] * result["chips"]
     assert result["roofline_seconds"] == {"compute": result["flops_per_step"] / peak}
     json.dumps(result)
-    assert "not compiled" in planner.report({"config": "c"} | result)
+    assert "not compiled" in report.report({"config": "c"} | result)
 
 
 def test_the_state_on_one_device(without_libtpu):
@@ -108,7 +109,7 @@ def test_the_state_on_one_device(without_libtpu):
     large = config(model={"width": 256}, data={"batch_size": 16})
     large["model"]["encoder"] |= {"mlp": 1024}
     whole, split = (
-        planner.plan(large | {"mesh": {"data": -1, "fsdp": n}}, planner.parse_topology("v5e:2x4"))
+        planner.plan(large | {"mesh": {"data": -1, "fsdp": n}}, topology.parse_topology("v5e:2x4"))
         for n in (1, 8)
     )
     rows = 2 * 28 * 28 + 2 * 4  # two images of bytes and their ids
@@ -131,7 +132,7 @@ def _parameters(config):
 def test_a_state_too_large_does_not_fit_even_without_libtpu(without_libtpu):
     large = config(model={"width": 6400}, data={"batch_size": 4})
     large["model"]["encoder"] |= {"mlp": 25600, "heads": 8, "depth": 4}
-    result = planner.plan(large, planner.parse_topology("v5e:2x2"))
+    result = planner.plan(large, topology.parse_topology("v5e:2x2"))
     assert result["fits"] is False
 
 
@@ -157,7 +158,7 @@ class Sizes:
         size = self.state_bytes + 20 * GIB / self.config["accumulate"]
         size -= 8 * GIB * (options[1] == "full") / self.config["accumulate"]
         fits = size < 15.75 * GIB
-        return planner.Compiled("program" if fits else None, {"total": size}, (1.0, 2.0))
+        return step.Compiled("program" if fits else None, {"total": size}, (1.0, 2.0))
 
 
 @pytest.mark.parametrize(
@@ -178,12 +179,12 @@ class Sizes:
     ],
 )
 def test_advice_is_tried(state, tried, last, without_libtpu, monkeypatch):
-    monkeypatch.setattr(planner, "Step", Sizes)
+    monkeypatch.setattr(advice, "Step", Sizes)
     monkeypatch.setattr(Sizes, "state", (state - (state == 30.0) * 0.0001) * GIB)
     monkeypatch.setattr(Sizes, "seen", [])
-    made, topology = config(), planner.parse_topology("v5e:2x4")
-    step = Sizes(made, sharding.make_mesh(devices=planner.devices_of(topology)))
-    lines = planner.advice(made, topology, step)
+    made, pod = config(), topology.parse_topology("v5e:2x4")
+    sizes = Sizes(made, sharding.make_mesh(devices=topology.devices_of(pod)))
+    lines = advice.advice(made, pod, sizes)
     assert Sizes.seen == tried
     assert lines[-1].startswith(last)
 
@@ -197,14 +198,14 @@ def test_advice_is_tried(state, tried, last, without_libtpu, monkeypatch):
     ],
 )
 def test_sizes_of_refused_programs(message, gib):
-    assert planner.exhausted(f"RESOURCE_EXHAUSTED: {message}") == pytest.approx(gib * GIB)
+    assert step.exhausted(f"RESOURCE_EXHAUSTED: {message}") == pytest.approx(gib * GIB)
 
 
 # The roofline -------------------------------------------------------------------------------------
 
 
 def test_roofline():
-    chip = planner.CHIPS["v5e"]
+    chip = topology.CHIPS["v5e"]
     flops, hbm, ring = 197e12, 819e9, 100e9  # a second's worth of each
     work = [
         hlo.Work(flops, 0.5 * hbm, 1, False),  # 1 s, bound by products
@@ -217,10 +218,10 @@ def test_roofline():
         hlo.Collective("reduce-scatter", ring, 1, 2, False, ""),  # 1/2 s
         hlo.Collective(hlo.BETWEEN_SLICES, chip.dcn, 3, 1, True, ""),
     ]
-    parts = planner.roofline(hlo.Program(collectives, work, 0, 0), chip)
+    parts = roofline.roofline(hlo.Program(collectives, work, 0, 0), chip)
     assert parts == pytest.approx({"core": 4.0, "hbm": 1.75, "ici": 3.5, "dcn": 3.0})
     # Two devices of a chip share its memory and its links.
-    twin = planner.roofline(hlo.Program(collectives, work, 0, 0), planner.CHIPS["tpu7x"])
+    twin = roofline.roofline(hlo.Program(collectives, work, 0, 0), topology.CHIPS["tpu7x"])
     assert twin["hbm"] == pytest.approx(1.75 * hbm / (7380e9 / 2))
     assert twin["ici"] == pytest.approx(3.5 * ring / (200e9 / 2))
 
@@ -404,17 +405,19 @@ def test_masks_send_nothing():
     """The masking module alone, for eight chips: no message of any kind."""
     code = """if True:
         import jax, jax.numpy as jnp
-        from data2vec_jax import hlo, masking, parallel, plan
-        plan.prepare_environment()
-        devices = plan.devices_of(plan.parse_topology("v5e:2x4"))
-        mesh = parallel.make_mesh(fsdp=4, devices=devices)
+        from data2vec_jax import masking
+        from data2vec_jax.core.sharding import BATCH, make_mesh
+        from data2vec_jax.plan import hlo, topology
+        topology.prepare_environment()
+        devices = topology.devices_of(topology.parse_topology("v5e:2x4"))
+        mesh = make_mesh(fsdp=4, devices=devices)
         blocks = masking.make("blocks", (14, 14), count=120)
         inverse = masking.make("inverse_blocks", (14, 14), ratio=0.8, adjust=0.07, width=3)
         spans = masking.make("spans", 749, prob=0.65, width=10, masked=0.45)
         sharding = lambda spec: jax.sharding.NamedSharding(mesh, spec)
         key = jax.eval_shape(lambda: jax.random.key(0))
         key = jax.ShapeDtypeStruct((), key.dtype, sharding=sharding(jax.sharding.PartitionSpec()))
-        ids = jax.ShapeDtypeStruct((64,), jnp.uint32, sharding=sharding(parallel.BATCH))
+        ids = jax.ShapeDtypeStruct((64,), jnp.uint32, sharding=sharding(BATCH))
         def draw(key, ids):
             return [masking.sample(s, key, 3, ids, 2) for s in (blocks, inverse, spans)]
         with jax.set_mesh(mesh):

@@ -1,5 +1,6 @@
 """Sections of a config: their schema is the signature of the function that they are for."""
 
+import copy
 import inspect
 import numbers
 import types
@@ -92,6 +93,30 @@ def current_name(option: str) -> str:
         if f"{option}.".startswith(f"{old}."):
             option = new + option[len(old) :]
     return option
+
+
+def with_options(
+    config: Mapping[str, Any], options: Mapping[str, Any], strict: bool = False
+) -> dict[str, Any]:
+    """A copy of `config` with other values at dotted paths, such as 'model.encoder.depth'.
+
+    strict: an option must be in `config` already.
+    Raises UserError: it is not, or a part of a path is no section.
+    """
+    changed = copy.deepcopy(dict(config))
+    for path, value in options.items():
+        *sections, last = path.split(".")
+        section = changed
+        for name in sections:
+            if strict and name not in section:
+                raise UserError(f"config.{path}: no such option{nearest(name, section)}")
+            section = section.setdefault(name, {})
+            if not isinstance(section, dict):
+                raise UserError(f"config.{path}: {name} is no section")
+        if strict and last not in section:
+            raise UserError(f"config.{path}: no such option{nearest(last, section)}")
+        section[last] = value
+    return changed
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -8,7 +8,31 @@ should take. The program is the one that `train` runs; no data is read. libtpu, 
 is a package (`pip install libtpu`); without it only what arithmetic can tell is said.
 """
 
-from data2vec_jax.plan.planner import main
+import sys
+from collections.abc import Sequence
+
+from data2vec_jax.cli.arguments import config_words, parse, run_main, write_json
+from data2vec_jax.plan.planner import plan
+from data2vec_jax.plan.report import report
+from data2vec_jax.plan.topology import parse_topology, prepare_environment
+
+OPTIONS = {"topology": "v5e:16x16", "slices": "2", "json": "FILE"}
+
+
+def main(argv: Sequence[str] = sys.argv) -> None:
+    """The command: see the module's docstring."""
+
+    def command():
+        prepare_environment()
+        config, values = parse(argv, OPTIONS, required=("topology",))
+        topology = parse_topology(values["topology"], values["slices"])
+        result = {"config": config_words(argv)} | plan(config, topology)
+        print(report(result))
+        if values["json"]:
+            write_json(values["json"], result)
+
+    run_main(command)
+
 
 if __name__ == "__main__":
     main()

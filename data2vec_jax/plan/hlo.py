@@ -145,24 +145,28 @@ class _Reader:
         body = self.computations[computation]
         shapes = {i.name: i.shape for i in body}
         for i in body:
-            called = _CALLED.findall(i.attributes)
-            if i.opcode == "while":
-                self.walk(called[0], times * self.turns(i))
-            elif i.opcode in ("call", "async-start"):
-                for name in called:
-                    self.walk(name, times)
-            elif i.opcode == "conditional":  # all branches: no less than any of them
-                for name in re.findall(r"%([\w.\-]+)", _braces(i.attributes, "computations=")):
-                    self.walk(name, times)
+            if (inner := self.run_by(i)) is not None:
+                turns = self.turns(i) if i.opcode == "while" else 1
+                for name in inner:
+                    self.walk(name, times * turns)
             elif i.opcode == "fusion":
-                self.fusion(i, self.computations[called[0]], shapes, times)
+                self.fusion(i, self.computations[_CALLED.findall(i.attributes)[0]], shapes, times)
             elif kind := _kind(i):
                 self.send(i, kind, shapes, times, overlaps=i.opcode.endswith("-start"))
             elif i.opcode not in FREE and not i.opcode.endswith(("-done", "-update")):
-                moved = _moved(i, shapes)
                 copies = i.opcode in ("copy-start", "slice-start", "dynamic-slice-start")
-                flops = _products(i, shapes)
-                self.work.append(Work(flops, moved, times, overlaps=copies))
+                self.work.append(Work(_products(i, shapes), _moved(i, shapes), times, copies))
+
+    def run_by(self, i: Instruction) -> list[str] | None:
+        """Computations that `i` runs, instruction by instruction; None if it is no such thing."""
+        called = _CALLED.findall(i.attributes)
+        if i.opcode == "while":
+            return called[:1]
+        if i.opcode in ("call", "async-start"):
+            return called
+        if i.opcode == "conditional":  # all branches: no less than any of them
+            return re.findall(r"%([\w.\-]+)", _braces(i.attributes, "computations="))
+        return None
 
     def turns(self, loop: Instruction) -> int:
         """Executions of a loop's body: a scan counts from 0 to a constant."""
@@ -183,14 +187,16 @@ class _Reader:
         inner = {j.name: j.shape for j in body}
         custom = {t for j in body for t in re.findall(r'custom_call_target="(\w+)"', j.attributes)}
         for j in body:
-            if kind := _kind(j):
-                if START in custom:
-                    self.send(j, kind, inner, times, overlaps=True)
-                elif "async_collective_fusion_config" not in j.attributes:
-                    # libtpu writes a reduce-scatter as a sum whose other parts are thrown away.
-                    sliced = kind == "all-reduce" and any(k.opcode == "dynamic-slice" for k in body)
-                    kind = "reduce-scatter" if sliced else kind
-                    self.send(j, kind, inner, times, overlaps=False, where=i.attributes)
+            kind = _kind(j)
+            if kind is None:
+                continue
+            if START in custom:
+                self.send(j, kind, inner, times, overlaps=True)
+            elif "async_collective_fusion_config" not in j.attributes:
+                # libtpu writes a reduce-scatter as a sum whose other parts are thrown away.
+                sliced = kind == "all-reduce" and any(k.opcode == "dynamic-slice" for k in body)
+                kind = "reduce-scatter" if sliced else kind
+                self.send(j, kind, inner, times, overlaps=False, where=i.attributes)
         products = sum(_products(j, inner) for j in body)
         if not products and (custom & ASYNCHRONOUS or any(map(_kind, body))):
             return  # nothing but a message, or a part of one
@@ -212,19 +218,17 @@ class _Reader:
     def read_of(self, name: str, body: list[Instruction], whole: float) -> float:
         """Bytes that a fused computation reads of its parameter `name` of `whole` bytes."""
         total = 0.0
-        for j in body:
-            for place, operand in enumerate(j.operands):
-                if operand != name:
-                    continue
-                if j.opcode == "bitcast":
-                    total += self.read_of(j.name, body, whole)
-                elif j.opcode == "fusion":
-                    inner = self.computations[_CALLED.findall(j.attributes)[0]]
-                    total += self.read_of(_parameter(inner, place), inner, whole)
-                elif j.opcode in PARTIAL and place == 0:
-                    total += sum(a.bytes for a in j.shape)
-                elif j.opcode != "dynamic-update-slice" or place:  # which writes into operand 0
-                    return whole
+        uses = [(j, place) for j in body for place, used in enumerate(j.operands) if used == name]
+        for j, place in uses:
+            if j.opcode == "bitcast":
+                total += self.read_of(j.name, body, whole)
+            elif j.opcode == "fusion":
+                inner = self.computations[_CALLED.findall(j.attributes)[0]]
+                total += self.read_of(_parameter(inner, place), inner, whole)
+            elif j.opcode in PARTIAL and place == 0:
+                total += sum(a.bytes for a in j.shape)
+            elif j.opcode != "dynamic-update-slice" or place:  # which writes into operand 0
+                return whole
         return min(total, whole)
 
     def written_of(self, name: str, body: list[Instruction], whole: float) -> float:

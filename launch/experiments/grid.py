@@ -162,17 +162,10 @@ TASKS = {
 def configured(file: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """A config's variant, 'FILE.py:VARIANT', with options by their dotted names."""
     from data2vec_jax.cli.arguments import parse
+    from data2vec_jax.core.config import with_options
 
     config, _ = parse(["grid", f"--config={ROOT}/configs/{file}", "--workdir=-"])
-    for key, value in options.items():
-        *sections, name = key.split(".")
-        section = config
-        for part in sections:
-            section = section[part]
-        if name not in section:
-            sys.exit(f"error: {file} has no option {key}")
-        section[name] = value
-    return config
+    return with_options(config, options, strict=True)
 
 
 def pretrain(name: str, version: str) -> None:

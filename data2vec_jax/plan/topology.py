@@ -1,0 +1,136 @@
+"""TPU chips, their slices, and libtpu as a compiler for slices that are not there."""
+
+import importlib.util
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from data2vec_jax.cli.arguments import one_line
+from data2vec_jax.core.errors import UserError
+
+GIB = 2.0**30
+
+
+class Chip(NamedTuple):
+    """A kind of TPU. Numbers are of a chip, except `hbm`: bytes that a program may use on a device.
+
+    device_kind: JAX's name of its devices, of which a chip is `devices`. axes: of its network.
+    hbm_bandwidth, ring, dcn: bytes a second from main memory, to the next chips of a ring (both
+    ways), and to the data centre's network.
+    """
+
+    device_kind: str
+    devices: int
+    axes: int
+    hbm: float
+    hbm_bandwidth: float
+    ring: float
+    dcn: float
+
+
+# hbm: where libtpu 0.0.42 refuses a program ("exceeds available HBM"); it keeps the rest. The peaks
+# are in `metrics.PEAK_FLOPS`. Bandwidths: cloud.google.com/tpu/docs/{v5e,v5p,v6e,tpu7x}, where a
+# chip's interconnect (both ways) divided by its links (2 an axis) is what two links send: a ring
+# goes along one axis, to both neighbours. v4: docs/v4, and 50 GB/s a link in "TPU v4" (Jouppi et
+# al., arXiv 2304.01433); its data centre network as v5p's, the same card for as many chips.
+CHIPS = {
+    "v4": Chip("TPU v4", 2, 3, 15.25 * GIB, 1200e9, 600e9 / 6, 50e9 / 8),
+    "v5e": Chip("TPU v5 lite", 1, 2, 15.75 * GIB, 819e9, 400e9 / 4, 6.4e12 / 256 / 8),
+    "v5p": Chip("TPU v5", 1, 3, 95.74 * GIB, 2765e9, 1200e9 / 6, 50e9 / 8),
+    "v6e": Chip("TPU v6 lite", 1, 2, 31.25 * GIB, 1600e9, 800e9 / 4, 25.6e12 / 256 / 8),
+    "tpu7x": Chip("TPU7x", 2, 3, 94.75 * GIB, 7380e9, 1200e9 / 6, 100e9 / 8),
+}
+SHAPES = {
+    2: ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
+    3: ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16"),
+}
+
+
+class Topology(NamedTuple):
+    """`slices` slices of `shape` chips of the kind `kind`, such as v5e:16x16."""
+
+    kind: str
+    shape: tuple[int, ...]
+    slices: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}:{'x'.join(map(str, self.shape))}"
+
+    @property
+    def chip(self) -> Chip:
+        return CHIPS[self.kind]
+
+    @property
+    def chips(self) -> int:
+        return self.slices * int(np.prod(self.shape))
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """As much of a device as a mesh asks for."""
+
+    id: int
+    slice_index: int
+    process_index: int = 0
+    platform: str = "none"
+    device_kind: str = "none"
+
+
+def parse_topology(name: str, slices: str | None = None) -> Topology:
+    """'v5e:16x16' and '2' -> Topology.
+
+    Raises:
+      UserError: no such chip or shape; the known ones are listed.
+    """
+    kind, _, shape = name.partition(":")
+    if kind not in CHIPS:
+        known = ", ".join(f"{k}:{SHAPES[c.axes][-1]}" for k, c in CHIPS.items())
+        raise UserError(f"--topology: no chip '{kind}'; known are {known} and smaller")
+    known = ", ".join(f"{kind}:{s}" for s in SHAPES[CHIPS[kind].axes])
+    sizes = tuple(int(n) for n in shape.split("x")) if re.fullmatch(r"\d+(x\d+)+", shape) else ()
+    if len(sizes) != CHIPS[kind].axes or 0 in sizes:
+        raise UserError(f"--topology: no '{name}'; known are {known}")
+    if not re.fullmatch(r"[1-9]\d*", slices or "1"):
+        raise UserError(f"--slices: '{slices}' is not a number of 1 or more")
+    return Topology(kind, sizes, int(slices or 1))
+
+
+def prepare_environment() -> None:
+    """JAX on the CPU, and libtpu as a compiler only: no chip is looked for, or kept from others."""
+    os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # ask no metadata server what this machine is
+    os.environ["TPU_ACCELERATOR_TYPE"] = "v5e-1"  # anything: the topology has its own name
+    os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # its lock file is for processes with chips
+    os.environ["TPU_STDERR_LOG_LEVEL"] = os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_compilation_cache", False)  # the time to compile is a result
+
+
+def has_compiler() -> bool:
+    """Whether libtpu is installed."""
+    return importlib.util.find_spec("libtpu") is not None
+
+
+def devices_of(topology: Topology) -> Sequence[Any]:
+    """libtpu's description of the devices of `topology`; without libtpu, stand-ins."""
+    if not has_compiler():
+        each = topology.chip.devices * topology.chips // topology.slices
+        return [StandIn(i, i // each) for i in range(each * topology.slices)]
+    from jax.experimental import topologies
+
+    several = {"num_slices": topology.slices} if topology.slices > 1 else {}
+    try:
+        described = topologies.get_topology_desc(
+            platform="tpu", topology_name=topology.name, **several
+        )
+    except jax.errors.JaxRuntimeError as error:
+        known = ", ".join(SHAPES[topology.chip.axes])
+        reason = one_line(error)
+        raise UserError(f"--topology={topology.name}: {reason}; known are {known}") from None
+    return described.devices

@@ -116,20 +116,21 @@ def test_a_pretrained_encoder_is_probed_beside_an_untrained_one(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("source", "split", "width", "metric", "wanted"),
+    ("modality", "source", "split", "width", "metric", "wanted"),
     [
-        ("glue:/x/CoLA", "dev", 768, "matthews", 62.2),
-        ("glue:/x/CoLA", "dev", 768, "loss", None),
-        ("glue:/x/MNLI", "dev_matched", 768, "accuracy", 83.2),
-        ("glue:/x/MNLI", "dev_matched", 96, "accuracy", None),
-        ("librispeech:/x", "test-other", 1024, "wer_lm", 6.3),
-        ("librispeech:/x", "test-other", 1024, "wer", None),
-        ("samples:digits", "test", 768, "accuracy", None),
+        ("text", "glue:/x/CoLA", "dev", 768, "matthews", 62.2),
+        ("text", "glue:/x/CoLA", "dev", 768, "loss", None),
+        ("text", "glue:/x/MNLI", "dev_matched", 768, "accuracy", 83.2),
+        ("text", "glue:/x/MNLI", "dev_matched", 96, "accuracy", None),
+        ("speech", "librispeech:/x", "test-other", 1024, "wer_lm", 6.3),
+        ("speech", "librispeech:/x", "test-other", 1024, "wer", None),
+        ("vision", "imagenet:/x", "val", 1024, "accuracy", 86.6),
+        ("vision", "samples:digits", "test", 768, "accuracy", None),
     ],
 )
-def test_the_paper_stands_beside_its_own_tasks_only(source, split, width, metric, wanted):
+def test_the_paper_stands_beside_its_own_tasks_only(modality, source, split, width, metric, wanted):
     config = {"data": {"source": source, "split": "1h"}, "model": {"width": width}}
-    assert evaluate.paper(config, split, metric) == wanted
+    assert evaluate.paper(config | {"modality": modality}, split, metric) == wanted
 
 
 def test_the_same_run_twice_and_rows_of_one_name(runs, tmp_path, monkeypatch):

@@ -109,3 +109,15 @@ def test_text_rows_and_labels_share_the_tokenizer():
 def test_unknown_modality_names_the_nearest():
     with pytest.raises(UserError, match="did you mean 'speech'"):
         contract.get("speach")
+
+
+def test_what_can_be_probed_is_the_modality_s_affair(tmp_path):
+    """Speech by its phones, which are not classes of an utterance; the others by classes."""
+    (tmp_path / "t.csv").write_text("text,label\none,\ntwo,1\n")
+    check = {name: contract.get(name).check_labels for name in ("speech", "text", "vision")}
+    check["speech"](open_source("samples:speech", codec=SPEECH))
+    check["text"](open_source("samples:glosses", codec=TEXT))
+    check["vision"](open_source("samples:digits", codec=contract.get("vision").codec))
+    for name, message in (("speech", "no labels .aligned phones."), ("text", "t.csv:2: no label")):
+        with pytest.raises(UserError, match=message):
+            check[name](open_source(f"manifest:{tmp_path}/t.csv", codec=TEXT))

@@ -336,7 +336,7 @@ def test_labels_of_tables_that_are_numbers_or_missing(tmp_path):
     assert source[0]["label"] is None and source.label_names is None
 
 
-# ArrayRecord and TFDS.
+# ArrayRecord.
 
 
 def test_array_record_audio(tmp_path):
@@ -431,6 +431,56 @@ def test_unfinished_array_record_leaves_nothing(tmp_path):
             tmp_path / "x.array_record", [{"audio": tone(9)}, {"text": "a"}], codec=SPEECH
         )
     assert not list(tmp_path.iterdir())
+
+
+# A codec that the package does not have.
+
+
+def read_series(file, name: str) -> dict:
+    """[n, 3] from an .npy file."""
+    return {"series": np.load(file).astype(np.float32)}
+
+
+def count_steps(file, name: str) -> int:
+    return np.load(file, mmap_mode="r" if isinstance(file, str) else None).shape[0]
+
+
+SERIES = Codec("series", (".npy",), read_series, measure=count_steps, units="steps")
+
+
+def test_a_codec_of_ones_own_reads_every_container(tmp_path):
+    values = [np.arange(3 * n, dtype=np.float32).reshape(n, 3) for n in (5, 7)]
+    for name, value in zip(("walk/1.npy", "run/2.npy"), values, strict=True):
+        (tmp_path / "data" / name).parent.mkdir(parents=True)
+        np.save(tmp_path / "data" / name, value)
+    write_file(tmp_path / "wav2vec.tsv", f"{tmp_path}/data\nwalk/1.npy\t5\nrun/2.npy\t7\n")
+    write_file(tmp_path / "data/t.csv", "path,steps,label\nwalk/1.npy,5,walk\nrun/2.npy,7,run\n")
+    write_file(tmp_path / "data/wrong.csv", "path,steps\nwalk/1.npy,4\n")
+    records = [{"series": values[0]}, {"series": encoded(np.save, values[1]), "place": "left"}]
+    sources.write_array_record(tmp_path / "x.array_record", records, codec=SERIES)
+
+    uris = ("manifest:{}/wav2vec.tsv", "manifest:{}/data/t.csv", "array_record:{}/x.array_record")
+    for uri in uris:
+        source = open_source(uri.format(tmp_path), codec=SERIES)
+        source = pickle.loads(pickle.dumps(source))
+        assert source.lengths().tolist() == [5, 7]
+        for item, value in zip(source, values, strict=True):
+            np.testing.assert_array_equal(item["series"], value)
+    assert source[1]["place"] == "left"
+    folder = open_source(f"folder:{tmp_path}/data", codec=SERIES)
+    assert folder.label_names == ("run", "walk") and folder.lengths().tolist() == [7, 5]
+    one_line("has 5 steps, but .* says 4", f"manifest:{tmp_path}/data/wrong.csv", codec=SERIES)
+    one_line(r"no series files \(\.npy\)", f"folder:{SAMPLES['digits']}", codec=SERIES)
+
+
+def test_the_decoded_signal_stands_before_a_field_of_the_same_name(tmp_path):
+    record = {"text": "of the picture", "caption": "the right one", "label": 0}
+    sources.write_array_record(tmp_path / "x.array_record", [record])
+    item = open_source(f"array_record:{tmp_path}/*", codec=TEXT, key="caption")[0]
+    assert item["text"] == "the right one"
+
+
+# TFDS.
 
 
 @pytest.fixture(scope="module")

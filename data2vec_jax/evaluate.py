@@ -142,11 +142,14 @@ def record(
     frozen = config["optim"].get("frozen", ())
     sizes = {path_name(p): x.size for p, x in jax.tree_util.tree_leaves_with_path(params)}
     return {
-        "workdir": str(folder), "seed": config["seed"], "config": config, "scores": scores,
+        "workdir": str(folder),
+        "seed": config["seed"],
+        "config": config,
+        "scores": scores,
         "parameters": sum(sizes.values()),
         "trained_parameters": sum(n for p, n in sizes.items() if not matches(frozen, p)),
         "train_seconds": train_seconds(folder),
-    }  # fmt: skip
+    }
 
 
 def train_seconds(folder: Path) -> float | None:
@@ -219,16 +222,19 @@ def summary(name: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for metric in found:
             values = [run["scores"].get(split, {}).get(metric, float("nan")) for run in runs]
             scores[f"{split} {metric}"] = {
-                "values": values, "mean": statistics.fmean(values),
+                "values": values,
+                "mean": statistics.fmean(values),
                 "std": statistics.stdev(values) if len(values) > 1 else 0.0,
                 "paper": paper(first["config"], split, metric),
-            }  # fmt: skip
+            }
     return {
-        "name": name, "workdirs": [run["workdir"] for run in runs],
-        "seeds": [run["seed"] for run in runs], "scores": scores,
+        "name": name,
+        "workdirs": [run["workdir"] for run in runs],
+        "seeds": [run["seed"] for run in runs],
+        "scores": scores,
         **{key: first[key] for key in ("parameters", "trained_parameters")},
         "train_seconds": [run["train_seconds"] for run in runs],
-    }  # fmt: skip
+    }
 
 
 def cell(name: str, score: Mapping[str, Any]) -> str:
@@ -247,12 +253,15 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     lines = [["", "runs", *names, "trained parameters", "seconds"]]
     for row in rows:
         seconds = [s for s in row["train_seconds"] if s is not None]
-        lines.append([
-            row["name"], str(len(row["seeds"])),
-            *(cell(n, row["scores"][n]) if n in row["scores"] else "" for n in names),
-            f"{row['trained_parameters']:,} of {row['parameters']:,}",
-            f"{statistics.fmean(seconds):.0f}" if seconds else "",
-        ])  # fmt: skip
+        lines.append(
+            [
+                row["name"],
+                str(len(row["seeds"])),
+                *(cell(n, row["scores"][n]) if n in row["scores"] else "" for n in names),
+                f"{row['trained_parameters']:,} of {row['parameters']:,}",
+                f"{statistics.fmean(seconds):.0f}" if seconds else "",
+            ]
+        )
     return lines
 
 
@@ -277,11 +286,12 @@ def markdown(lines: Sequence[Sequence[str]], rows: Sequence[Mapping[str, Any]], 
         data, how = config["data"], config.get("init_from") or "scratch"
         share = "" if data.get("share", 1.0) == 1 else f" ({100 * data['share']:g} % of it)"
         text += [
-            "", f"`{row['name']}`: {config.get('task', 'pretraining')} on `{data['source']}` "
+            "",
+            f"`{row['name']}`: {config.get('task', 'pretraining')} on `{data['source']}` "
             f"{data['split']}{share}, "
             f"from {how}, {config['total_steps']:,} updates of {data['batch_size']} rows, rate "
             f"{config['schedule']['peak']:g}, seeds {', '.join(map(str, row['seeds']))}.",
-        ]  # fmt: skip
+        ]
     return "\n".join(text) + "\n"
 
 

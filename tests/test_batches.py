@@ -12,9 +12,7 @@ from data2vec_jax.modalities.contract import Layout
 class Numbers:
     """Examples whose array says which example, bucket and draw it is."""
 
-    layout = Layout(
-        [2, 4], [{"x": jax.ShapeDtypeStruct((n,), np.float64)} for n in (2, 4)]
-    )  # fmt: skip
+    layout = Layout([2, 4], [{"x": jax.ShapeDtypeStruct((n,), np.float64)} for n in (2, 4)])
 
     def __init__(self, lengths):
         self.lengths = np.asarray(lengths)

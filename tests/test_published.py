@@ -188,7 +188,7 @@ def test_imagenet_mistakes(tmp_path):
 
 TABLES = {  # task -> (file -> lines, expected items of train, of the last file)
     "CoLA": {
-        "train": ["gj04\t1\t\tOur friends won't \"buy\" it.", "gj04\t0\t*\tThem saw \"us."],
+        "train": ['gj04\t1\t\tOur friends won\'t "buy" it.', 'gj04\t0\t*\tThem saw "us.'],
         "test": ["index\tsentence", "0\tBill whistled."],
     },
     "SST-2": {
@@ -254,21 +254,29 @@ TABLES = {  # task -> (file -> lines, expected items of train, of the last file)
         "train": ["index\tsentence1\tsentence2\tlabel", "0\tNo weapons.\tWeapons.\tnot_entailment"],
         "test": ["index\tsentence1\tsentence2", "0\tMangla.\tChina."],
     },
-}  # fmt: skip
+}
 EXPECTED = {  # (text, pair or None, label) of train; (text, pair) of the last file, without labels
-    "CoLA": ([("Our friends won't \"buy\" it.", None, 1), ('Them saw "us.', None, 0)],
-             ("Bill whistled.", None)),
-    "SST-2": ([("hide new secretions ", None, 0), ("a fine film ", None, 1)],
-              ("uneasy mishmash .", None)),
-    "MRPC": ([('Amrozi accused "the witness" .', 'Referring to him " .', 1)],
-             ("PCCW 's chief", "Current")),
+    "CoLA": (
+        [('Our friends won\'t "buy" it.', None, 1), ('Them saw "us.', None, 0)],
+        ("Bill whistled.", None),
+    ),
+    "SST-2": (
+        [("hide new secretions ", None, 0), ("a fine film ", None, 1)],
+        ("uneasy mishmash .", None),
+    ),
+    "MRPC": (
+        [('Amrozi accused "the witness" .', 'Referring to him " .', 1)],
+        ("PCCW 's chief", "Current"),
+    ),
     "QQP": ([("How is life?", "Is it?", 0), ("Why?", "Why so?", 1)], ("Would it?", "What if?")),
-    "STS-B": ([("A plane.", "An air plane.", 5.0), ("A man.", "A flute.", 3.8)],
-              ("A girl.", "A woman.")),
+    "STS-B": (
+        [("A plane.", "An air plane.", 5.0), ("A man.", "A flute.", 3.8)],
+        ("A girl.", "A woman."),
+    ),
     "MNLI": ([("Cream.", "Product.", 1), ("Yes.", "No.", 2)], ("Hierbas.", "Is a name.")),
     "QNLI": ([("When?", "As the Metal.", 0), ("Who?", "He said.", 1)], ("What?", "Beyoncé.")),
     "RTE": ([("No weapons.", "Weapons.", 1)], ("Mangla.", "China.")),
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -362,11 +370,13 @@ def test_ag_news(tmp_path, header):
     source = open_source(f"ag_news:{tmp_path}", "train", codec=TEXT)
     assert source.label_names == ("World", "Sports", "Business", "Sci/Tech")
     assert [source[i] for i in range(len(source))] == [
-        {"text": "Wall St. Bears (Reuters) Reuters - Wall Street's dwindling band, \"again\".",
-         "label": 2},
+        {
+            "text": 'Wall St. Bears (Reuters) Reuters - Wall Street\'s dwindling band, "again".',
+            "label": 2,
+        },
         {"text": "Google $85 Search <b>firm 's IPO</b>", "label": 3},
         {"text": "Afghan Votes", "label": 0},
-    ]  # fmt: skip
+    ]
     assert clean_news("a&amp;b &#39;c") == "a&b 'c"
 
 

@@ -541,12 +541,16 @@ def test_tfds_errors(prepared, tmp_path):
             open_source(f"tfds:{place}", split, codec=codec, **options)[0]
 
     fails("no split 'tset'; did you mean 'test'", f"{prepared}/tiny_source", "tset")
-    fails("'tiny_sorce'.*none is fetched; did you mean 'tiny_source'", "tiny_sorce",
-          data_dir=str(prepared))  # fmt: skip
+    fails(
+        "'tiny_sorce'.*none is fetched; did you mean 'tiny_source'",
+        "tiny_sorce",
+        data_dir=str(prepared),
+    )
     fails("no folder '/nowhere'", "/nowhere")
     fails("no prepared data set", f"{tmp_path}")
-    fails("no 'text' .option key.; choose from audio, caption", f"{prepared}/tiny_source",
-          codec=TEXT)  # fmt: skip
+    fails(
+        "no 'text' .option key.; choose from audio, caption", f"{prepared}/tiny_source", codec=TEXT
+    )
     for config in ("one", "two"):
         write_file(tmp_path / f"set/{config}/1.0.0/dataset_info.json", "{}")
     fails("several configs, name one of one, two", f"{tmp_path}/set")
@@ -579,8 +583,11 @@ def one_line(message: str, uri: str, split: str = "train", *, codec: Codec, **op
 def test_errors_of_the_address(tmp_path):
     one_line("unknown kind 'foldr' for image; did you mean 'folder'", "foldr:/x", codec=VISION)
     one_line("did you mean 'folder:/", str(tmp_path), codec=VISION)
-    one_line("unknown kind 'librispeech' for text; choose from ag_news, array_record, folder",
-             "librispeech:/x", codec=TEXT)  # fmt: skip
+    one_line(
+        "unknown kind 'librispeech' for text; choose from ag_news, array_record, folder",
+        "librispeech:/x",
+        codec=TEXT,
+    )
     one_line("no samples 'digit'; did you mean 'digits'", "samples:digit", codec=VISION)
     one_line("no samples 'digits'; choose from glosses", "samples:digits", codec=TEXT)
     one_line("no split 'trian'; did you mean 'train'", "samples:digits", "trian", codec=VISION)
@@ -661,20 +668,25 @@ def test_errors_of_manifests(tmp_path):
     fails(r"m\.tsv:2: no file '/gone/1\.wav'", "/gone\n1.wav\t100\n", SPEECH)
     fails(r"m\.tsv:2: 1 columns, not 2 \(path, samples\)", f"{tmp_path}\n1.wav\n", SPEECH)
     fails(r"m\.tsv:2: '1e3' is not a number of samples", f"{tmp_path}\n1.wav\t1e3\n", SPEECH)
-    fails("no column 'path'; its first line is '1.png, cat'",
-          "1.png\tcat\n2.png\tdog\n", VISION)  # fmt: skip
+    fails("no column 'path'; its first line is '1.png, cat'", "1.png\tcat\n2.png\tdog\n", VISION)
     fails("no column 'txt'; did you mean 'text'", "text\na\n", TEXT, key="txt")
     fails("no split 'train'; choose from test", "text\tsplit\na\ttest\n", TEXT)
-    fails("unknown label 'hot'; did you mean 'not'", "text\tlabel\na\thot\n", TEXT,
-          label_names=["not", "is"])  # fmt: skip
+    fails(
+        "unknown label 'hot'; did you mean 'not'",
+        "text\tlabel\na\thot\n",
+        TEXT,
+        label_names=["not", "is"],
+    )
     place.write_bytes(b"text\n\xff\n")
     one_line(r"m\.tsv: unreadable table", f"manifest:{place}", codec=TEXT)
-    fails(r"m\.tsv:3: unknown label '2'", "text\tlabel\na\t0\nb\t2\n", TEXT,
-          label_names=["0", "1", "3"])  # fmt: skip
-    fails(r"m\.tsv:2: unknown label '0'", "text\tlabel\na\t0\n", TEXT,
-          label_names=["1", "2", "3"])  # fmt: skip
-    fails(r"m\.tsv:3: label 'x' is not a number", "text\tlabel\na\t1\nb\tx\n", TEXT,
-          label_names=())  # fmt: skip
+    fails(
+        r"m\.tsv:3: unknown label '2'",
+        "text\tlabel\na\t0\nb\t2\n",
+        TEXT,
+        label_names=["0", "1", "3"],
+    )
+    fails(r"m\.tsv:2: unknown label '0'", "text\tlabel\na\t0\n", TEXT, label_names=["1", "2", "3"])
+    fails(r"m\.tsv:3: label 'x' is not a number", "text\tlabel\na\t1\nb\tx\n", TEXT, label_names=())
     place = tmp_path / "m.jsonl"
     fails(r"m\.jsonl:2: not JSON \(", '{"text": "a"}\n{"text"\n', TEXT)
     fails(r"m\.jsonl:2: no 'text'", '{"text": "a"}\n{"txt": "b"}\n', TEXT)

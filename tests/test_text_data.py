@@ -179,8 +179,10 @@ def test_golden(layout, tmp_path):
         }
         (folder / "tokenizer.json").write_text(json.dumps(content))
     else:
-        files_of_gpt2(folder, ("encoder.json", "vocab.bpe") if layout == "fairseq" else
-                      ("vocab.json", "merges.txt"))  # fmt: skip
+        files_of_gpt2(
+            folder,
+            ("encoder.json", "vocab.bpe") if layout == "fairseq" else ("vocab.json", "merges.txt"),
+        )
     tokenizer = load(folder)
     config = json.loads((GOLDEN / "config.json").read_text())
     assert tokenizer.vocab_size == config["vocab_size"] == tokenizer.mask + 1
@@ -260,7 +262,10 @@ def test_fairseq_dictionary_order(tmp_path):
     tokenizer.save(tmp_path / "again")
     again = load(tmp_path / "again")
     assert sorted(path.name for path in (tmp_path / "again").iterdir()) == [
-        "dict.txt", "encoder.json", "vocab.bpe"]  # fmt: skip
+        "dict.txt",
+        "encoder.json",
+        "vocab.bpe",
+    ]
     for text in [*EXPECTED["text"], *TEXTS[:5], *ODD]:
         assert again.encode(text) == tokenizer.encode(text)
     assert again.vocab_size == tokenizer.vocab_size
@@ -328,9 +333,12 @@ def test_offsets_need_a_model_that_keeps_its_text():
 
     model = io.BytesIO()
     SentencePieceTrainer.train(
-        sentence_iterator=iter(TEXTS[0].split("\n")), model_writer=model, vocab_size=200,
-        model_type="bpe", minloglevel=2,
-    )  # fmt: skip
+        sentence_iterator=iter(TEXTS[0].split("\n")),
+        model_writer=model,
+        vocab_size=200,
+        model_type="bpe",
+        minloglevel=2,
+    )
     with pytest.raises(UserError, match="rewrites"):
         SentencePiece(model.getvalue()).encode_with_offsets("so   many    blanks")
 
@@ -396,7 +404,7 @@ VOCAB = '{"a": 0, "b": 1, "ab": 2}'
         ({"spiece__model": ""}, r"spiece.model: the sentencepiece model is empty"),
         ({"a__model": "", "b__model": ""}, r"several sentencepiece models \(a.model, b.model\)"),
     ],
-)  # fmt: skip
+)
 def test_load_errors(files, message, tmp_path):
     with pytest.raises(UserError, match=message) as error:
         load(put(tmp_path, **files))

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from data2vec_jax.cli.arguments import Arguments, run_main
 from data2vec_jax.core.errors import UserError
+from data2vec_jax.data.characters import SPACE, Characters
 from data2vec_jax.tasks import ngrams
-from data2vec_jax.tasks.characters import SPACE, Characters
 from data2vec_jax.tasks.transcribe import transcript_of
 
 

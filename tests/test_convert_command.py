@@ -15,9 +15,9 @@ import pytest
 
 import data2vec_jax
 from data2vec_jax.convert import __main__ as command
-from data2vec_jax.convert import files, ours, pickles
+from data2vec_jax.convert import ours, pickles
 from data2vec_jax.convert.tables import entries_of, flatten
-from data2vec_jax.core import checkpoints, safetensors
+from data2vec_jax.core import checkpoints, files, safetensors
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.core.state import TrainState
 

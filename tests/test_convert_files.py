@@ -8,9 +8,9 @@ import types
 import numpy as np
 import pytest
 
-from data2vec_jax.convert import files, pickles
+from data2vec_jax.convert import pickles
 from data2vec_jax.convert.tables import Entry, entries_of
-from data2vec_jax.core import safetensors
+from data2vec_jax.core import files, safetensors
 from data2vec_jax.core.errors import UserError
 
 torch = pytest.importorskip("torch")

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from data2vec_jax.core.errors import UserError
-from data2vec_jax.tasks import decoding, ngrams
-from data2vec_jax.tasks.characters import (
+from data2vec_jax.data.characters import (
     LIBRISPEECH,
     Characters,
     from_transcripts,
     normalise_transcript,
 )
+from data2vec_jax.tasks import decoding, ngrams
 
 NAMES = Characters(["<pad>", "|", "a", "b"])
 WORDS = ngrams.train([["a", "b"], ["a", "ab"], ["b", "a"], ["ab"], ["a"]], 3)

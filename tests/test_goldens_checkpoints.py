@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 from recorded import quick_jit
 
-from data2vec_jax.convert import export, files, layouts, loaded, ours, peft, pickles
+from data2vec_jax.convert import export, layouts, loaded, ours, peft, pickles
 from data2vec_jax.convert.tables import entries_of, flatten, nest
-from data2vec_jax.core import safetensors
+from data2vec_jax.core import files, safetensors
 from data2vec_jax.modalities.speech import processor as speech
 from data2vec_jax.modalities.text import tokenizer
 from data2vec_jax.modalities.vision.processor import Processor

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from recorded import quick_jit
 
-from data2vec_jax.convert import export, files, loaded, ours
+from data2vec_jax.convert import export, loaded, ours
 from data2vec_jax.convert.tables import nest
+from data2vec_jax.core import files
 from data2vec_jax.core.errors import UserError
 
 torch = pytest.importorskip("torch")

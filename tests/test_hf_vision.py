@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from data2vec_jax.cli.arguments import parse
-from data2vec_jax.convert import export, files, loaded, ours
+from data2vec_jax.convert import export, loaded, ours
 from data2vec_jax.convert.tables import entries_of
-from data2vec_jax.core import safetensors
+from data2vec_jax.core import files, safetensors
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.modalities.vision.processor import Processor
 

@@ -10,8 +10,8 @@ import pytest
 
 from data2vec_jax import train_ngram
 from data2vec_jax.core.errors import UserError
+from data2vec_jax.data.characters import SPECIALS, Characters
 from data2vec_jax.tasks import ngrams
-from data2vec_jax.tasks.characters import SPECIALS, Characters
 
 GOLDENS = Path(__file__).parent / "goldens" / "ngrams"
 

@@ -15,6 +15,7 @@ from data2vec_jax.core import checkpoints, optimizer
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.core.state import path_name
 from data2vec_jax.core.train_step import StepKeys
+from data2vec_jax.data.characters import SPECIALS, Characters
 from data2vec_jax.metrics.writer import FILE, read_lines
 from data2vec_jax.modalities.contract import Tokens
 from data2vec_jax.modalities.speech.data import normalise
@@ -23,7 +24,6 @@ from data2vec_jax.modalities.speech.model import CONVS, frames, hop, reach
 from data2vec_jax.models import heads
 from data2vec_jax.models.losses import ctc_losses
 from data2vec_jax.tasks import decoding, finetune, ngrams, transcribe
-from data2vec_jax.tasks.characters import SPECIALS, Characters
 from data2vec_jax.tasks.pretrain import make_model
 from data2vec_jax.tasks.registry import check_config
 

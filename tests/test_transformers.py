@@ -19,8 +19,9 @@ import pytest
 from test_goldens_checkpoints import CASES, FOLDER, SEGMENTATION
 
 import data2vec_jax
-from data2vec_jax.convert import card, export, files, layouts, ours
+from data2vec_jax.convert import card, export, layouts, ours
 from data2vec_jax.convert.tables import entries_of
+from data2vec_jax.core import files
 from data2vec_jax.modalities.text import tokenizer
 
 pytest.importorskip("torch")

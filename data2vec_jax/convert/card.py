@@ -3,9 +3,10 @@
 import re
 from typing import Any
 
-from data2vec_jax.convert import fields, files
+from data2vec_jax.convert import fields
 from data2vec_jax.convert.layouts import Config, Layout
 from data2vec_jax.convert.ours import Checkpoint
+from data2vec_jax.core import files
 from data2vec_jax.metrics.writer import FILE, read_lines
 
 PAPERS = {

@@ -4,12 +4,13 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data2vec_jax.convert import card, files, layouts, ours, peft, pickles, processors
+from data2vec_jax.convert import card, layouts, ours, peft, pickles
 from data2vec_jax.convert.layouts import Config, Layout
 from data2vec_jax.convert.ours import Checkpoint
 from data2vec_jax.convert.tables import Entry, entries_of, plan_write
-from data2vec_jax.core import safetensors
+from data2vec_jax.core import files, safetensors
 from data2vec_jax.core.errors import UserError, nearest
+from data2vec_jax.modalities import contract
 
 TARGETS = ("jax", "hf", "fairseq", "peft")
 
@@ -60,11 +61,20 @@ def export(checkpoint: Checkpoint, target: Path, to: str) -> Written:
         safetensors.write_safetensors(
             draft / "model.safetensors", written.entries, {"format": "pt"}
         )
-        processors.write(checkpoint, draft)
+        write_processor(checkpoint, draft)
         if layout.beside:
             layout.beside(checkpoint, draft)
         (draft / "README.md").write_text(card.card(checkpoint, layout, described), "utf-8")
     return written
+
+
+def write_processor(checkpoint: Checkpoint, folder: Path) -> None:
+    """Copies the checkpoint's processor files, and adds those that its modality can derive."""
+    ours.copy(checkpoint.processors, folder)
+    config = checkpoint.config
+    modality = contract.get(config["modality"])
+    if modality.write_processor is not None:
+        modality.write_processor(config, ours.model_of(config), folder)
 
 
 def merged(checkpoint: Checkpoint) -> Checkpoint:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from data2vec_jax.convert import fields, files
+from data2vec_jax.convert import fields
 from data2vec_jax.convert.fields import Config, Field
 from data2vec_jax.convert.hf import (
     FOREIGN,
@@ -32,6 +32,7 @@ from data2vec_jax.convert.tables import (
     linear,
     norm,
 )
+from data2vec_jax.core import files
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.modalities.vision.processor import Processor
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from data2vec_jax.convert import files, pickles
+from data2vec_jax.convert import pickles
 from data2vec_jax.convert.tables import Entry, State, Table
-from data2vec_jax.core import safetensors
+from data2vec_jax.core import files, safetensors
 from data2vec_jax.core.errors import UserError
 
 Config = dict[str, Any]

@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data2vec_jax.convert import files, layouts, peft
+from data2vec_jax.convert import layouts, peft
 from data2vec_jax.convert.layouts import Config
 from data2vec_jax.convert.tables import Entry, entries_of, flatten, nest, plan_read
-from data2vec_jax.core import checkpoints, safetensors
+from data2vec_jax.core import checkpoints, files, safetensors
 from data2vec_jax.core.config import with_current_names
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.modalities import contract

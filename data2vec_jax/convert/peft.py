@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from data2vec_jax.convert import fields, files, pickles
+from data2vec_jax.convert import fields, pickles
 from data2vec_jax.convert.layouts import Config, Source
 from data2vec_jax.convert.tables import FUSED_LINEAR, LINEAR, Entry, Table
-from data2vec_jax.core import safetensors
+from data2vec_jax.core import files, safetensors
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.models import adapters
 from data2vec_jax.models.adapters import Site

@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data2vec_jax.convert import export, files, loaded, ours
+from data2vec_jax.convert import export, loaded, ours
 from data2vec_jax.convert.layouts import Layout
 from data2vec_jax.convert.ours import Checkpoint
 from data2vec_jax.convert.tables import nest
+from data2vec_jax.core import files
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.models.outputs import OPTIONAL_OUTPUTS
 

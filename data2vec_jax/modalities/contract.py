@@ -157,6 +157,8 @@ class Modality:
     published_scores: (config, split, metric) -> the paper's score of a fine-tuning config's task in
       per cent, None if it has none.
     inference: how `data2vec_jax.load` calls the model; None if checkpoints cannot be loaded.
+    write_processor: (converted config, model, folder) adds the files with which Hugging Face
+      prepares inputs for an exported model, where the folder does not have them; None for none.
     """
 
     name: str
@@ -173,6 +175,7 @@ class Modality:
     check_labels: Callable[[Source], None] = check_classes
     published_scores: Callable[[Mapping[str, Any], str, str], float | None] | None = None
     inference: Inference | None = None
+    write_processor: Callable[..., None] | None = None
 
 
 def names() -> list[str]:

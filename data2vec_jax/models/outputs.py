@@ -54,9 +54,14 @@ class Outputs(NamedTuple):
     """Inputs of the head, which its loss needs again."""
 
 
+def head_options(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Section of the head in a converted config: its name and options, empty without a head."""
+    return config.get("task") or {}
+
+
 def head_name(config: Mapping[str, Any]) -> str | None:
     """Name of the head in a converted config, None without a head."""
-    return (config.get("task") or {}).get("name")
+    return head_options(config).get("name")
 
 
 def outputs(
@@ -64,7 +69,7 @@ def outputs(
     params: Params,
     encoded: Any,
     features: Features,
-    head_options: Mapping[str, Any] | None = None,
+    arguments: Mapping[str, Any] | None = None,
     **others: Any,
 ) -> Outputs:
     """Collects the outputs of encoder and head.
@@ -72,14 +77,14 @@ def outputs(
     Args:
       config: converted config; its head, if any, is applied to `features`.
       encoded: `Encoded`, made with `collect=True`.
-      head_options: further arguments of the head's call.
+      arguments: further arguments of the head's call.
       **others: further fields of `Outputs`.
     """
     head_outputs: Mapping[str, Array] = {}
-    if config.get("task"):
-        head = heads.make(config["task"])
+    if head_options(config):
+        head = heads.make(head_options(config))
         variables = {"params": params.get("task", {})}
-        head_outputs = head.apply(variables, features, **(head_options or {}))
+        head_outputs = head.apply(variables, features, **(arguments or {}))
     return Outputs(
         features.x,
         tuple(features.states),

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data2vec_jax.core.errors import UserError
-from data2vec_jax.tasks.characters import BLANK, Characters
+from data2vec_jax.data.characters import BLANK, Characters
 from data2vec_jax.tasks.ngrams import END, START, Gram, Ngrams
 from data2vec_jax.tasks.scores import wer
 

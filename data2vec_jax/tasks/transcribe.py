@@ -19,13 +19,13 @@ from data2vec_jax import masking
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.core.task import Task
 from data2vec_jax.core.train_step import StepKeys
+from data2vec_jax.data.characters import SPACE, SPECIALS, Characters, normalise_transcript
 from data2vec_jax.modalities.contract import Tokens
 from data2vec_jax.modalities.speech.model import CONVS, frames, hop
 from data2vec_jax.models.heads import Ctc, Features
 from data2vec_jax.models.layers import wide
 from data2vec_jax.models.losses import ctc_losses
 from data2vec_jax.tasks import decoding, finetune, ngrams, scores
-from data2vec_jax.tasks.characters import SPACE, SPECIALS, Characters, normalise_transcript
 
 Array = jax.Array
 

@@ -1,7 +1,7 @@
 """Speech: raw 16 kHz waveforms."""
 
 from data2vec_jax.modalities.contract import Modality
-from data2vec_jax.modalities.speech import data, inference, inputs, model, published
+from data2vec_jax.modalities.speech import data, export, inference, inputs, model, published
 from data2vec_jax.modalities.speech.bench import BENCH
 from data2vec_jax.modalities.speech.codec import CODEC
 
@@ -19,4 +19,5 @@ MODALITY = Modality(
     check_labels=data.check_labels,
     published_scores=published.published_scores,
     inference=inference.INFERENCE,
+    write_processor=export.write_processor,
 )

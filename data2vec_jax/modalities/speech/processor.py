@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from data2vec_jax.core.errors import UserError
+from data2vec_jax.data.characters import SPECIALS
 
 KIND = "Wav2Vec2FeatureExtractor"
 
@@ -62,9 +63,6 @@ class Processor:
                 part = audio[row, : len(waveform) if self.masked else size]
                 part[:] = (part - part.mean()) / np.sqrt(part.var() + 1e-7)
         return audio, padding
-
-
-SPECIALS = ("<pad>", "<s>", "</s>", "<unk>")  # fairseq calls the first <s>, the second <pad>
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from data2vec_jax import masking
 from data2vec_jax.modalities.contract import Modality
-from data2vec_jax.modalities.text import data, inference, inputs, model, published
+from data2vec_jax.modalities.text import data, export, inference, inputs, model, published
 from data2vec_jax.modalities.text.bench import BENCH
 from data2vec_jax.modalities.text.codec import CODEC
 from data2vec_jax.modalities.text.tokenizer import SPECIALS
@@ -62,6 +62,7 @@ MODALITY = Modality(
     flops=model.flops,
     published_scores=published.published_scores,
     inference=inference.INFERENCE,
+    write_processor=export.write_processor,
     corrupt=corrupt,
     bench=BENCH,
 )

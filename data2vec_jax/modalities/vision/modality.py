@@ -1,7 +1,7 @@
 """Vision: images cut into patches."""
 
 from data2vec_jax.modalities.contract import Modality
-from data2vec_jax.modalities.vision import data, inference, inputs, model, published
+from data2vec_jax.modalities.vision import data, export, inference, inputs, model, published
 from data2vec_jax.modalities.vision.bench import BENCH
 from data2vec_jax.modalities.vision.codec import CODEC
 
@@ -18,4 +18,5 @@ MODALITY = Modality(
     bench=BENCH,
     published_scores=published.published_scores,
     inference=inference.INFERENCE,
+    write_processor=export.write_processor,
 )

@@ -9,7 +9,8 @@ from pathlib import Path
 from data2vec_jax.core.errors import UserError
 
 BLANK, SPACE = 0, "|"
-SPECIALS = ("<pad>", "<s>", "</s>", "<unk>")  # the blank is Hugging Face's <pad>: index 0
+# The blank is index 0: Hugging Face calls it <pad>, fairseq <s> (and index 1 <pad>).
+SPECIALS = ("<pad>", "<s>", "</s>", "<unk>")
 LIBRISPEECH = (*SPECIALS, *"|ETAONIHSRDLUMWCFGYPBVK'XJQZ")
 
 

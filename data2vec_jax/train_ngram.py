@@ -1,10 +1,10 @@
 """An n-gram language model of text, for the beam search of speech recognition.
 
-    python -m data2vec_jax.lm TEXT... --workdir=RUN --arpa=words.arpa.gz [--order=4]
+    python -m data2vec_jax.train_ngram TEXT... --workdir=RUN --arpa=words.arpa.gz [--order=4]
 
-TEXT: files with a sentence a line (*.gz too). RUN: a run of `tasks/transcribe.py`, whose characters
-the words are written in: upper case, nothing else kept. The model's units are words, or with
---unit=character characters; `config.scoring.lm` and `evaluate --set scoring.lm=...` read it.
+TEXT: files with a sentence per line (*.gz too). RUN: a run of `tasks/transcribe.py`, to whose
+characters the words are reduced (in upper case). The units of the model are words, or characters
+with --unit=character. `config.scoring.lm` and `evaluate --set scoring.lm=...` read its file.
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,7 +34,7 @@ def sentences(path: str, characters: Characters, unit: str) -> Iterator[list[str
 def main(argv: Sequence[str] | None = None) -> None:
     """The command: see the module's docstring."""
     parser = Arguments(
-        prog="python -m data2vec_jax.lm", description="An n-gram language model of text."
+        prog="python -m data2vec_jax.train_ngram", description="An n-gram language model of text."
     )
     parser.add_argument("texts", nargs="+", metavar="TEXT")
     parser.add_argument("--workdir", required=True, metavar="RUN", help="whose characters are used")

@@ -33,10 +33,10 @@ class Address:
 class Source(abc.ABC):
     """Examples of one split, by index.
 
-    label_names: names of the classes, or None; the phone set for `samples:speech`; empty if the
-      source was opened for labels that are numbers.
-    rows: of tables and folders, where the rows are from, by which two splits can be found to be the
-      same; else None.
+    label_names: names of the classes (of whole examples, or of their parts, such as phones), or
+      None; empty if the source was opened for labels that are numbers.
+    rows: of tables and folders, the file or folder and the rows of it, so that two splits can be
+      recognised as the same; else None.
     """
 
     rows: Any = None

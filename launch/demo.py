@@ -108,7 +108,7 @@ def main() -> None:
                 path = options.workdir / "summary.json"
                 path.write_text(json.dumps(summary, indent=1) + "\n")
         page.main([str(options.workdir)])
-        (options.workdir / "probes.svg").write_text(page.picture(summary))
+        (options.workdir / "probes.svg").write_text(page.picture(summary), encoding="utf-8")
         print(table(summary))
         print(f"{(time.time() - start) / 60:.1f} minutes; report: {options.workdir}/report.html")
 

@@ -255,7 +255,7 @@ def probe_figure(probes: Sequence["ProbeScores"], unit: str = "") -> "Figure":
     figure, axes = _figure(WIDTH, ROW * len(probes) + bottom, (left, right, 0, bottom))
     axes.set_xlim(low, high)
     axes.set_ylim(ROW * len(probes), 0)  # downwards, one unit a pixel
-    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_locator(MaxNLocator(1))
     _style(axes, grid="x", unit=unit)
     axes.tick_params(left=False, labelleft=False)

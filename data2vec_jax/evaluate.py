@@ -5,20 +5,21 @@
 
 Runs that differ in their seed alone share a row: mean, and range over the seeds. With --compare
 each argument is a row: a workdir, several joined by commas, or a folder of workdirs, maybe with a
-name before `=`. `--set data.eval_split=test-clean,test-other scoring.lm=4-gram.arpa` evaluates on
-something else than the training run did. `scoring.lm_weight=[1,2,3] scoring.word_score=[-1,0,1]`
-finds the best weights of a language model, on `data.eval_split=dev-other`, say.
+name before `=`. `--set data.eval_split=test-clean,test-other scoring.lm=4-gram.arpa` changes the
+held-out examples and the scoring. `scoring.lm_weight=[1,2,3] scoring.word_score=[-1,0,1]` finds the
+best weights of a language model, for example on `data.eval_split=dev-other`.
 
-Of a run of pretraining the frozen encoder is probed, beside an untrained one: linear classifier,
+For a pretraining run the frozen encoder is probed, beside an untrained one: linear classifier,
 k-NN, and attention pooling where an example has one label. `data.split` and `data.eval_split` (by
-default test) must have labels: a class, or what else the modality can probe (aligned phones).
---features=FILE.npz keeps the features of one such run as they are, for what needs no training:
-neighbours, retrieval, clusters.
+default test) must have labels: a class, or another label that the modality can probe (aligned
+phones). --features=FILE.npz writes the features of one such run, for methods that need no
+training: neighbours, retrieval, clusters.
 """
 
 import json
+import os
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +38,18 @@ from data2vec_jax.modalities.contract import Labelled
 from data2vec_jax.tasks import pretrain, probe
 from data2vec_jax.tasks.registry import check_config, task_module
 
-SECTIONS = ("data", "scoring", "mesh")  # of a config, what may be changed here
-PLAIN = (" loss", " lm_weight", " word_score")  # ends of the names of what is no share
+SECTIONS = ("data", "scoring", "mesh")  # of a config, which --set may change
+NOT_PERCENTAGES = (" loss", " lm_weight", " word_score")  # ends of the names of such metrics
 
 
 def open_run(
     workdir: str, changes: Mapping[str, Any]
 ) -> tuple[Path, dict[str, Any], jax.sharding.Mesh]:
-    """Folder, config with changes ('section.key' -> value), and mesh of a run of training."""
+    """Folder, config with changes ('section.key' -> value), and mesh of a training run."""
     config = checkpoints.load_config(workdir)
     folder = Path(config.pop("folder"))
     if "total_steps" not in config:
-        raise UserError(f"{workdir}: no run of training, so there is nothing to score")
+        raise UserError(f"{workdir} is not a training run")
     if (folder / "tokenizer").is_dir():
         config["examples"]["tokenizer"] = str(folder / "tokenizer")
     for key in changes:
@@ -109,7 +110,7 @@ def probe_run(
 
 
 def frozen_encoder(config: Mapping[str, Any]) -> tuple[tuple[str, str], list[Labelled], Any]:
-    """Of a run of pretraining: the splits for training and test, their examples, the encoder."""
+    """Of a pretraining run: the splits for training and test, their examples, the encoder."""
     modality, model = pretrain.make_model(config)
     data = config["data"]
     splits = (data["split"].split("+")[0], data.get("eval_split") or "test")
@@ -117,14 +118,14 @@ def frozen_encoder(config: Mapping[str, Any]) -> tuple[tuple[str, str], list[Lab
 
 
 def features(workdir: str, changes: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """{SPLIT_x: [N, D], SPLIT_y: [N]}: what a pretrained encoder makes of labelled examples.
+    """{SPLIT_x: [N, D], SPLIT_y: [N]}: features of labelled examples, and their labels.
 
     Means over the positions, or each frame that has a label; see `probe.features`.
-    Raises UserError: the run is one of fine-tuning.
+    Raises UserError: it is not a pretraining run.
     """
     _, config, mesh = open_run(workdir, changes)
     if "task" in config:
-        raise UserError(f"--features: {workdir} is no run of pretraining")
+        raise UserError(f"--features: {workdir} is not a pretraining run")
     splits, labelled, encode = frozen_encoder(config)
     with jax.set_mesh(mesh):
         params = load_params(workdir, pretrain.abstract_task(config), config, mesh)
@@ -138,7 +139,7 @@ def features(workdir: str, changes: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def record(
     folder: Path, config: Mapping[str, Any], scores: Mapping[str, Any], params: Any
 ) -> dict[str, Any]:
-    """What is known of one run."""
+    """The scores of one run with its folder, config, parameter counts and training time."""
     frozen = config["optim"].get("frozen", ())
     sizes = {path_name(p): x.size for p, x in jax.tree_util.tree_leaves_with_path(params)}
     return {
@@ -153,7 +154,7 @@ def record(
 
 
 def train_seconds(folder: Path) -> float | None:
-    """Time in train steps, compilation and evaluation left out; None if it was not recorded."""
+    """Seconds in train steps, without compilation and evaluation; None if not recorded."""
     found = sorted(folder.glob("checkpoints/*/position/data.json"), key=lambda p: int(p.parts[-3]))
     if not found:
         return None
@@ -165,7 +166,7 @@ def train_seconds(folder: Path) -> float | None:
 
 
 def paper(config: Mapping[str, Any], split: str, metric: str) -> float | None:
-    """The paper's score of the same task, in per cent, if there is one."""
+    """The paper's score for the same task, in per cent, or None."""
     published_scores = contract.get(config["modality"]).published_scores
     return published_scores(config, split, metric) if published_scores else None
 
@@ -174,8 +175,10 @@ def paper(config: Mapping[str, Any], split: str, metric: str) -> float | None:
 
 
 def grouped(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, Any]]]]:
-    """Runs by all of their config but the seed, and what comes with it: each seed may start from
-    a pretraining of its own, but runs of one seed that start from two are not the same.
+    """(name, runs) of the runs whose configs differ in the seed alone.
+
+    Each seed may start from another pretraining run; two runs of one seed that start from
+    different ones are in two groups.
     """
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for run in runs:
@@ -190,7 +193,7 @@ def grouped(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[s
 
 
 def name_of(workdirs: Sequence[str]) -> str:
-    """One workdir, or what several have in common and `*`."""
+    """The workdir, or the common prefix of several and `*`."""
     if len(workdirs) == 1:
         return workdirs[0]
     letters = enumerate(zip(*workdirs, strict=False))
@@ -208,7 +211,7 @@ def workdirs_of(text: str) -> tuple[str, list[str]]:
         inside = [folder] if (folder / "config.json").exists() else inside
         if not inside:
             raise UserError(f"{place}: no workdir, and none in it")
-        found += (str(path.resolve()) for path in inside)  # one run, however it is written
+        found += (str(path.resolve()) for path in inside)  # the same name for the same run
     if twice := {path for path in found if found.count(path) > 1}:
         raise UserError(f"{text}: {min(twice)} is in it twice")
     return name or places, found
@@ -238,8 +241,8 @@ def summary(name: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def cell(name: str, score: Mapping[str, Any]) -> str:
-    """'82.10 (81.00 to 83.30)', in per cent but for plain numbers; the paper's beside it."""
-    scale, digits = (1, 4) if name.endswith(PLAIN) else (100, 2)
+    """'82.10 (81.00 to 83.30) [paper 84.2]', in per cent except for losses and weights."""
+    scale, digits = (1, 4) if name.endswith(NOT_PERCENTAGES) else (100, 2)
     values = [scale * value for value in score["values"]]
     text = f"{scale * score['mean']:.{digits}f}"
     if len(values) > 1:
@@ -266,7 +269,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def plain(lines: Sequence[Sequence[str]]) -> str:
-    """A table for a terminal."""
+    """The table for a terminal."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
@@ -275,7 +278,7 @@ def plain(lines: Sequence[Sequence[str]]) -> str:
 
 
 def markdown(lines: Sequence[Sequence[str]], rows: Sequence[Mapping[str, Any]], runs: Any) -> str:
-    """The table, and how each row was made, for a model card."""
+    """The table for a model card, and a sentence on the runs of each row."""
     head, *body = (f"| {' | '.join(line)} |" for line in lines)
     text = ["## Evaluation", "", head, f"|{' --- |' * len(lines[0])}", *body, ""]
     text.append("Scores in per cent, losses in nats; mean and range over the runs.")
@@ -305,13 +308,29 @@ def parser() -> Arguments:
     )
     found.add_argument("runs", nargs="+", metavar="WORKDIR")
     found.add_argument("--compare", action="store_true", help="each argument is a row of its own")
-    found.add_argument("--features", type=Path, metavar="FILE", help="keep features, not scores")
+    found.add_argument("--features", type=Path, metavar="FILE", help="write features, not scores")
     found.add_argument("--json", type=Path, metavar="FILE")
     found.add_argument("--markdown", type=Path, metavar="FILE")
     found.add_argument(
         "--set", nargs="+", default=[], metavar="KEY=VALUE", help="change options of the configs"
     )
     return found
+
+
+def check_writable(path: Path, option: str) -> None:
+    """Raises UserError: no file can be written there. Cheap, so done before all the work."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise UserError(f"--{option}={path}: not a file in an existing folder")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UserError(f"--{option}={path}: no permission to write")
+
+
+def write(option: str, path: Path, writer: Callable[[Path], Any]) -> None:
+    """Calls `writer`. Raises UserError: it cannot write, a full disk for example."""
+    try:
+        writer(path)
+    except OSError as error:
+        raise UserError(f"--{option}={path}: {error.strerror}") from None
 
 
 def change(text: str) -> tuple[str, Any]:
@@ -330,14 +349,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser().parse_args(argv)
     changes = dict(map(change, options.set))
     places = [workdirs_of(text) for text in options.runs]
-    for name in ("features", "json", "markdown"):  # before all the work
+    for name in ("features", "json", "markdown"):
         path = getattr(options, name)
-        if path and (path.is_dir() or not path.parent.is_dir()):
-            raise UserError(f"--{name}={path}: not a file in a folder that is there")
+        if path:
+            check_writable(path, name)
     if options.features:
         if len(places) > 1 or len(places[0][1]) > 1:
             raise UserError("--features takes one run")
-        np.savez(options.features, **features(places[0][1][0], changes))
+        found = features(places[0][1][0], changes)
+        write("features", options.features, lambda path: np.savez(path, **found))
         return
     once = dict.fromkeys(path for _, paths in places for path in paths)
     runs = {path: evaluate(path, changes) for path in once}
@@ -349,12 +369,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     by_folder = {run["workdir"]: run for run in runs.values()}
     lines = table(rows)
     print(plain(lines))
-    for path, text in (
-        (options.json, json.dumps(rows, indent=1) + "\n"),
-        (options.markdown, markdown(lines, rows, by_folder)),
-    ):
-        if path:
-            path.write_text(text, encoding="utf-8")
+    texts = {
+        "json": json.dumps(rows, indent=1) + "\n",
+        "markdown": markdown(lines, rows, by_folder),
+    }
+    for name, text in texts.items():
+        if path := getattr(options, name):
+            write(name, path, lambda path, text=text: path.write_text(text, encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -166,8 +166,10 @@ def test_lexicon_files(tmp_path):
     path.write_text("ab\ta b |\nba\n\nab\ta b |\n")
     assert decoding.read_lexicon(str(path), NAMES) == ["ab", "ba", "ab"]
     for text, message in (
-        ("ab\ta b b |\n", "spelled"), ("abz\n", "without a label"), ("", "has no words"),
-    ):  # fmt: skip
+        ("ab\ta b b |\n", "spelled"),
+        ("abz\n", "without a label"),
+        ("", "has no words"),
+    ):
         path.write_text(text)
         with pytest.raises(UserError, match=message):
             decoding.read_lexicon(str(path), NAMES)

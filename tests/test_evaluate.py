@@ -80,7 +80,7 @@ def test_other_examples_than_in_training(runs, tmp_path):
         evaluate.evaluate(str(runs / "b"), {"model.width": 3})
     with pytest.raises(UserError, match="no workdir"):
         evaluate.main([str(tmp_path)])
-    with pytest.raises(UserError, match="no run of pretraining"):
+    with pytest.raises(UserError, match="not a pretraining run"):
         evaluate.main([str(runs / "b"), f"--features={tmp_path}/x.npz"])
 
 
@@ -163,14 +163,15 @@ def test_runs_of_one_seed_from_two_starts_are_no_seeds_of_one():
     ]
     groups = evaluate.grouped(runs)
     assert [(name, [run["workdir"] for run in group]) for name, group in groups] == [
-        ("r*", ["r0", "r1"]), ("r*", ["r2", "r3"]),
-    ]  # fmt: skip
+        ("r*", ["r0", "r1"]),
+        ("r*", ["r2", "r3"]),
+    ]
 
 
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        (["--json=/nowhere/x.json"], "--json=/nowhere/x.json: not a file in a folder"),
+        (["--json=/nowhere/x.json"], "--json=/nowhere/x.json: not a file in an existing folder"),
         (["--markdown=/tmp"], "--markdown=/tmp: not a file"),
         (["--jsn=x"], "unrecognized arguments: --jsn=x"),
         (["--set", "data.batch_size=many"], "config.data.batch_size: 'many' is not a whole number"),
@@ -192,3 +193,15 @@ def test_a_damaged_stopwatch_costs_no_scores(runs, tmp_path):
     for text in ("{", "[]", '{"stopwatch": 3}'):
         (tmp_path / "checkpoints/3/position/data.json").write_text(text)
         assert evaluate.train_seconds(tmp_path) is None
+
+
+def test_a_file_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write anywhere
+    with pytest.raises(UserError, match=r"x\.json: no permission to write"):
+        evaluate.check_writable(tmp_path / "x.json", "json")
+
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match=r"^--json=x\.json: No space left on device$"):
+        evaluate.write("json", Path("x.json"), full)

@@ -1,7 +1,7 @@
 """From the outputs of a CTC model to labels: best path, and beam search with a language model.
 
-B batch, T frames, V labels. The score of labels y is, in natural logarithms but for the language
-model's log10 (so weights mean what they do with KenLM; conversion spec 1.5),
+B batch, T frames, V labels. The score of labels y is, in natural logarithms except for the language
+model's log10 (so that weights mean the same as with KenLM; conversion spec 1.5),
 
     log P_ctc(y) + lm_weight * log10 P_lm(y) + word_score * (number of words),
 
@@ -38,24 +38,34 @@ def greedy(logits: np.ndarray, lengths: Sequence[int] | None = None) -> list[lis
 
 
 class State(NamedTuple):
-    """Where a scorer is. history: of the language model. partial: of the word begun."""
+    """State of a scorer: the language model's history, and the letters of the unfinished word."""
 
     history: Gram
     partial: str = ""
 
 
 class Scorer:
-    """What labels earn beside P_ctc.
+    """The part of a hypothesis's score beside P_ctc: language model, word score, lexicon.
 
-    characters: names of the labels. model: of words, or with unit='character' of characters (words
-    end in `|`); None for none. lexicon: the words allowed, None for any. lm_weight: factor of log10
-    P_lm. word_score: for each word.
+    Args:
+      characters: names of the labels.
+      model: of words, or with unit='character' of characters (words end in `|`); None for none.
+      lm_weight: factor of log10 P_lm.
+      word_score: added for each word.
+      lexicon: the words allowed; None for any.
+      unit: of the model, 'word' or 'character'.
     """
 
     def __init__(
-        self, characters: Characters, model: Ngrams | None = None, *, lm_weight: float = 2.0,
-        word_score: float = -1.0, lexicon: Iterable[str] | None = None, unit: str = "word",
-    ):  # fmt: skip
+        self,
+        characters: Characters,
+        model: Ngrams | None = None,
+        *,
+        lm_weight: float = 2.0,
+        word_score: float = -1.0,
+        lexicon: Iterable[str] | None = None,
+        unit: str = "word",
+    ):
         if unit not in ("word", "character"):
             raise UserError(f"unit '{unit}' of a language model; choose from word, character")
         self.characters, self.model, self.unit = characters, model, unit
@@ -72,7 +82,7 @@ class Scorer:
         return self.model.extend(history, unit), gain
 
     def _word(self, state: State) -> tuple[State, float] | None:
-        """The word begun is complete; None if there is no such word."""
+        """State and gain after the unfinished word ends; None if it is not in the lexicon."""
         history, gain = state.history, self.word_score
         if self.lexicon is not None and not self._listed(state.partial, whole=True):
             return None
@@ -89,7 +99,7 @@ class Scorer:
         return self.lexicon[i] == text if whole else self.lexicon[i].startswith(text)
 
     def extend(self, state: State, label: int) -> tuple[State, float] | None:
-        """State and gain after one more label; None if no word begins so."""
+        """State and gain after one more label; None if no word of the lexicon begins so."""
         gain = 0.0
         name = self.characters.names[label]
         if label == self.characters.space:
@@ -110,7 +120,7 @@ class Scorer:
         return state, gain
 
     def finish(self, state: State) -> float:
-        """Gain at the end: of the word begun, and of the end of the sentence; maybe -inf."""
+        """Gain of the last word and of the end of the sentence; -inf if the word is not allowed."""
         gain = 0.0
         if state.partial:
             found = self._word(state)
@@ -128,7 +138,7 @@ class Hypothesis(NamedTuple):
 
 
 class _Prefix:
-    """A sequence of labels, as a node of a tree: so it is hashed by identity, not by its length."""
+    """A sequence of labels as a node of a tree, hashed by identity: a tuple costs its length."""
 
     __slots__ = ("children", "gain", "last", "parent", "state")
 
@@ -137,7 +147,7 @@ class _Prefix:
         self.children: dict[int, Any] = {}
 
     def child(self, label: int, scorer: Scorer) -> Any:
-        """This prefix and one more label, or None if it is not allowed."""
+        """The prefix with one more label; None if the scorer does not allow it."""
         if label not in self.children:
             found = scorer.extend(self.state, label)
             self.children[label] = found and _Prefix(self, label, found[0], self.gain + found[1])
@@ -201,13 +211,19 @@ def add(a: float, b: float) -> float:
 
 
 def tune(
-    logits: Sequence[np.ndarray], references: Sequence[str], characters: Characters, model: Ngrams,
-    lm_weights: Sequence[float], word_scores: Sequence[float], *,
-    search: Callable[..., list[Hypothesis]] = beam_search, **options: Any,
-) -> tuple[float, float, float]:  # fmt: skip
+    logits: Sequence[np.ndarray],
+    references: Sequence[str],
+    characters: Characters,
+    model: Ngrams,
+    lm_weights: Sequence[float],
+    word_scores: Sequence[float],
+    *,
+    search: Callable[..., list[Hypothesis]] = beam_search,
+    **options: Any,
+) -> tuple[float, float, float]:
     """(word error rate, lm_weight, word_score): the best pair of a grid on a development set.
 
-    logits: [T, V] of each utterance. options: of `Scorer`. Of equal pairs the first one counts.
+    logits: [T, V] of each utterance. options: of `Scorer`. Of equally good pairs the first wins.
     """
     found = []
     for lm_weight in lm_weights:

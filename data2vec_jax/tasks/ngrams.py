@@ -15,8 +15,8 @@ from typing import Any
 from data2vec_jax.core.errors import UserError
 
 START, END, UNKNOWN = "<s>", "</s>", "<unk>"  # SRILM also writes <UNK>
-NEVER = -99.0  # log10 probability of what is not predicted, such as <s>
-NO_UNKNOWN = -100.0  # of a unit outside a model that has no <unk>, as KenLM has it
+NEVER = -99.0  # log10 probability of a unit that is never predicted, such as <s>
+NO_UNKNOWN = -100.0  # of an unknown unit if the model has no <unk>, as in KenLM
 
 Gram = tuple[str, ...]
 
@@ -77,9 +77,9 @@ def train(sentences: Iterable[Sequence[str]], order: int) -> Ngrams:
     """Interpolated, modified Kneser-Ney (Chen & Goodman 1998) of sentences of units.
 
     An n-gram of the highest order counts its occurrences; a shorter one counts the different units
-    before it, unless it starts with <s>. Each count is discounted by one of three amounts, and what
-    that frees in a context goes to the next shorter order, below unigrams to a uniform distribution
-    over all units, </s> and <unk>. So the probabilities after any context sum to 1.
+    before it, unless it starts with <s>. Each count is discounted by one of three amounts; the
+    probability freed in a context goes to the next lower order, and from unigrams to a uniform
+    distribution over all units, </s> and <unk>. So the probabilities after any context sum to 1.
     Raises UserError: no sentences, an order below 1, a unit that ARPA files cannot hold.
     """
     if order < 1:
@@ -130,7 +130,7 @@ def adjusted_counts(sentences: Iterable[Sequence[str]], order: int) -> list[Coun
 
 
 def discounts(counts: Iterable[int]) -> tuple[float, float, float, float]:
-    """What is taken off a count of 0, 1, 2, and 3 or more.
+    """Amounts to subtract from counts of 0, 1, 2, and 3 or more.
 
     From the numbers of n-grams counted once to four times (Chen & Goodman, equation 17); 0.5, 1 and
     1.5 where there are too few, as in KenLM's fallback.
@@ -173,40 +173,62 @@ def write_arpa(model: Ngrams, path: str | Path) -> None:
 
 def read_arpa(path: str | Path) -> Ngrams:
     """Reads an ARPA file; *.gz too. Raises UserError with the line that is wrong."""
-    probs: dict[Gram, float] = {}
-    backoffs: dict[Gram, float] = {}
-    announced: Counter[int] = Counter()
-    order, found, number, ended = -1, Counter(), 0, False  # order -1: before \data\, 0: within it
+    arpa, number = _Arpa(), 0
     try:
         with open_text(path, "r") as file:
             for number, line in enumerate(file, 1):  # noqa: B007
-                line = line.strip()
-                if line == "\\end\\":
-                    ended = True
+                arpa.read(line.strip())
+                if arpa.ended:
                     break
-                if line == "\\data\\":
-                    order = 0
-                elif line.startswith("\\") and line.endswith("-grams:"):
-                    order = int(line[1:].removesuffix("-grams:"))
-                elif order == 0 and line.startswith("ngram "):
-                    n, count = line[6:].split("=")
-                    announced[int(n)] = int(count)
-                elif order > 0 and line:
-                    prob, *rest = line.split()
-                    gram = tuple(UNKNOWN if unit == "<UNK>" else unit for unit in rest[:order])
-                    if len(gram) != order or len(rest) > order + 1:
-                        raise ValueError(f"not a {order}-gram")
-                    probs[gram] = float(prob)
-                    found[order] += 1
-                    if len(rest) > order:
-                        backoffs[gram] = float(rest[order])
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except (ValueError, OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}:{number}: not an ARPA file ({error})") from error
-    if not ended or not probs or found != announced:
-        wanted = ", ".join(f"{c} {n}-grams" for n, c in sorted(announced.items())) or "no n-grams"
-        has = ", ".join(f"{c} {n}-grams" for n, c in sorted(found.items())) or "none"
-        end = "" if ended else " and no \\end\\"
+    if not arpa.ended or not arpa.probs or arpa.found != arpa.announced:
+        wanted = _sizes(arpa.announced) or "no n-grams"
+        has = _sizes(arpa.found) or "none"
+        end = "" if arpa.ended else " and no \\end\\"
         raise UserError(f"{path}: not a whole ARPA file: announces {wanted}, has {has}{end}")
-    return Ngrams(probs, backoffs)
+    return Ngrams(arpa.probs, arpa.backoffs)
+
+
+class _Arpa:
+    """What has been read of an ARPA file."""
+
+    def __init__(self):
+        self.probs: dict[Gram, float] = {}
+        self.backoffs: dict[Gram, float] = {}
+        self.announced: Counter[int] = Counter()  # order -> number of n-grams, by the header
+        self.found: Counter[int] = Counter()  # order -> number of n-grams read
+        self.order = -1  # of the section being read; -1 before \data\, 0 in the header
+        self.ended = False
+
+    def read(self, line: str) -> None:
+        """Reads one more line. Raises ValueError: it is not one of an ARPA file."""
+        if line == "\\end\\":
+            self.ended = True
+        elif line == "\\data\\":
+            self.order = 0
+        elif line.startswith("\\") and line.endswith("-grams:"):
+            self.order = int(line[1:].removesuffix("-grams:"))
+        elif self.order == 0 and line.startswith("ngram "):
+            n, count = line[6:].split("=")
+            self.announced[int(n)] = int(count)
+        elif self.order > 0 and line:
+            self._read_gram(line)
+
+    def _read_gram(self, line: str) -> None:
+        """A line 'log10-probability unit ... unit [log10-backoff]'."""
+        prob, *rest = line.split()
+        units, backoff = rest[: self.order], rest[self.order :]
+        if len(units) != self.order or len(backoff) > 1:
+            raise ValueError(f"not a {self.order}-gram")
+        gram = tuple(UNKNOWN if unit == "<UNK>" else unit for unit in units)
+        self.probs[gram] = float(prob)
+        self.found[self.order] += 1
+        if backoff:
+            self.backoffs[gram] = float(backoff[0])
+
+
+def _sizes(counts: Mapping[int, int]) -> str:
+    return ", ".join(f"{count} {n}-grams" for n, count in sorted(counts.items()))

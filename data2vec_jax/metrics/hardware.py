@@ -1,4 +1,4 @@
-"""Peak FLOP/s of devices: by their kind, and measured with a large matrix product."""
+"""Peak FLOP/s of devices: from a table by their kind, or measured by a large matrix product."""
 
 import math
 import re
@@ -56,7 +56,7 @@ def peak_of_kind(kind: str) -> float | None:
 
 
 def peak_flops(devices: Sequence[Any]) -> float:
-    """FLOP/s that all `devices` together could do; positive and finite for any of them."""
+    """Peak FLOP/s of all `devices` together; positive and finite for any kind."""
     device = devices[0]
     if device.platform == "cpu":
         # The devices of one process are threads on the same cores: they count once.

@@ -1,4 +1,4 @@
-"""Statistics of arrays on the device: spread, rank, and what explains the variance.
+"""Statistics of arrays on the device: standard deviation, explained variance, effective rank.
 
 Shapes: B examples, T positions, D channels, N rows.
 """
@@ -6,7 +6,7 @@ Shapes: B examples, T positions, D channels, N rows.
 import jax
 import jax.numpy as jnp
 
-ROUNDING = 1e-12  # a variance below this part of the mean square is float32 rounding, so none
+ROUNDING = 1e-12  # of the mean square; a smaller variance is float32 rounding, and counts as 0
 
 
 def _valid(x: jax.Array, weights: jax.Array | None) -> tuple[jax.Array, jax.Array]:
@@ -21,9 +21,9 @@ def _valid(x: jax.Array, weights: jax.Array | None) -> tuple[jax.Array, jax.Arra
 def mean_std(y: jax.Array, weights: jax.Array | None = None) -> jax.Array:
     """Mean over channels of sqrt(variance over rows + 1e-6), variance with n - 1.
 
-    What fairseq calls target_var and pred_var (spec 8.2), though it is a standard deviation. The
-    variance is taken in two passes: the usual difference of sums loses all digits in float32 when
-    the mean is large, and a collapsed model is just that case.
+    fairseq's target_var and pred_var (spec 8.2), which are standard deviations. The variance takes
+    two passes: the difference of sums loses all digits in float32 when the mean is large, and a
+    collapsed model is just that case.
 
     Args:
       y: [..., D], all leading axes are rows.
@@ -46,10 +46,10 @@ def channel_std(y: jax.Array, weights: jax.Array | None = None) -> jax.Array:
 
 
 def explained_shares(y: jax.Array, weights: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-    """Shares of the variance of targets that position alone, and example alone, explain.
+    """Shares of the variance that position alone, and example alone, explain.
 
     A model whose targets depend on position only (the same in every example) has a healthy
-    `mean_std` and a falling loss, and learns nothing: this is the number that shows it.
+    `mean_std` and a falling loss, and learns nothing; its share by position is near 1.
 
     Each share is one minus the variance around the group means over the variance around the grand
     mean, both without bias (adjusted R squared; Kelley's epsilon squared of a one-way analysis of

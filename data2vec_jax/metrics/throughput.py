@@ -1,4 +1,4 @@
-"""Where the time of a run goes, and its speed: seconds by category, examples/s, MFU."""
+"""Wall time of a run by category, and its speed: examples per second, MFU, goodput."""
 
 import collections
 import contextlib
@@ -8,17 +8,17 @@ from typing import Any
 
 from data2vec_jax.metrics.hardware import peak_flops
 
-WINDOW_SECONDS = 1.0  # over which speed is measured, if a step is shorter
+WINDOW_SECONDS = 1.0  # speed is measured over at least this time
 
 CATEGORIES = ("train", "compile", "eval", "save", "data", "other", "lost")
 
 
 class Stopwatch:
-    """Where the wall time of a run went, across restarts.
+    """Wall time of a run by category, across restarts.
 
-    Each second belongs to one category: what the innermost `measure` says, else 'other' (start,
-    restore, the loop itself). 'lost' is the time between the moment a restored checkpoint was
-    written and the restart: updates done twice, and the time the run stood still.
+    Each second belongs to one category: that of the innermost `measure`, else 'other' (start,
+    restore, the loop itself). 'lost' is the time from the writing of a restored checkpoint to the
+    restart: updates that are done again, and the time before the restart.
     """
 
     def __init__(self):
@@ -28,7 +28,7 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def measure(self, category: str) -> Iterator[None]:
-        """Counts the time inside the block for `category`; the block around it pauses."""
+        """Adds the time inside the block to `category`; an enclosing block pauses meanwhile."""
         if category not in CATEGORIES:
             raise ValueError(f"category '{category}' is none of {CATEGORIES}")
         self.seconds()
@@ -57,7 +57,7 @@ class Stopwatch:
         return {"seconds": self.seconds(), "saved_at": time.time()}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Adds the seconds of the run that is resumed; before a `Throughput` reads the clock."""
+        """Adds the seconds of the resumed run; call it before making a `Throughput`."""
         here = sum(self.seconds().values())  # the gap ended when this process started counting
         for category in CATEGORIES:
             self._seconds[category] += state["seconds"].get(category, 0.0)
@@ -67,10 +67,17 @@ class Stopwatch:
 class Throughput:
     """Examples per second and MFU of the last steps, without compile, eval and save time.
 
-    MFU is the FLOPs that the model needs (counted by hand, `flops_per_step`: the whole global step)
-    over what the devices could have done in that time: their bfloat16 peak, whatever dtype is
-    used. For CPUs and accelerators without an entry in `PEAK_FLOPS` the peak is measured when the
-    object is made (0.2 s on a CPU), while nothing else runs yet.
+    MFU is the FLOPs that the model needs over those that the devices could have done in that time:
+    their bfloat16 peak, whatever dtype is used. For CPUs and accelerators without an entry in
+    `hardware.PEAK_FLOPS` the peak is measured when the object is made (0.2 s on a CPU), while
+    nothing else runs yet.
+
+    Args:
+      stopwatch: of the training loop.
+      batch_size: examples of a global step.
+      flops_per_step: FLOPs of a global step, counted by hand.
+      devices: all that compute the step.
+      start_step: completed updates when the loop starts.
     """
 
     def __init__(
@@ -93,10 +100,10 @@ class Throughput:
         return sum(v for k, v in seconds.items() if k not in ("compile", "eval", "save", "lost"))
 
     def read(self, step: int) -> dict[str, float]:
-        """examples_per_second, mfu (0 to 1) and goodput; all finite.
+        """Finite examples_per_second, mfu (0 to 1) and goodput (0 to 1) after `step` updates.
 
-        Since the last reading that is at least `WINDOW_SECONDS` old: `Writer.flush` reads two
-        steps in quick succession, and the second would seem to have taken no time.
+        Measured since the last reading that is at least `WINDOW_SECONDS` old: `Writer.flush` reads
+        two steps in quick succession, and the second would seem to have taken no time.
         """
         seconds = self._active()
         while len(self._readings) > 1 and seconds - self._readings[1][1] >= WINDOW_SECONDS:

@@ -1,6 +1,6 @@
-"""Scalars of a run: metrics.jsonl, TensorBoard and a progress line, one step late.
+"""Writes the scalars of a run to metrics.jsonl, TensorBoard and a progress line, one step late.
 
-The loop uses the writer, the stopwatch and the alarms of this folder like this:
+The training loop uses the modules of this folder so:
 
     watch = Stopwatch()                                              # then watch.load(...)
     speed = Throughput(watch, batch_size=..., flops_per_step=..., devices=..., start_step=k)
@@ -42,9 +42,8 @@ Line = dict[str, Any]  # step, split, then scalars
 
 FILE = "metrics.jsonl"
 
-PLAIN_SECONDS = 10.0  # between progress lines when stderr is a file
-
-BAR_SECONDS = 0.1  # between redraws when it is a terminal
+PLAIN_SECONDS = 10.0  # between progress lines if stderr is a file
+BAR_SECONDS = 0.1  # between redraws if stderr is a terminal
 
 
 def _encode(value: float | int) -> float | int | str:
@@ -101,8 +100,8 @@ class Writer:
     """Writes scalars to metrics.jsonl, TensorBoard and a progress line, one step late.
 
     `write` keeps the device arrays of a step and converts them only when a later step has been
-    dispatched, so that the host never waits for the step it has just sent off. What was converted
-    is returned, on every process, so that all of them can act on it alike.
+    dispatched, so that the host never waits for the step it has just dispatched. It returns the
+    converted lines on every process, so that all of them can act alike.
 
     Args:
       workdir: local folder; made if missing.
@@ -174,7 +173,7 @@ class Writer:
         self.close()
 
     def write(self, step: int, split: str, scalars: Mapping[str, Any]) -> list[Line]:
-        """Takes the scalars of `step` (completed updates); returns the lines now written.
+        """Takes the scalars of `step` (completed updates); returns the lines written by now.
 
         Args:
           step: never below that of an earlier call. Several splits may share a step.
@@ -249,7 +248,7 @@ class Writer:
 
 
 class _Progress:
-    """The line a human watches."""
+    """The progress line: redrawn in place on a terminal, else a new line now and then."""
 
     def __init__(self, total_steps: int, stream: TextIO):
         self.total, self.stream = total_steps, stream

@@ -20,7 +20,7 @@ from data2vec_jax.report.charts import Curve, number
 from data2vec_jax.report.runs import (
     SUMMARY,
     ProbeScores,
-    Run,
+    RunRecord,
     probe_scores,
     read_groups,
     read_json,
@@ -203,7 +203,7 @@ def curve_of(lines: Sequence[Line], name: str, **style: Any) -> Curve:
 # --- a run --------------------------------------------------------------------------------------
 
 
-def _run_context(run: Run) -> dict[str, Any]:
+def _run_context(run: RunRecord) -> dict[str, Any]:
     """What template.html needs to show one run."""
     options = run.options()
     cards = Cards()
@@ -223,7 +223,7 @@ def _run_context(run: Run) -> dict[str, Any]:
     }
 
 
-def _tiles(run: Run) -> list[tuple[str, str]]:
+def _tiles(run: RunRecord) -> list[tuple[str, str]]:
     """(label, value) of the few numbers that one looks for first."""
     if not run.train:
         return []
@@ -241,7 +241,7 @@ def _tiles(run: Run) -> list[tuple[str, str]]:
     return tiles
 
 
-def _health(run: Run) -> str:
+def _health(run: RunRecord) -> str:
     """What it means that `run.warnings` found nothing; '' for a run without targets."""
     if not run.train or "target_std" not in run.train[-1]:
         return ""
@@ -261,7 +261,7 @@ def _health(run: Run) -> str:
     return f"{text} Alarms switched off: {', '.join(off)}." if off else text
 
 
-def _run_cards(run: Run, cards: Cards) -> list[Card]:
+def _run_cards(run: RunRecord, cards: Cards) -> list[Card]:
     names = run.scalars("train")
     known = {name for chart in CHARTS for name in chart.names}
     others = [Chart(name, (name,)) for name in names if name not in known]
@@ -278,7 +278,7 @@ def _run_cards(run: Run, cards: Cards) -> list[Card]:
     return [card for card in drawn if card]
 
 
-def _evals(run: Run, cards: Cards) -> list[Eval]:
+def _evals(run: RunRecord, cards: Cards) -> list[Eval]:
     """Of each split other than 'train'; curves if it has several lines."""
     found = []
     for split, lines in run.splits.items():
@@ -302,7 +302,7 @@ def _evals(run: Run, cards: Cards) -> list[Eval]:
     return found
 
 
-def _scalar_rows(run: Run) -> list[list[str]]:
+def _scalar_rows(run: RunRecord) -> list[list[str]]:
     """name, last, first, least, greatest of each training scalar."""
     rows = []
     for name in run.scalars("train"):
@@ -316,7 +316,9 @@ def _scalar_rows(run: Run) -> list[list[str]]:
 # --- a demo -------------------------------------------------------------------------------------
 
 
-def _demo_context(summary: Mapping[str, Any], groups: Mapping[str, list[Run]]) -> dict[str, Any]:
+def _demo_context(
+    summary: Mapping[str, Any], groups: Mapping[str, list[RunRecord]]
+) -> dict[str, Any]:
     """What template.html needs to show a demo's folder."""
     cards = Cards()
     order = list(summary)
@@ -395,7 +397,7 @@ def _summary_numbers(summary: Mapping[str, Any]) -> dict[str, Any]:
     return {"number_columns": columns, "number_rows": rows}
 
 
-def _group_cards(runs: Sequence[Run], cards: Cards) -> list[Card]:
+def _group_cards(runs: Sequence[RunRecord], cards: Cards) -> list[Card]:
     """One chart a scalar, one colour a seed."""
     by_name = {name: chart for chart in CHARTS for name in chart.names}
     drawn = []

@@ -17,7 +17,7 @@ SUMMARY = "summary.json"  # of a demo's folder
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class RunRecord:
     """One run: its folder's name, the lines of metrics.jsonl by split, its config and limits."""
 
     name: str
@@ -93,7 +93,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> RunRecord:
     """Reads metrics.jsonl and config.json, whichever are there.
 
     Lines cut short by a crash are left out. Raises UserError: a file cannot be read, or the
@@ -113,12 +113,12 @@ def read_run(folder: Path) -> Run:
     config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
     section = config.get("collapse", {})
     check_section("collapse", section, CollapseConfig)
-    return Run(folder.name, splits, config, CollapseConfig(**section))
+    return RunRecord(folder.name, splits, config, CollapseConfig(**section))
 
 
-def read_groups(workdir: Path) -> dict[str, list[Run]]:
+def read_groups(workdir: Path) -> dict[str, list[RunRecord]]:
     """The runs in `GROUP/seed*/` and `GROUP/` below a demo's folder, by group."""
-    groups: dict[str, list[Run]] = {}
+    groups: dict[str, list[RunRecord]] = {}
     found = [*workdir.glob(f"*/seed*/{FILE}"), *workdir.glob(f"*/{FILE}")]
     for path in sorted(found, key=_natural):
         run = read_run(path.parent)

@@ -1,8 +1,8 @@
-"""Scores of predictions, in plain numpy: what the tables of the papers report.
+"""Scores of predictions in plain numpy: the metrics of the papers' tables.
 
-N examples, C classes. Every score is of a whole set at once and a plain float; shares are between
-0 and 1, not per cent. The definitions are those of jiwer, scikit-learn, scipy and the rules of
-SQuAD 1.1, the corner cases too (conversion spec 1.5, 1.7, 3.1, 3.3).
+N examples, C classes. Each score covers a whole set and is a float; shares are between 0 and 1, not
+per cent. The definitions, corner cases included, are those of jiwer, scikit-learn, scipy and the
+rules of SQuAD 1.1 (conversion spec 1.5, 1.7, 3.1, 3.3).
 """
 
 import collections
@@ -38,7 +38,7 @@ def edits(reference: Sequence[Any], guess: Sequence[Any]) -> int:
 def error_rate(references: Sequence[Sequence[Any]], guesses: Sequence[Sequence[Any]]) -> float:
     """Edits of all N rows over the length of all references.
 
-    If all references are empty it is the number of insertions, as in jiwer.
+    The number of insertions if all references are empty, as in jiwer.
     """
     check_count(references, guesses)
     total = sum(edits(*pair) for pair in zip(references, guesses, strict=True))
@@ -75,7 +75,7 @@ def top_accuracy(labels: Sequence[int], logits: np.ndarray, k: int = 5) -> float
 
 
 def f1(labels: Sequence[Any], guesses: Sequence[Any], positive: Any = 1) -> float:
-    """F1 of the class `positive`; 0 where neither labels nor guesses hold it."""
+    """F1 of the class `positive`; 0 if it is neither among the labels nor the guesses."""
     labels, guesses = arrays(labels, guesses)
     labels, guesses = labels == positive, guesses == positive
     return float(2 * np.sum(labels & guesses) / (np.sum(labels) + np.sum(guesses) or 1))
@@ -171,7 +171,7 @@ def answer_exact(guess: str, answer: str) -> float:
 
 
 def answer_f1(guess: str, answer: str) -> float:
-    """F1 of the words of the two, as multisets; 0 without a common word (both empty too)."""
+    """F1 of the two multisets of words; 0 without a common word, also if both are empty."""
     words = [collections.Counter(normalise_answer(text).split()) for text in (guess, answer)]
     common = (words[0] & words[1]).total()
     return 2.0 * common / (words[0].total() + words[1].total()) if common else 0.0

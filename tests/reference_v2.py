@@ -646,7 +646,7 @@ def train(setup: Setup, compare, student: Any, teacher: Any) -> None:
     compare.check("grad_norm", "train/grad_norm", norms[:updates], NORM)
     rates = np.array([s["learning_rate"] for s in scalars])
     compare.check("schedules", "train/lr", rates[:updates], SCHEDULE)
-    decays = [float(setup.decay(n)) for n in range(updates + 1)]
+    decays = [float(setup.decay(n).value) for n in range(updates + 1)]
     assert [s["ema_decay"] for s in scalars[:updates]] == pytest.approx(decays[1:], rel=1e-7)
     compare.check("schedules", "train/ema_decay", decays, SCHEDULE)
     check_final(setup, compare, now, float(np.sum(rates[:updates])))

@@ -242,8 +242,8 @@ def replay(setup, student, owned, updates: int):
 
     # Quirk: at a decay of 1 nothing is averaged, and what they copy stays behind as well. Then we
     # keep the copies like averages, and renew them below.
-    decays = [float(setup.decay(n)) for n in range(updates + 1)]
-    copied = setup.copied if 1.0 in decays else ()
+    averages = [float(setup.decay(n).complement) > 0.0 for n in range(updates + 1)]
+    copied = () if all(averages) else setup.copied
     averaged = (*setup.config["averaged"], *copied)
     task = Task(
         shapes=(), shares=(), init=lambda key: student, loss=loss, data=lambda start: (),
@@ -255,7 +255,7 @@ def replay(setup, student, owned, updates: int):
         after, scalars = step(state, setup.batch)
         yield state, jax.device_get(scalars)
         if copied and n < updates:
-            renewed = after.params if decays[n + 1] < 1.0 else state.teacher
+            renewed = after.params if averages[n + 1] else state.teacher
             after = after.replace(teacher=overlay(after.teacher, select(renewed, copied)))
         state = after
 
@@ -283,7 +283,7 @@ def train(setup, compare, student, owned) -> None:
     compare.check("grad_norm", "train/grad_norm", norms[:updates], NORM)
     rates = np.array([s["learning_rate"] for s in scalars])
     compare.check("schedules", "train/lr", rates[: len(case.arrays["train/lr"])], SCHEDULE)
-    decays = [float(setup.decay(0)), *(s["ema_decay"] for s in scalars[:updates])]
+    decays = [float(setup.decay(0).value), *(s["ema_decay"] for s in scalars[:updates])]
     # Theirs for vision start with the first average, for the others with step 0.
     compare.check("schedules", "train/ema_decay", decays if setup.sums else decays[1:], SCHEDULE)
     check_final(setup, compare, states(setup, state, owned), float(np.sum(rates[:updates])))
@@ -360,13 +360,21 @@ def run_schedules(case: Case) -> dict[str, float]:
         difference = np.maximum(np.abs(ours - values) - 2e-16 * values.max(), 0.0)
         error = difference / np.where(values == 0, 1.0, values)
         compare.note(kind, key, float(error.max()), SCHEDULE)
+        return steps, values
+
+    def check_decay(kind, name, decay):
+        """The decay, and 1 - decay as it is in float64; returns the steps and our 1 - decay."""
+        steps, values = check(kind, name, lambda n: decay(n).value)
+        ours = np.array([decay(int(n)).complement for n in steps], np.float64)
+        error = np.maximum(np.abs(ours - (1.0 - values)) - 4e-16, 0.0) / np.maximum(ours, 1e-30)
+        compare.note(f"1 - {kind}", f"{kind}/{name}", float(error.max()), SCHEDULE)
         return steps, ours
 
     for name, section in info["ema"].items():
         decay = reference.fairseq_decay(*(section[flag] for flag in FAIRSEQ_EMA))
-        steps, ours = check("ema", name, decay)
+        steps, complements = check_decay("ema", name, decay)
         applied = compare.theirs(f"ema/{name}/ema_update_applied") == 1
-        np.testing.assert_array_equal((steps > 0) & (ours < 1.0), applied)
+        np.testing.assert_array_equal((steps > 0) & (complements > 0.0), applied)
     for name, section in info["lr"].items():
         total, schedule = reference.fairseq_schedule(section)
         # At its end their cosine starts anew, at a step that is never used.
@@ -374,7 +382,7 @@ def run_schedules(case: Case) -> dict[str, float]:
         check("lr", name, optimizer.make_schedule(total, **schedule), until)
     for name, section in info.get("ema_beit", {}).items():
         decay = reference.beit_decay(*(section[flag] for flag in BEIT_EMA))
-        check("ema_beit", name, lambda n, decay=decay: decay(n + 1))
+        check_decay("ema_beit", name, lambda n, decay=decay: decay(n + 1))
     for name, section in info.get("lr_beit", {}).items():
         total, schedule = reference.beit_schedule(section)
         check("lr_beit", name, optimizer.make_schedule(total, **schedule))

@@ -8,7 +8,7 @@ import pytest
 
 from data2vec_jax.core import optimizer
 from data2vec_jax.core.errors import UserError
-from data2vec_jax.core.state import ema_decay, ema_update, overlay, select
+from data2vec_jax.core.state import Decay, ema_decay, ema_update, overlay, select
 
 
 def test_cosine_rises_and_falls():
@@ -136,9 +136,30 @@ def test_rates_by_path_and_by_stacked_layer():
 def test_decay_of_the_teacher():
     decay = ema_decay(400_000, start=0.999, end=0.9999, anneal=30_000 / 400_000)
     for step, value in ((1, 0.99900003), (15_000, 0.99945), (30_000, 0.9999), (90_000, 0.9999)):
-        assert float(decay(step)) == pytest.approx(value, rel=1e-7)
+        assert float(decay(step).value) == pytest.approx(value, rel=1e-7)
     lagging = ema_decay(400_000, start=0.999, end=0.9999, anneal=30_000 / 400_000, lag=1)
-    assert float(lagging(1)) == pytest.approx(0.999, rel=1e-7)
+    assert float(lagging(1).value) == pytest.approx(0.999, rel=1e-7)
+
+
+@pytest.mark.parametrize("start, end", [(0.9997, 1.0), (0.999, 0.99999), (1.0, 0.999)])
+def test_average_near_a_decay_of_one(start, end):
+    """Against float64: 1 - decay below float32's step at 1 is neither doubled nor zero."""
+    steps = 300_000
+    decay = ema_decay(2 * steps, start=start, end=end, anneal=0.5)
+    early, late = range(1, 60), range(steps - 60, steps + 3)
+    for n in (*early, *late):
+        exact = (1.0 - start) + (start - end) * min(n, steps) / steps
+        assert float(decay(n).complement) == pytest.approx(exact, rel=1e-6, abs=1e-16)
+        assert float(decay(n).value) == pytest.approx(1.0 - exact, rel=1e-7)
+
+    # The teacher starts at zero, where float32 keeps even the smallest share of the student.
+    student = {"w": jnp.float32(3.0)}
+    teacher, wanted = {"w": jnp.float32(0.0)}, 0.0
+    for n in late:
+        teacher = ema_update(teacher, student, decay(n))
+        share = (1.0 - start) + (start - end) * min(n, steps) / steps
+        wanted = wanted + share * (3.0 - wanted)
+    assert float(teacher["w"]) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_teacher_is_an_overlay_of_its_own_leaves():
@@ -146,9 +167,9 @@ def test_teacher_is_an_overlay_of_its_own_leaves():
     teacher = select(params, ("^a/x",))
     assert jax.tree.leaves_with_path(teacher)[0][0][-1].key == "x" and "b" not in teacher
     student = jax.tree.map(lambda p: p * 3.0, params)
-    teacher = ema_update(teacher, student, jnp.float32(0.75))
+    teacher = ema_update(teacher, student, Decay(jnp.float32(0.75), jnp.float32(0.25)))
     whole = overlay(student, teacher)
     np.testing.assert_allclose(whole["a"]["x"], 0.75 * 1 + 0.25 * 3)
     np.testing.assert_allclose(whole["a"]["y"], 3.0)
-    frozen = ema_update(teacher, student, jnp.float32(1.0))
+    frozen = ema_update(teacher, student, Decay(jnp.float32(1.0), jnp.float32(0.0)))
     np.testing.assert_array_equal(frozen["a"]["x"], teacher["a"]["x"])

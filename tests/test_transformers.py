@@ -68,7 +68,7 @@ def plan_of(case, folder):
     else:
         runs = {"speech": speech_runs, "text": text_runs, "vision": vision_runs}[
             checkpoint.config["modality"]
-        ](golden, config)
+        ](golden, config, checkpoint.config["model"])
     arrays = {}
     for run, (inputs, outputs, where) in runs.items():
         arrays |= {f"in/{run}/{name}": value for name, value in inputs.items()}
@@ -109,7 +109,7 @@ def recorded_runs(source, golden):
     return runs
 
 
-def speech_runs(golden, config):
+def speech_runs(golden, config, model):
     """Valid frames only, as theirs fill in padding in another way."""
     second, runs = "auto_map" in config, {}
     first = "inputs" if second else "input_values"
@@ -123,15 +123,14 @@ def speech_runs(golden, config):
                 {"padding_mask": padding} if second else {"attention_mask": (~padding).astype(int)}
             )
             lengths = (~padding).sum(-1)
-            convs = [(12, 10, 5), (12, 3, 2), (16, 2, 2)]
-            for _, kernel, stride in convs:
+            for _, kernel, stride in model["frontend"]["convs"]:
                 lengths = (lengths - kernel) // stride + 1
             where = np.arange(output.shape[1]) < lengths[:, None]
         runs[run] = inputs, {"last_hidden_state" if what == "x" else what: output}, where
     return runs
 
 
-def text_runs(golden, config):
+def text_runs(golden, config, model):
     tokens, second = golden["ids"], "auto_map" in config
     inputs = {"inputs": tokens} if second else {
         "input_ids": tokens, "attention_mask": (tokens != 1).astype(int)
@@ -141,7 +140,7 @@ def text_runs(golden, config):
     return {"ids": (inputs, {"last_hidden_state": golden["x"]}, tokens != 1)}
 
 
-def vision_runs(golden, config):
+def vision_runs(golden, config, model):
     first = "inputs" if "auto_map" in config else "pixel_values"
     known = {"all_tokens": "last_hidden_state", "logits": "logits"}
     if "logits" not in golden:

@@ -8,7 +8,7 @@ one list of path patterns.
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -63,9 +63,19 @@ def overlay(params: Tree, teacher: Tree) -> Tree:
     return merged
 
 
+class Decay(NamedTuple):
+    """The decay of one average, float32, and 1 - decay, which is computed without it.
+
+    Near 1 float32 has steps of 6e-8: there 1.0 - value would be off by half, or zero too early.
+    """
+
+    value: jax.Array
+    complement: jax.Array
+
+
 def ema_decay(
     total_steps: int, *, start: float, end: float, anneal: float, lag: int = 0
-) -> Callable[[jax.Array | int], jax.Array]:
+) -> Callable[[jax.Array | int], Decay]:
     """Decay of the n-th average, n = completed updates: linear from `start` to `end`.
 
     `anneal` is the share of `total_steps` after which the decay stays at `end`. The average taken
@@ -75,18 +85,25 @@ def ema_decay(
     steps = round(anneal * total_steps)
 
     def decay(n):
-        n = jnp.asarray(n, jnp.float32) - lag
-        ramp = start + (end - start) * n / max(steps, 1)
-        return jnp.where(n < steps, ramp, jnp.float32(end))
+        done = jnp.asarray(n, jnp.int32) - lag
+        past, left = (x.astype(jnp.float32) for x in (done, steps - done))
+        ramp = start + (end - start) * past / max(steps, 1)
+        # A mean of two positive numbers, weighted by whole numbers of steps: nothing cancels.
+        complement = ((1.0 - start) * left + (1.0 - end) * past) / max(steps, 1)
+        return Decay(
+            jnp.where(done < steps, ramp, jnp.float32(end)),
+            jnp.where(done < steps, complement, jnp.float32(1.0 - end)),
+        )
 
     return decay
 
 
-def ema_update(teacher: Tree, params: Tree, decay: jax.Array) -> Tree:
+def ema_update(teacher: Tree, params: Tree, decay: Decay) -> Tree:
     """teacher <- decay * teacher + (1 - decay) * student, in float32, over the teacher's leaves."""
 
     def average(mean, new):
-        return decay * mean + (1.0 - decay) * new.astype(mean.dtype)
+        # Only the small factor is used, so that the two weights add up to exactly one.
+        return mean + decay.complement * (new.astype(mean.dtype) - mean)
 
     return jax.tree.map(average, teacher, restrict(params, teacher))
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from data2vec_jax.core.state import TrainState, ema_update, overlay, select
+from data2vec_jax.core.state import Decay, TrainState, ema_update, overlay, select
 from data2vec_jax.core.task import Scalars, Task
 
 
@@ -37,7 +37,7 @@ def step_keys(state: TrainState) -> StepKeys:
 def make_train_step(
     task: Task,
     tx: optax.GradientTransformation,
-    decay: Callable[[jax.Array], jax.Array] | None,
+    decay: Callable[[jax.Array], Decay] | None,
     schedule: Callable[[jax.Array], jax.Array],
     accumulate: int = 1,
     shards: int = 1,
@@ -92,7 +92,7 @@ def make_train_step(
             "learning_rate": schedule(state.step),
         }
         if task.averaged:
-            metrics["ema_decay"] = decay(done)
+            metrics["ema_decay"] = decay(done).value
         return TrainState(done, params, teacher, opt_state, state.key), metrics
 
     return train_step

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from configs_for_tests import config_of
 from jax.experimental import multihost_utils
-from test_step import config_of
 
 from data2vec_jax import masking
 from data2vec_jax.core import distributed, sharding

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from configs_for_tests import config_of, quiet
 from recorded import quick_jit
-from test_step import config_of, quiet
 
 from data2vec_jax import masking
 from data2vec_jax.core import sharding

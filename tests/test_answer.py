@@ -1,7 +1,6 @@
 """Answers to questions: windows by hand, recorded losses, the best pair, and a run on a file laid
 out as SQuAD is."""
 
-import importlib
 import itertools
 import json
 from pathlib import Path
@@ -10,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from configs_for_tests import config_of
 
 from data2vec_jax import train
 from data2vec_jax.convert import loaded, ours
@@ -112,7 +112,7 @@ def squad_file(path, count):
 def test_a_small_network_learns_to_answer(tmp_path):
     squad_file(tmp_path / "train-v1.1.json", 64)
     squad_file(tmp_path / "dev-v1.1.json", 16)
-    config = importlib.import_module("configs.finetune_squad").get_config("base")
+    config = config_of("finetune_squad", "base")
     config.update(total_steps=40, log_every=10, eval_every=0, dtype="float32")
     config.model.update(width=32, vocab_size=330, max_length=64, dropout=0.0)
     config.model.encoder = dict(depth=1, heads=4, mlp=64, norm="post")

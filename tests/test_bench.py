@@ -1,6 +1,5 @@
 """The benchmark: the PyTorch step beside it does the same, FLOPs are counted right, sizes grow."""
 
-import importlib.util
 import json
 import math
 import subprocess
@@ -12,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+from configs_for_tests import config_of, module_of
 from torch.utils.flop_counter import FlopCounterMode
 
 from data2vec_jax.bench import __main__ as command
@@ -27,17 +27,9 @@ from data2vec_jax.tasks import pretrain
 ALL = [f"{modality}_v{version}" for modality in ("speech", "text", "vision") for version in (1, 2)]
 
 
-def config_of(name, variant):
-    path = conftest.ROOT / "configs" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(variant).to_dict()
-
-
 def subject_of(name):
     """A smoke config without dropout, not compiled, in float32."""
-    config = sized(config_of(name, "smoke"), None, jax.devices()[:1])
+    config = sized(config_of(name).to_dict(), None, jax.devices()[:1])
     config["model"]["dropout"] = 0.0
     config["model"]["encoder"] |= dict(
         dropout=0.0, attention_dropout=0.0, layerdrop=0.0, drop_path=0.0
@@ -118,7 +110,7 @@ def test_bench_with_peer_writes_numbers_that_agree(tmp_path, monkeypatch, capsys
 
 def test_peer_is_of_1_0_only():
     with pytest.raises(UserError, match=r"1\.0 only"):
-        torch_baseline.check(config_of("vision_v2", "base"))
+        torch_baseline.check(config_of("vision_v2", "base").to_dict())
 
 
 def test_wrong_options_are_one_line(capsys):
@@ -132,7 +124,7 @@ def test_wrong_options_are_one_line(capsys):
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("axis", ["batch", "length", "depth", "width", "clones"])
 def test_sweep_scales_one_size_and_flops_follow(name, axis):
-    base = sized(config_of(name, "base"), None, jax.devices()[:1])
+    base = sized(config_of(name, "base").to_dict(), None, jax.devices()[:1])
     flops, sizes = [], []
     for share in sweep.SHARES:
         config = sweep.scaled(base, axis, share)
@@ -160,12 +152,7 @@ def test_exponent_is_that_of_a_power_law():
 
 @pytest.fixture(scope="module")
 def launch():
-    spec = importlib.util.spec_from_file_location(
-        "benchmarks", conftest.ROOT / "launch/experiments/benchmarks.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_of("launch/experiments/benchmarks.py")
 
 
 def test_the_page_holds_the_committed_benchmarks(launch):

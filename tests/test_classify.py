@@ -1,6 +1,5 @@
 """Fine-tuning for classes: recorded losses, the way from a checkpoint to scores, adapters alone."""
 
-import importlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from configs_for_tests import config_of
 
 from data2vec_jax import train
 from data2vec_jax.convert import hf, loaded, ours
@@ -34,12 +34,6 @@ LOSSES = [
     ("Data2VecAudioForSequenceClassification", "nomask"),
 ]
 INPUTS = {"input_values": "audio", "input_ids": "tokens", "pixel_values": "image"}
-
-
-def config_of(name, variant, **changes):
-    config = importlib.import_module(f"configs.{name}").get_config(variant)
-    config.update(changes)
-    return config
 
 
 @pytest.mark.parametrize(("name", "run"), LOSSES)

@@ -2,7 +2,6 @@
 put into their files, converted, and begun from. The first loss is the recorded one.
 """
 
-import importlib
 import json
 
 import jax
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import reference
 import reference_v2
+from configs_for_tests import config_of
 from recorded import LOSS, NAMES, load, quick_jit
 
 import data2vec_jax
@@ -116,7 +116,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
 
 
 def test_the_loop_begins_from_a_checkpoint(tmp_path, capfd):
-    config = importlib.import_module("configs.vision_v1").get_config("smoke").to_dict()
+    config = config_of("vision_v1", "smoke").to_dict()
     config, programs = config | {"total_steps": 1}, {}
     train.train(config, tmp_path / "first", programs=programs)
     config = config | {"seed": 7}

@@ -14,8 +14,8 @@ import naive_v2
 import numpy as np
 import pytest
 import reference_v2
+from configs_for_tests import assert_close, config_of, quiet, run_steps
 from recorded import Case, quick_jit
-from test_step import assert_close, config_of, quiet, run_steps
 
 from data2vec_jax import masking
 from data2vec_jax.convert import fairseq_v2, tables

@@ -1,6 +1,5 @@
 """`python -m data2vec_jax.evaluate` on runs of the loop."""
 
-import importlib
 import json
 import re
 import statistics
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from configs_for_tests import config_of
 
 from data2vec_jax import evaluate, train
 from data2vec_jax.core.errors import UserError
@@ -19,7 +19,7 @@ from data2vec_jax.tasks import probe
 def runs(tmp_path_factory):
     """Two seeds of a run, and one of another rate."""
     folder = tmp_path_factory.mktemp("runs")
-    config = importlib.import_module("configs.finetune_imagenet").get_config("smoke")
+    config = config_of("finetune_imagenet", "smoke")
     config.total_steps = 1
     config.loss = {}
     config.data.share = 0.02
@@ -86,7 +86,7 @@ def test_other_examples_than_in_training(runs, tmp_path):
 
 def test_a_pretrained_encoder_is_probed_beside_an_untrained_one(tmp_path):
     """At a rate of 0 they are the same encoder."""
-    config = importlib.import_module("configs.vision_v1").get_config("smoke")
+    config = config_of("vision_v1", "smoke")
     config.update(total_steps=1, seed=3)
     config.schedule.update(peak=0.0, floor=0.0)
     config.data.eval_split = None
@@ -107,7 +107,7 @@ def test_a_pretrained_encoder_is_probed_beside_an_untrained_one(tmp_path):
         evaluate.main([str(tmp_path / "a"), str(tmp_path / "a"), f"--features={file}"])
     (tmp_path / "texts.csv").write_text("text\none\ntwo\n")
     with pytest.raises(UserError, match="no labels"):
-        config = importlib.import_module("configs.text_v1").get_config("smoke")
+        config = config_of("text_v1", "smoke")
         config.total_steps = 1
         config.data.eval_split = None
         train.train(config.to_dict(), tmp_path / "b", verbose=False)

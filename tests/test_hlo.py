@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from configs_for_tests import config_of
 from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from test_step import config_of
 
 from data2vec_jax.core import sharding
 from data2vec_jax.core.run import Run

@@ -1,10 +1,9 @@
 """Layer-wise rates of ViT-B and ViT-L against BEiT's rules, applied to the authors' own names."""
 
-import importlib
-
 import jax
 import jax.numpy as jnp
 import pytest
+from configs_for_tests import config_of
 
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.tasks import layerwise
@@ -46,7 +45,7 @@ def by_the_rules(name, dimensions, blocks, decay):
 
 def shapes_of(variant, per_layer):
     """Shapes of a vision model of a config, without its pretraining head, with a classifier."""
-    config = importlib.import_module("configs.vision_v1").get_config(variant)
+    config = config_of("vision_v1", variant)
     config.model.absolute = True
     if per_layer:
         config.model.shared_relative = False

@@ -1,12 +1,12 @@
 """Adapters of the PEFT library, made at random here, against ours; and ours in that library."""
 
-import importlib
 import json
 import shutil
 
 import jax
 import numpy as np
 import pytest
+from configs_for_tests import config_of
 
 from data2vec_jax import train
 from data2vec_jax.convert import __main__ as command
@@ -269,7 +269,7 @@ def test_adapters_trained_here_run_in_peft(tmp_path):
     table = tmp_path / "table.jsonl"
     rows = [{"text": x["text"], "label": i % 2, "split": "train"} for i, x in enumerate(texts)]
     table.write_text("\n".join(json.dumps(row) for row in rows))
-    config = importlib.import_module("configs.finetune_text").get_config("smoke")
+    config = config_of("finetune_text", "smoke")
     config.update(total_steps=3)
     config.head.classes = 2
     config.examples.update(lengths=(16,), tokenizer=str(tmp_path / "tokenizer"))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from test_step import config_of
+from configs_for_tests import config_of, module_of
 
 from data2vec_jax.core import sharding
 from data2vec_jax.core.errors import UserError
@@ -246,10 +246,7 @@ def test_the_program_does_not_grow_with_depth():
 @pytest.fixture
 def launch():
     """A fresh launch/experiments/plans.py, as a module."""
-    spec = importlib.util.spec_from_file_location("plans", ROOT / "launch/experiments/plans.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_of("launch/experiments/plans.py")
 
 
 def test_the_readme_holds_the_committed_plans(launch):

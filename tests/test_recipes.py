@@ -7,7 +7,6 @@ compared with a table of its own, below.
 
 import copy
 import importlib
-import importlib.util
 import inspect
 import json
 import math
@@ -27,18 +26,14 @@ VARIANTS_OURS_ALONE = ("smoke",)  # variants of recipes that no paper has
 IMAGENET, RATE = 1_281_167, 16_000
 
 
-def recipe_module(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / f"configs/{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 # Those of fine-tuning are checked beside their tasks (test_classify, test_transcribe).
-MODULES = {name: recipe_module(name) for name in {recipe.split(":")[0] for recipe in RECIPES}}
+MODULES = {
+    name: importlib.import_module(f"data2vec_jax.configs.{name}")
+    for name in {recipe.split(":")[0] for recipe in RECIPES}
+}
 
 
-def config_of(recipe):
+def recipe_config(recipe):
     name, variant = recipe.split(":")
     return MODULES[name].get_config(variant).to_dict()
 
@@ -93,11 +88,11 @@ def test_every_recipe_is_registered():
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_configs_are_as_registered(recipe):
     registered = {key: row["ours"] for key, row in RECIPES[recipe].items()}
-    assert not (lines := differences(leaves(config_of(recipe)), registered)), "\n".join(lines)
+    assert not (lines := differences(leaves(recipe_config(recipe)), registered)), "\n".join(lines)
 
 
 def test_a_change_is_seen():
-    config = config_of("vision_v2:base")
+    config = recipe_config("vision_v2:base")
     registered = {key: row["ours"] for key, row in RECIPES["vision_v2:base"].items()}
     for section, key, value in (
         ("schedule", "peak", 1.1e-3), ("model", "sincos", 1), ("optim", "no_decay", ("bias",)),
@@ -171,7 +166,7 @@ def test_every_recipe_has_numbers():
 
 @pytest.mark.parametrize("recipe", NUMBERS)
 def test_updates(recipe):
-    config, (total, warmup, anneal) = config_of(recipe), NUMBERS[recipe][0]
+    config, (total, warmup, anneal) = recipe_config(recipe), NUMBERS[recipe][0]
     shares = config["schedule"]["warmup"], config["ema"]["anneal"]
     assert config["total_steps"] == total
     # Exact but for rounding of the quotient: `round` in the schedules must have nothing to do.
@@ -187,7 +182,7 @@ def test_updates(recipe):
 
 @pytest.mark.parametrize("recipe", NUMBERS)
 def test_batches(recipe):
-    config, (units, theirs) = config_of(recipe), NUMBERS[recipe][1]
+    config, (units, theirs) = recipe_config(recipe), NUMBERS[recipe][1]
     examples, rows = config["examples"], config["data"]["batch_size"]
     longest = {
         "speech": lambda: examples["crops"][-1],
@@ -200,7 +195,7 @@ def test_batches(recipe):
 
 @pytest.mark.parametrize("recipe", NUMBERS)
 def test_masked_positions(recipe):
-    config, (positions, masked) = config_of(recipe), NUMBERS[recipe][2]
+    config, (positions, masked) = recipe_config(recipe), NUMBERS[recipe][2]
     model = config["model"]
     size = {
         "speech": lambda: frames(round(config["examples"]["crops"][-1] * RATE)),
@@ -217,7 +212,7 @@ def test_vision_masks_and_epochs():
     epochs = {"base": 75, "large": 37.5, "huge": 37.5, "huge14": 99.9}
     per_gpu = {"base": 16, "large": 8, "huge": 8, "huge14": 8}
     for variant in centres:
-        config = config_of(f"vision_v2:{variant}")
+        config = recipe_config(f"vision_v2:{variant}")
         mask, patches = config["mask"], (config["model"]["image"] // config["model"]["patch"]) ** 2
         kept = 1 - mask["ratio"] + mask["adjust"]
         assert math.floor(patches * kept / mask["width"] ** 2) == centres[variant]
@@ -227,20 +222,20 @@ def test_vision_masks_and_epochs():
         rows = per_gpu[variant] * objective["clones"]
         assert objective["class_weight"] == pytest.approx(0.01 * rows)
     for variant, batch, gpus, steps in (("base", 128, 16, 625), ("large", 64, 64, 312)):
-        config = config_of(f"vision_v1:{variant}")
+        config = recipe_config(f"vision_v1:{variant}")
         assert IMAGENET // batch // gpus == steps  # of an epoch
         assert config["total_steps"] == 800 * steps
         assert config["data"]["batch_size"] == batch * gpus
 
 
 def test_frozen_teachers():
-    frozen = {recipe for recipe in RECIPES if config_of(recipe)["ema"]["end"] == 1.0}
+    frozen = {recipe for recipe in RECIPES if recipe_config(recipe)["ema"]["end"] == 1.0}
     assert frozen == {"speech_v2:large", "vision_v2:huge14"}
 
 
 def test_targets_are_main_blocks():
     """Lowest blocks that are never targets: of 2.0, the authors' prenet, or as many as K leaves."""
-    spared = {r: (c := config_of(r))["model"]["encoder"]["depth"] - c["objective"]["top_k"]
+    spared = {r: (c := recipe_config(r))["model"]["encoder"]["depth"] - c["objective"]["top_k"]
               for r in RECIPES}  # fmt: skip
     assert spared == {
         "speech_v1:base": 4, "speech_v1:large": 16, "speech_v2:base": 4, "speech_v2:large": 8,

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 import reference
 import reference_v2
+from configs_for_tests import config_of
 from recorded import Case, Comparison, load, quick_jit
 from test_goldens_pretraining import check_stages, forward, replay
-from test_step import config_of
 
 from data2vec_jax.convert import tables
 from data2vec_jax.core import optimizer

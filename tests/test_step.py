@@ -1,12 +1,10 @@
 """The train step on different meshes, and gradient accumulation: real samples, tiny models."""
 
-import importlib.util
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from configs_for_tests import assert_close, config_of, run_steps
 
 from data2vec_jax import masking
 from data2vec_jax.core import sharding
@@ -14,15 +12,7 @@ from data2vec_jax.core.errors import UserError
 from data2vec_jax.core.run import Run
 from data2vec_jax.tasks import pretrain
 
-ROOT = Path(__file__).resolve().parent.parent
 MESHES = {"1": (1, 1), "data=8": (8, 1), "fsdp=8": (1, 8), "data=2 x fsdp=4": (2, 4)}
-
-
-def config_of(name, variant="smoke"):
-    spec = importlib.util.spec_from_file_location(name, ROOT / f"configs/{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(variant)
 
 
 def smoke(modality):
@@ -32,30 +22,6 @@ def smoke(modality):
     config.schedule.update(warmup=0.0) if config.schedule.kind == "cosine" else None
     config.schedule.peak = 1e-3
     return config.to_dict()
-
-
-def run_steps(config, mesh_shape, steps=2):
-    data, fsdp = mesh_shape
-    mesh = sharding.make_mesh(data, fsdp, devices=jax.devices()[: data * fsdp])
-    with jax.set_mesh(mesh):
-        task = pretrain.make(config)
-        run = Run(config, task, mesh)
-        state, scalars = run.init(0), []
-        for _, batch in zip(range(steps), task.data(0), strict=False):
-            state, metrics = run.program(batch)(state, batch)
-            scalars.append(jax.device_get(metrics))
-    return jax.device_get(state.params), scalars, run
-
-
-def assert_close(params, other, limit):
-    """Relative L2 error of each tensor; the true gradient of key biases is zero, and Adam turns
-    its rounding noise into steps, so theirs is not compared."""
-    for (path, a), b in zip(jax.tree.leaves_with_path(params), jax.tree.leaves(other), strict=True):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        if name.endswith("qkv/bias"):
-            queries, _, values = np.split(np.stack([a, b]), 3, axis=-1)
-            a, b = np.concatenate([queries, values], axis=-1)
-        assert np.linalg.norm(a - b) / (np.linalg.norm(a) + 1e-6) < limit, name
 
 
 @pytest.mark.parametrize("modality", ["speech", "vision", "text"])
@@ -87,17 +53,6 @@ def test_masks_do_not_depend_on_the_mesh():
             np.testing.assert_array_equal(jax.device_get(program(rows)), wanted)
             for word in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
                 assert word not in program.as_text()  # masking costs no communication
-
-
-def quiet(config):
-    """A config without any dropout, and with a rate at which the first update moves."""
-    config = config.to_dict()
-    encoder = dict(dropout=0.0, attention_dropout=0.0, layerdrop=0.0, drop_path=0.0)
-    config["model"] |= {"encoder": config["model"]["encoder"] | encoder, "dropout": 0.0}
-    if "decoder" in config["model"]:
-        config["model"]["decoder"]["dropout"] = 0.0
-    config["schedule"] |= {"peak": 1e-3, "warmup": 0.0}
-    return config
 
 
 def test_one_program_serves_fifty_steps_and_all_seeds(monkeypatch):

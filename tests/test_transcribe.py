@@ -1,6 +1,5 @@
 """CTC fine-tuning: PyTorch's losses and gradients, Hugging Face's, masks, what is frozen."""
 
-import importlib
 import re
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from configs_for_tests import config_of
 
 from data2vec_jax import train
 from data2vec_jax.convert import loaded, ours
@@ -89,7 +89,7 @@ def test_golden_losses_through_the_task(name, run):
 @pytest.fixture(scope="module")
 def tiny():
     """Model, head, parameters and a batch with padding; the second row cannot be aligned."""
-    config = importlib.import_module("configs.speech_v1").get_config("smoke")
+    config = config_of("speech_v1", "smoke")
     config.model.frontend.norm = "layer"
     _, model = make_model(config)
     rng = np.random.default_rng(0)
@@ -185,12 +185,8 @@ def test_padding_and_batch_mates_do_not_change_a_transcription(tiny):
         check(run(rows, size), rows)
 
 
-def config_of(variant):
-    return importlib.import_module("configs.finetune_librispeech").get_config(variant)
-
-
 def test_labels_of_a_transcript():
-    config = config_of("smoke").to_dict()
+    config = config_of("finetune_librispeech", "smoke").to_dict()
     head = heads.make(config["head"])
     targets = transcribe.targets(config, head)
     names = transcribe.characters_of(config)
@@ -294,7 +290,7 @@ def test_long_utterances_are_windows_whose_frames_fit_together(convs):
 
 
 def test_windows_must_fit_the_frames_of_the_model():
-    config = config_of("smoke").to_dict()
+    config = config_of("finetune_librispeech", "smoke").to_dict()
     convs = (*CONVS, (16, 2, 2))  # a frame every 640 samples, made of 720
     config["model"]["frontend"] = dict(convs=convs)
     assert transcribe.job(config).score.keywords["step"] == 640
@@ -307,7 +303,7 @@ def test_windows_must_fit_the_frames_of_the_model():
 
 
 def test_an_utterance_without_a_frame_is_an_empty_transcript():
-    config = transcribe.resolve_config(config_of("smoke").to_dict())
+    config = transcribe.resolve_config(config_of("finetune_librispeech", "smoke").to_dict())
     _, net = make_model(config)
     head = heads.make(config["head"], "head")
     batch = {"audio": jnp.zeros((2, 8_000)), "length": jnp.array([8_000, 5])}
@@ -320,11 +316,11 @@ def test_an_utterance_without_a_frame_is_an_empty_transcript():
 
 
 def test_smoke_run_from_a_pretrained_encoder(tmp_path):
-    pretraining = importlib.import_module("configs.speech_v2").get_config("smoke")
+    pretraining = config_of("speech_v2", "smoke")
     pretraining.total_steps = 1
     pretraining.data.eval_split = None
     train.train(pretraining.to_dict(), tmp_path / "a", verbose=False)
-    config = config_of("smoke")
+    config = config_of("finetune_librispeech", "smoke")
     config.update(total_steps=3, seed=5)
     config.optim.frozen = (transcribe.FRONTEND,)
     state = train.train(
@@ -359,7 +355,7 @@ RECIPES = {
 
 @pytest.mark.parametrize("variant", RECIPES)
 def test_recipes(variant):
-    config = config_of(variant)
+    config = config_of("finetune_librispeech", variant)
     check_config(config.to_dict())
     loss = config.loss
     found = (

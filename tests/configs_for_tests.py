@@ -1,0 +1,64 @@
+"""What test files share: recipes by name, runs of a few steps, files loaded as modules."""
+
+import importlib
+import importlib.util
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from data2vec_jax.core import sharding
+from data2vec_jax.core.run import Run
+from data2vec_jax.tasks import pretrain
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def config_of(name, variant="smoke", **changes):
+    """The config of a recipe's variant, with other values for some of its options."""
+    config = importlib.import_module(f"data2vec_jax.configs.{name}").get_config(variant)
+    config.update(changes)
+    return config
+
+
+def module_of(path):
+    """A file of the repository as a module that nobody else has."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def quiet(config):
+    """A config without any dropout, and with a rate at which the first update moves."""
+    config = config.to_dict()
+    encoder = dict(dropout=0.0, attention_dropout=0.0, layerdrop=0.0, drop_path=0.0)
+    config["model"] |= {"encoder": config["model"]["encoder"] | encoder, "dropout": 0.0}
+    if "decoder" in config["model"]:
+        config["model"]["decoder"]["dropout"] = 0.0
+    config["schedule"] |= {"peak": 1e-3, "warmup": 0.0}
+    return config
+
+
+def run_steps(config, mesh_shape, steps=2):
+    data, fsdp = mesh_shape
+    mesh = sharding.make_mesh(data, fsdp, devices=jax.devices()[: data * fsdp])
+    with jax.set_mesh(mesh):
+        task = pretrain.make(config)
+        run = Run(config, task, mesh)
+        state, scalars = run.init(0), []
+        for _, batch in zip(range(steps), task.data(0), strict=False):
+            state, metrics = run.program(batch)(state, batch)
+            scalars.append(jax.device_get(metrics))
+    return jax.device_get(state.params), scalars, run
+
+
+def assert_close(params, other, limit):
+    """Relative L2 error of each tensor; the true gradient of key biases is zero, and Adam turns
+    its rounding noise into steps, so theirs is not compared."""
+    for (path, a), b in zip(jax.tree.leaves_with_path(params), jax.tree.leaves(other), strict=True):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if name.endswith("qkv/bias"):
+            queries, _, values = np.split(np.stack([a, b]), 3, axis=-1)
+            a, b = np.concatenate([queries, values], axis=-1)
+        assert np.linalg.norm(a - b) / (np.linalg.norm(a) + 1e-6) < limit, name

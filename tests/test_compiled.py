@@ -1,82 +1,42 @@
-"""What the train step of each smoke config compiles to, against numbers kept in compiled.json.
+"""What the compiled train step of each smoke config must not exceed: messages and memory.
 
-A change that makes a step larger shows here without a stopwatch: products, bytes, fusions, messages
-between devices, memory. The numbers are those of a CPU with eight simulated devices, and belong to
-a minor version of JAX; with another version they may differ by a factor of two and no more. After a
-change that is meant, or to add a version:
-
-    python tests/test_compiled.py
+Both are promises: one exchange of gradients for each tensor or group of tensors and no more, and no
+second copy of state or activations. Time, FLOPs and the number of kernels are XLA's affair.
 """
 
-import importlib.util
-import json
 import re
-import sys
-from pathlib import Path
 
-import conftest  # sets the number of devices, also where this file is a script
+import conftest  # noqa: F401  (sets the number of devices, also where this file runs alone)
 import jax
 import pytest
+from configs_for_tests import config_of
 
-from data2vec_jax.bench.measure import peak_bytes
+from data2vec_jax.bench import measure
 from data2vec_jax.core import sharding
 from data2vec_jax.core.run import Run
 from data2vec_jax.tasks import pretrain
 
-FILE = Path(__file__).with_name("compiled.json")
-CONFIGS = ("speech_v1", "speech_v2", "text_v1", "text_v2", "vision_v1", "vision_v2")
-VERSION = ".".join(jax.__version__.split(".")[:2])
-# Relative, and for counts this many more. XLA's own counts; it visits the body of a loop once.
-TOLERANCE = {"flops": 0.02, "bytes_accessed": 0.05, "peak_bytes": 0.05, "fusions": 0.03}
-SPARE = {"fusions": 2}
+# Of eight simulated CPU devices: all-reduces, and bytes at the peak on each.
+STEPS = {
+    "speech_v1": (11, 11.0e6),
+    "speech_v2": (13, 12.9e6),
+    "text_v1": (9, 2.4e6),
+    "text_v2": (11, 3.0e6),
+    "vision_v1": (9, 1.4e6),
+    "vision_v2": (11, 1.5e6),
+}
+SPARE = 1.25  # of the bytes: versions of XLA place buffers in other ways
 COLLECTIVES = r" (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
 
 
-def compiled(name: str) -> dict[str, float]:
-    """The numbers of the smoke variant of configs/NAME.py."""
-    path = conftest.ROOT / "configs" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config("smoke").to_dict()
+@pytest.mark.parametrize("name", STEPS)
+def test_the_compiled_step_sends_and_holds_no_more(name):
+    config = config_of(name).to_dict()
     mesh = sharding.make_mesh(**config["mesh"])
     with jax.set_mesh(mesh):
         task = pretrain.abstract_task(config)
         program = Run(config, task, mesh).program(task.shapes[-1])
-    cost, text = program.cost_analysis(), program.as_text()
-    found = re.findall(COLLECTIVES, text)
-    counts = {kind: found.count(kind) for kind in sorted(set(found))}
-    return {
-        "flops": cost["flops"], "bytes_accessed": cost["bytes accessed"],
-        "peak_bytes": peak_bytes(program), "fusions": len(re.findall(r" fusion\(", text)),
-        "collectives": counts,
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_compiled_step_has_not_grown_or_shrunk(name):
-    kept = json.loads(FILE.read_text())
-    known = VERSION in kept
-    expected = kept[VERSION if known else max(kept)][name]
-    now = compiled(name)
-    for number, tolerance in TOLERANCE.items():
-        tolerance = tolerance if known else 1.0
-        spare = SPARE.get(number, 0)
-        low, high = expected[number] / (1 + tolerance), expected[number] * (1 + tolerance)
-        assert low - spare <= now[number] <= high + spare, (
-            f"{name}: {number} was {expected[number]:g} and is {now[number]:g}; if that is meant, "
-            "run python tests/test_compiled.py"
-        )
-    if known:
-        assert now["collectives"] == expected["collectives"]
-
-
-def test_this_version_is_among_the_kept_where_tests_are_run_for_every_change():
-    assert "0.10" in json.loads(FILE.read_text())
-
-
-if __name__ == "__main__":
-    kept = json.loads(FILE.read_text()) if FILE.exists() else {}
-    kept[VERSION] = {name: compiled(name) for name in CONFIGS}
-    FILE.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
-    sys.stdout.write(f"{FILE}: {VERSION}\n")
+    messages, size = STEPS[name]
+    found = re.findall(COLLECTIVES, program.as_text())
+    assert set(found) == {"all-reduce"} and len(found) <= messages
+    assert 0 < measure.peak_bytes(program) <= SPARE * size

@@ -1,6 +1,7 @@
 """Conversion tables: every weight of the recorded states there and back, byte for byte."""
 
 import re
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -12,19 +13,20 @@ from data2vec_jax.convert.tables import FUSED_BIAS, FUSED_LINEAR, LINEAR, Row, T
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.modalities import contract
 
-LAYOUTS = {  # by a name that only this layout has
-    "mask_emb": (fairseq.SPEECH, fairseq.SPEECH_TEACHER, "encoder."),
-    "encoder.sentence_encoder.embed_tokens.weight": (
-        fairseq.TEXT, fairseq.TEXT_TEACHER, "encoder.sentence_encoder.",
-    ),
-    "cls_token": (beit.VISION, beit.VISION, ""),
-}  # fmt: skip
+
+class Layout(NamedTuple):
+    """Tables of a student and of a teacher that is one module of it, which stands at `module`."""
+
+    student: Table
+    teacher: Table
+    module: str
 
 
-def layout_of(state):
-    return next((layout for name, layout in LAYOUTS.items() if name in state), None)
-
-
+LAYOUTS = {
+    "audio": Layout(fairseq.SPEECH, fairseq.SPEECH_TEACHER, "encoder."),
+    "text": Layout(fairseq.TEXT, fairseq.TEXT_TEACHER, "encoder.sentence_encoder."),
+    "image": Layout(beit.VISION, beit.VISION, ""),
+}
 CASES = [n for n in NAMES if "data2vec-1.0" in load(n).info.get("generation", "")]
 
 
@@ -32,26 +34,26 @@ def same(a, b):
     return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
-def without_ignored(table, state):
-    return {k: v for k, v in state.items() if not any(re.search(p, k) for p in table.ignored)}
+def check_there_and_back(table, state):
+    back = tables.write(table, tables.read(table, state))
+    kept = {name for name in state if not any(re.search(p, name) for p in table.ignored)}
+    assert set(back) == kept
+    assert [name for name in kept if not same(back[name], state[name])] == []
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_recorded_states_go_there_and_back(name):
-    student = load(name).part("student/")
-    table, below, prefix = layout_of(student)
-    states = [(table, student)]
-    for who in ("teacher/", "final_student/", "final_teacher/", "grad/"):
-        state = load(name).part(who)
-        inside = who.endswith("teacher/") and not {*state} <= {*student}
-        states.append((below if inside else table, state))
-        if inside:
-            assert {prefix + key for key in state} <= {*student}
-    for layout, state in states:
-        back = tables.write(layout, tables.read(layout, state))
-        wanted = without_ignored(layout, state)
-        assert {*back} == {*wanted}
-        assert [key for key in back if not same(back[key], wanted[key])] == []
+    case = load(name)
+    layout, student = LAYOUTS[case.info["modality"]], case.part("student/")
+    for part in ("student/", "final_student/", "grad/"):
+        check_there_and_back(layout.student, case.part(part))
+    for part in ("teacher/", "final_teacher/"):
+        teacher = case.part(part)
+        if set(teacher) <= set(student):  # the whole model is averaged
+            check_there_and_back(layout.student, teacher)
+        else:
+            assert {layout.module + name for name in teacher} <= set(student)
+            check_there_and_back(layout.teacher, teacher)
 
 
 MODELS = {

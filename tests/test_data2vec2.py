@@ -23,7 +23,7 @@ from data2vec_jax.core.errors import UserError
 from data2vec_jax.core.train_step import StepKeys
 from data2vec_jax.modalities import contract
 from data2vec_jax.models.decoder import Decoder, fill
-from data2vec_jax.models.layers import convolve, take
+from data2vec_jax.models.layers import convolve, gather_tokens
 from data2vec_jax.models.positions import sincos
 from data2vec_jax.objectives import data2vec2
 from data2vec_jax.tasks import pretrain
@@ -311,7 +311,7 @@ def test_visible_tokens_and_noise_make_the_whole_sequence():
     mask = jnp.asarray(rng.permuted(np.tile(np.arange(10) < 6, (4, 1)), axis=1))  # 2 clones each
     keep = masking.kept(mask, 4)
     noise = jnp.asarray(rng.normal(size=(4, 10, 3)), jnp.float32)
-    seen = take(x, keep)
+    seen = gather_tokens(x, keep)
     for row in range(4):
         np.testing.assert_array_equal(seen[row], x[row // 2][~mask[row]])
     whole = fill(seen, mask, noise)

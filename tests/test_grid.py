@@ -4,6 +4,8 @@ import importlib
 
 import pytest
 
+from data2vec_jax.core.errors import UserError
+
 corpora = importlib.import_module("corpora")
 grid = importlib.import_module("grid")
 demo = importlib.import_module("data2vec_jax.configs.demo")
@@ -86,7 +88,7 @@ def test_configs_of_the_grid_are_complete(name):
     for version in ("v1", "v2"):
         grid.configured(f"demo.py:{task.pretrain},{version}", task.pretrain_options)
     grid.configured(task.finetune, task.finetune_options)
-    with pytest.raises(SystemExit, match=r"no option head\.clases"):
+    with pytest.raises(UserError, match=r"head\.clases: no such option"):
         grid.configured(task.finetune, {"head.clases": 3})
 
 

@@ -26,7 +26,7 @@ def test_recorded_loss_through_the_task():
     with np.load(GOLDEN / "golden.npz") as file:
         golden = {key: file[key] for key in file.files}
     checkpoint = loaded.load(GOLDEN)
-    model, head = ours.model_of(checkpoint.config), heads.make(checkpoint.config["task"])
+    model, head = ours.model_of(checkpoint.config), heads.make(checkpoint.config["head"])
     batch = {
         "tokens": jnp.asarray(golden["in_nomask/input_ids"], jnp.int32),
         "start": jnp.asarray(golden["in_nomask/start_positions"].reshape(-1), jnp.int32),

@@ -42,7 +42,7 @@ def test_recorded_losses_through_the_task(name, run):
         golden = {key.removeprefix(f"in_{run}/"): file[key] for key in file.files
                   if key.startswith((f"in_{run}/", f"{run}/"))}  # fmt: skip
     checkpoint = loaded.load(GOLDENS / name)
-    model, head = ours.model_of(checkpoint.config), heads.make(checkpoint.config["task"])
+    model, head = ours.model_of(checkpoint.config), heads.make(checkpoint.config["head"])
     batch = {INPUTS[k]: jnp.asarray(v) for k, v in golden.items() if k in INPUTS}
     if "image" in batch:
         batch["image"] = jnp.moveaxis(batch["image"], 1, -1)

@@ -291,6 +291,26 @@ def test_a_workdir_is_read_and_a_damaged_one_is_named(tmp_path):
     assert large and "\n" not in str(error.value) and not (tmp_path / "out").exists()
 
 
+def test_sections_of_older_folders_are_read(tmp_path):
+    checkpoint = ours.open_checkpoint(GOLDENS / "Data2VecAudioForCTC")
+    adapter = dict(width=checkpoint.config["model"]["width"], layers=1)
+    config = checkpoint.config | {"conv_adapter": adapter}
+    rng = np.random.default_rng(0)
+    tensors = {
+        path: rng.normal(size=shape).astype(np.float32)
+        for path, shape in ours.shapes_of(config).items()
+    }
+    ours.save(ours.Checkpoint(tmp_path, config, entries_of(tensors)), tmp_path / "new")
+    shutil.copytree(tmp_path / "new", tmp_path / "old")
+    stored = files.read_json(tmp_path / "old/config.json")
+    stored["task"], stored["adapter"] = stored.pop("head"), stored.pop("conv_adapter")
+    files.write_json(tmp_path / "old/config.json", stored)
+    new, old = (data2vec_jax.load(tmp_path / name) for name in ("new", "old"))
+    assert new.config == old.config and {"head", "conv_adapter"} <= old.config.keys()
+    audio = rng.normal(size=(2, 4000)).astype(np.float32)
+    np.testing.assert_array_equal(new(audio).logits, old(audio).logits)
+
+
 class Harm:
     def __reduce__(self):
         return os.mkdir, ("harm",)

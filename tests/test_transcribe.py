@@ -68,7 +68,7 @@ def test_golden_losses_through_the_task(name, run):
     with np.load(folder / "golden.npz") as file:
         golden = {key: file[key] for key in file.files}
     checkpoint = loaded.load(folder)
-    model, head = ours.model_of(checkpoint.config), heads.make(checkpoint.config["task"])
+    model, head = ours.model_of(checkpoint.config), heads.make(checkpoint.config["head"])
     batch = {
         "audio": jnp.asarray(golden[f"in_{run}/input_values"]),
         "labels": jnp.asarray(golden[f"in_{run}/labels"], jnp.int32),

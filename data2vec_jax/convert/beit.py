@@ -103,7 +103,7 @@ def configure(source: Source) -> Config:
     if "head.weight" in state:
         pooling = "mean" if "fc_norm.weight" in state else "class"
         classes = shape("head.weight")[0]
-        config["task"] = {"name": "image", "classes": classes, "pooling": pooling, "eps": EPS}
+        config["head"] = {"name": "image", "classes": classes, "pooling": pooling, "eps": EPS}
     else:  # pretraining normalises colours by ImageNet's statistics, fine-tuning does not
         for key in ("mean", "std") if channels == 3 else ():
             config["model"].pop(key)
@@ -156,8 +156,8 @@ def describe(config: Config) -> Config:
     model, encoder = config["model"], config["model"]["encoder"]
     if encoder.get("qkv_bias") not in ("qv", "none"):
         raise UserError("config.model.encoder.qkv_bias: BEiT's layout has no biases of keys")
-    if fields.get(config, "task.name") not in HEADS:
-        raise UserError(f"config.task.name: BEiT's layout has none for '{config['task']['name']}'")
+    if fields.get(config, "head.name") not in HEADS:
+        raise UserError(f"config.head.name: BEiT's layout has none for '{config['head']['name']}'")
     rows, columns = grid(config)
     if rows != columns and model.get("resampling") == "huggingface":
         raise UserError("config.model.resampling: BEiT reads positions of other grids differently")

@@ -8,6 +8,7 @@ from data2vec_jax.convert.layouts import Config, Layout
 from data2vec_jax.convert.ours import Checkpoint
 from data2vec_jax.core import files
 from data2vec_jax.metrics.writer import FILE, read_lines
+from data2vec_jax.models.outputs import head_name
 
 PAPERS = {
     "1.0": "[data2vec](https://arxiv.org/abs/2202.03555)",
@@ -61,12 +62,11 @@ def rows(checkpoint: Checkpoint) -> list[str]:
     count = sum(
         int(_size(entry.shape)) for entry in checkpoint.entries if "teacher/" not in entry.name
     )
-    task = (config.get("task") or {}).get("name", "none")
     return [
         f"| parameters | {count:,} |",
         f"| layers, width, heads | {encoder['depth']}, {config['model']['width']}, "
         f"{encoder['heads']} |",
-        f"| head | {task} |",
+        f"| head | {head_name(config) or 'none'} |",
         f"| source | {(config.get('origin') or {}).get('layout', 'trained with data2vec_jax')} |",
     ]
 

@@ -181,7 +181,7 @@ SPEECH_FIXED = {"model.encoder.eps": 1e-5, "model.encoder.qkv_bias": "qkv",
                 "model.encoder.layer_scale": None, "model.encoder.relative": None,
                 "model.positions.activation": "gelu", "model.frontend.activation": "gelu",
                 "model.positions.input_norm": False, "model.frontend.eps": 1e-5,
-                "model.decoder": None, "model.alibi": None, "adapter": None}  # fmt: skip
+                "model.decoder": None, "model.alibi": None, "conv_adapter": None}  # fmt: skip
 
 
 def configure_speech(source: Source) -> Config:
@@ -202,7 +202,7 @@ def configure_speech(source: Source) -> Config:
     model["mask_embedding"] = has(source, "mask_emb")
     if ctc:
         classes = len(source.state[f"{CTC}.weight"])
-        config["task"] = {"name": "ctc", "vocab_size": classes, "zero_infinity": True}
+        config["head"] = {"name": "ctc", "vocab_size": classes, "zero_infinity": True}
     if has(source, "_ema."):  # of the encoder, or of the whole model
         config["teacher"] = "model" if has(source, "_ema.encoder.") else "encoder"
     return config
@@ -225,22 +225,22 @@ def describe_speech(config: Config) -> Config:
     theirs["conv_feature_layers"] = spelled(convs) if convs else DEFAULT_CONVS
     task = {"_name": "audio_pretraining", "normalize": True}
     cfg = {"model": theirs, "task": task}
-    if fields.get(config, "task.name") == "ctc":
-        blank = fields.get(config, "task.blank", 0)
+    if fields.get(config, "head.name") == "ctc":
+        blank = fields.get(config, "head.blank", 0)
         if blank:
-            raise UserError(f"config.task.blank: fairseq's is 0, not {blank}")
+            raise UserError(f"config.head.blank: fairseq's is 0, not {blank}")
         cfg = {
             "model": {"_name": "wav2vec_ctc", "w2v_args": cfg},
             "task": {"_name": "audio_finetuning", "normalize": True, "labels": "ltr"},
         }
-    elif config.get("task"):
-        raise UserError(f"config.task.name: fairseq has no place for '{config['task']['name']}'")
+    elif config.get("head"):
+        raise UserError(f"config.head.name: fairseq has no place for '{config['head']['name']}'")
     return {"cfg": cfg}
 
 
 def speech_table(config: Config) -> Table:
     """Names of data2vec_audio, and of its teacher."""
-    p = CTC_PREFIX if config.get("task") else ""
+    p = CTC_PREFIX if config.get("head") else ""
     teacher = SPEECH if config.get("teacher") == "model" else SPEECH_TEACHER
     rows = [
         *below(SPEECH, p),
@@ -305,7 +305,7 @@ def configure_text(source: Source) -> Config:
         if weight not in source.state:
             raise UserError(f"{source.path}: the weights lack '{weight}'")
         classes = len(source.state[weight])
-        config["task"] = {"name": "sequence", "classes": classes}
+        config["head"] = {"name": "sequence", "classes": classes}
     return config
 
 
@@ -329,8 +329,8 @@ def describe_text(config: Config) -> Config:
     if found := kept(config, "fairseq data2vec text 1.0"):
         return found
     fields.demand(config, TEXT_FIXED, "fairseq's data2vec_text")
-    if fields.get(config, "task.name", "sequence") not in ("sequence", "pooler"):
-        raise UserError(f"config.task.name: fairseq has no place for '{config['task']['name']}'")
+    if fields.get(config, "head.name", "sequence") not in ("sequence", "pooler"):
+        raise UserError(f"config.head.name: fairseq has no place for '{config['head']['name']}'")
     length = fields.get(config, "model.max_length", 512)
     transformer = fields.give(TEXT_DROPOUTS, config) | {
         "max_source_positions": length, "layernorm_embedding": True,
@@ -344,7 +344,7 @@ def describe_text(config: Config) -> Config:
 def text_table(config: Config) -> Table:
     """Names of data2vec_text, and of its teacher."""
     rows = [*TEXT.rows, *below(TEXT_TEACHER, "encoder._ema.", "teacher/")]
-    name = fields.get(config, "task.name")
+    name = fields.get(config, "head.name")
     if name == "sequence":
         rows += linear(f"{HEAD}sentence_classification_head.dense", "task/dense")
         rows += linear(f"{HEAD}sentence_classification_head.out_proj", "task/output")

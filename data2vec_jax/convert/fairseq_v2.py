@@ -239,7 +239,7 @@ FOREIGN_PART = {  # of the modality
 FIXED = {
     "model.encoder.norm": "post", "model.encoder.qkv_bias": "qkv",
     "model.encoder.layer_scale": None, "model.encoder.relative": None,
-    "model.encoder.activation": "gelu", "adapter": None,
+    "model.encoder.activation": "gelu", "conv_adapter": None,
 }  # fmt: skip
 FIXED_PART = {
     "speech": {"model.positions.norm": "layer", "model.positions.activation": "gelu",
@@ -328,7 +328,7 @@ def read_speech(source: Source, part: Mapping[str, Any], config: Config) -> None
     model["mask_embedding"] = False  # masked frames are noise or zeros
     if has(source, CTC):
         classes = len(source.state[f"{CTC}.weight"])
-        config["task"] = {"name": "ctc", "vocab_size": classes, "zero_infinity": True}
+        config["head"] = {"name": "ctc", "vocab_size": classes, "zero_infinity": True}
 
 
 def read_vision(source: Source, part: Mapping[str, Any], config: Config) -> None:
@@ -345,7 +345,7 @@ def read_vision(source: Source, part: Mapping[str, Any], config: Config) -> None
         if model["class_tokens"] != 1:
             raise UserError(f"{source.path}: a head needs one class token")
         classes = len(source.state["head.weight"]) if "head.weight" in source.state else 0
-        config["task"] = {"name": "image", "classes": classes, "pooling": "mean", "eps": 1e-6}
+        config["head"] = {"name": "image", "classes": classes, "pooling": "mean", "eps": 1e-6}
 
 
 def read_text(source: Source, part: Mapping[str, Any], config: Config) -> None:
@@ -361,7 +361,7 @@ def read_text(source: Source, part: Mapping[str, Any], config: Config) -> None:
         model["input_norm"] = True
     if head_names(source):
         weight = next((x for n, x in source.state.items() if "out_proj.weight" in n), ())
-        config["task"] = {"name": "sequence", "classes": len(weight)}
+        config["head"] = {"name": "sequence", "classes": len(weight)}
 
 
 READ = {"speech": read_speech, "vision": read_vision, "text": read_text}
@@ -405,13 +405,13 @@ def describe(config: Config) -> Config:
         "modalities": {MODALITIES[kind]: part},
     }  # fmt: skip
     cfg: Config = {"model": theirs}
-    if config.get("task"):
+    if config.get("head"):
         name = {
             "ctc": "wav2vec_ctc", "sequence": "data2vec_text_classification",
             "image": "mae_image_classification",
-        }.get(config["task"]["name"])  # fmt: skip
+        }.get(config["head"]["name"])  # fmt: skip
         if name is None:
-            raise UserError(f"config.task.name: 2.0 has no place for '{config['task']['name']}'")
+            raise UserError(f"config.head.name: 2.0 has no place for '{config['head']['name']}'")
         cfg = {"model": {"_name": name, "w2v_args": cfg}}
     return {"cfg": cfg}
 
@@ -425,7 +425,7 @@ def table(config: Config, prefixes: Mapping[str, str] = PREFIXES, ctc: str = CTC
 
     prefixes: head -> what stands before the encoder's names. ctc: name of that head.
     """
-    kind, task = config["modality"], fields.get(config, "task.name")
+    kind, head_name = config["modality"], fields.get(config, "head.name")
     deep = fields.get(config, "model.head.depth", 2 if kind == "text" else 1) > 1
     if kind == "speech":
         norm_first = fields.get(config, "model.positions.input_norm", False)
@@ -434,14 +434,14 @@ def table(config: Config, prefixes: Mapping[str, str] = PREFIXES, ctc: str = CTC
         own = vision(deep, bool(fields.get(config, "model.patch_width")))
     else:
         own = text(deep)
-    p = prefixes.get(task, "")
+    p = prefixes.get(head_name, "")
     teacher = TEACHER_BLOCKS if config.get("teacher") == "encoder" else own
     rows = [*below(own, p), *below(teacher, f"{p}_ema.", "teacher/")]
-    if task == "ctc":
+    if head_name == "ctc":
         rows += linear(ctc, "task/output")
-    elif task == "image":
+    elif head_name == "image":
         rows += norm("fc_norm", "task/norm") + linear("head", "task/output")
-    elif task == "sequence":
+    elif head_name == "sequence":
         rows += linear(f"{OWN_HEAD}.dense", "task/dense")
         rows += linear(f"{OWN_HEAD}.out_proj", "task/output")
     ignored = {k: reason for k, reason in own.ignored.items() if k != "^_ema$"}
@@ -512,7 +512,7 @@ def constants(config: Config, prefixes: Mapping[str, str] = PREFIXES) -> dict[st
     if model.get("alibi") is not None and not model["alibi"].get("learned", True):
         scale = np.float32(model["alibi"].get("scale", 1.0))
         found[f"{mode}alibi_scale"] = np.full((1, 1, 1, 1, 1), scale)
-    p = prefixes.get(fields.get(config, "task.name"), "")
+    p = prefixes.get(fields.get(config, "head.name"), "")
     teacher = found if config.get("teacher") == "model" else {}
     return {p + n: x for n, x in found.items()} | {f"{p}_ema.{n}": x for n, x in teacher.items()}
 
@@ -520,15 +520,15 @@ def constants(config: Config, prefixes: Mapping[str, str] = PREFIXES) -> dict[st
 # Our folder for PyTorch: the same names without prefixes, and a model file ------------------------
 
 OURS = "data2vec 2.0"
-KEPT = ("modality", "model", "task", "teacher", "prenet")
+KEPT = ("modality", "model", "head", "teacher", "prenet")
 
 
 def folder_config(config: Config) -> Config:
     """Ours -> config.json."""
     fields.demand(config, FIXED | FIXED_PART[config["modality"]], "the PyTorch model of 2.0")
-    name = fields.get(config, "task.name")
+    name = fields.get(config, "head.name")
     if name not in (None, *PREFIXES):
-        raise UserError(f"config.task.name: the PyTorch model of 2.0 has no head '{name}'")
+        raise UserError(f"config.head.name: the PyTorch model of 2.0 has no head '{name}'")
     own = {key: config[key] for key in KEPT if config.get(key) is not None}
     if config["modality"] == "speech" and not fields.get(own, "model.frontend.convs"):
         frontend = fields.get(own, "model.frontend", {})
@@ -549,6 +549,7 @@ def from_folder(source: Source) -> Config:
     own = source.config.get("data2vec")
     if not isinstance(own, Mapping) or own.get("modality") not in MODALITIES:
         raise UserError(f"{source.path}: config.json has no settings of data2vec 2.0")
+    own = fields.with_current_names(own)
     return {key: own[key] for key in KEPT if key in own}
 
 

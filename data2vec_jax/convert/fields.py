@@ -3,9 +3,19 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from data2vec_jax.core import config as core
 from data2vec_jax.core.errors import UserError, nearest
 
 Config = dict[str, Any]
+
+# Sections of converted configs, and of exports of 2.0: the name in older files -> today's.
+RENAMED = {"task": "head", "adapter": "conv_adapter"}
+
+
+def with_current_names(converted: Mapping[str, Any]) -> Config:
+    """A converted config whose sections have today's names."""
+    options = core.with_current_names(converted)
+    return {RENAMED.get(key, key): value for key, value in options.items()}
 
 
 class Field(NamedTuple):

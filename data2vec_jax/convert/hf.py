@@ -50,7 +50,7 @@ def agreeing(encoder: Config, head: Config) -> Config:
     for name in encoder.keys() & head.keys():
         if encoder[name] != head[name]:
             raise UserError(
-                f"config.task and config.model disagree about '{name}': {head[name]}, "
+                f"config.head and config.model disagree about '{name}': {head[name]}, "
                 f"{encoder[name]}"
             )
     return encoder | head
@@ -69,7 +69,7 @@ def described(
     kept = dict(origin.get("config") or {}) if origin.get("layout") == kind else {}
     said = [k for k in meaning if k in kept and k in named and kept[k] is not None]
     named = named | {k: kept[k] for k in said if meaning[k](kept[k]) == meaning[k](named[k])}
-    count = fields.get(config, "task.classes")
+    count = fields.get(config, "head.classes")
     if count is not None and (labels(kept) != count or "labels" in config):
         kept.pop("num_labels", None)
         names = config.get("labels") or [f"LABEL_{i}" for i in range(count)]
@@ -86,10 +86,10 @@ def first(config: Config) -> bool:
 
 def head_name(known: Mapping[str, Any], config: Config) -> str:
     """The class for a config's head."""
-    name = fields.get(config, "task.name")
+    name = fields.get(config, "head.name")
     found = [architecture for architecture, (head, _) in known.items() if head == name]
     if not found:
-        raise UserError(f"config.task.name: Hugging Face has no class for '{name}'")
+        raise UserError(f"config.head.name: Hugging Face has no class for '{name}'")
     return found[0]
 
 
@@ -119,31 +119,31 @@ SPEECH = (
 # Two numbers of ours, of which one is enough for theirs.
 SPEECH_DROPOUT = Field("hidden_dropout", 0.1, ("model.encoder.dropout", "model.dropout"), 0.0)
 SPEECH_ADAPTER = (
-    Field("output_hidden_size", None, "adapter.width"),
-    Field("num_adapter_layers", 3, "adapter.layers", 3),
-    Field("adapter_kernel_size", 3, "adapter.kernel", 3),
-    Field("adapter_stride", 2, "adapter.stride", 2),
+    Field("output_hidden_size", None, "conv_adapter.width"),
+    Field("num_adapter_layers", 3, "conv_adapter.layers", 3),
+    Field("adapter_kernel_size", 3, "conv_adapter.kernel", 3),
+    Field("adapter_stride", 2, "conv_adapter.stride", 2),
 )
-WEIGHTED = Field("use_weighted_layer_sum", False, "task.weighted", False)
-PROBLEM = Field("problem_type", None, "task.problem")
+WEIGHTED = Field("use_weighted_layer_sum", False, "head.weighted", False)
+PROBLEM = Field("problem_type", None, "head.problem")
 SPEECH_HEADS = {  # class -> (head, fields)
     "Data2VecAudioModel": (None, ()),
     "Data2VecAudioForCTC": ("ctc", (
-        Field("vocab_size", 32, "task.vocab_size"),
-        Field("pad_token_id", 0, "task.blank", 0),
-        Field("ctc_loss_reduction", "sum", "task.reduction", "sum"),
-        Field("ctc_zero_infinity", False, "task.zero_infinity", False),
-        Field("final_dropout", 0.1, "task.dropout", 0.0),
+        Field("vocab_size", 32, "head.vocab_size"),
+        Field("pad_token_id", 0, "head.blank", 0),
+        Field("ctc_loss_reduction", "sum", "head.reduction", "sum"),
+        Field("ctc_zero_infinity", False, "head.zero_infinity", False),
+        Field("final_dropout", 0.1, "head.dropout", 0.0),
     )),
     "Data2VecAudioForSequenceClassification": ("utterance", (
-        Field("classifier_proj_size", 256, "task.projection", 256), WEIGHTED,
+        Field("classifier_proj_size", 256, "head.projection", 256), WEIGHTED,
     )),
     "Data2VecAudioForAudioFrameClassification": ("frames", (WEIGHTED,)),
     "Data2VecAudioForXVector": ("xvector", (
-        Field("tdnn_dim", (512, 512, 512, 512, 1500), "task.channels", there=list),
-        Field("tdnn_kernel", (5, 3, 3, 1, 1), "task.kernels", there=list),
-        Field("tdnn_dilation", (1, 2, 3, 1, 1), "task.dilations", there=list),
-        Field("xvector_output_dim", 512, "task.width", 512), WEIGHTED,
+        Field("tdnn_dim", (512, 512, 512, 512, 1500), "head.channels", there=list),
+        Field("tdnn_kernel", (5, 3, 3, 1, 1), "head.kernels", there=list),
+        Field("tdnn_dilation", (1, 2, 3, 1, 1), "head.dilations", there=list),
+        Field("xvector_output_dim", 512, "head.width", 512), WEIGHTED,
     )),
 }  # fmt: skip
 CLASSES = ("utterance", "frames", "xvector", "sequence")  # heads with a number of labels
@@ -179,9 +179,10 @@ def configure_speech(source: Source) -> Config:
     config["model"]["mask_embedding"] = any(p > 0 for p in masks)
     if theirs.get("add_adapter"):
         fields.take(SPEECH_ADAPTER, theirs, config)
-        config["adapter"]["width"] = config["adapter"]["width"] or config["model"]["width"]
+        adapter = config["conv_adapter"]
+        adapter["width"] = adapter["width"] or config["model"]["width"]
     if name:
-        config["task"] = {"name": name} | ({"classes": labels(theirs)} if name in CLASSES else {})
+        config["head"] = {"name": name} | ({"classes": labels(theirs)} if name in CLASSES else {})
         fields.take(options, theirs, config)
     return config
 
@@ -205,8 +206,8 @@ def describe_speech(config: Config) -> Config:
     theirs |= {"num_conv_pos_embeddings": depth, "conv_pos_kernel_size": kernel}
     if not fields.get(config, "model.mask_embedding", True):
         theirs |= {"mask_time_prob": 0.0, "mask_feature_prob": 0.0}
-    theirs["add_adapter"] = "adapter" in config
-    if "adapter" in config:
+    theirs["add_adapter"] = "conv_adapter" in config
+    if "conv_adapter" in config:
         theirs |= fields.give(SPEECH_ADAPTER, config)
     theirs = agreeing(theirs, fields.give(SPEECH_HEADS[architecture][1], config))
     return described(config, "data2vec-audio", theirs)
@@ -222,8 +223,8 @@ def tdnn(kernel: int) -> Change:
 
 def speech_table(config: Config) -> Table:
     """Names of data2vec-audio; with a head, the encoder's have a prefix."""
-    task = config.get("task") or {}
-    p = "data2vec_audio." if task else ""
+    head = config.get("head") or {}
+    p = "data2vec_audio." if head else ""
     layer, block = f"{p}encoder.layers.{{l}}", "encoder/blocks"
     qkv = [f"{layer}.attention.{x}_proj" for x in "qkv"]
     conv = f"{p}feature_extractor.conv_layers.{{i}}"
@@ -247,10 +248,10 @@ def speech_table(config: Config) -> Table:
         *conv1d(f"{p}adapter.layers.{{i}}.conv", "adapter/conv{i}"),
         Row("layer_weights", "task/layers/weights"),
         *linear("projector", "task/projection_in"),
-        *linear("lm_head" if task.get("name") == "ctc" else "classifier", "task/output"),
+        *linear("lm_head" if head.get("name") == "ctc" else "classifier", "task/output"),
     ]
-    if task.get("name") == "xvector":
-        for i, kernel in enumerate(task["kernels"]):
+    if head.get("name") == "xvector":
+        for i, kernel in enumerate(head["kernels"]):
             name = f"tdnn.{i}.kernel"
             rows.append(Row(f"{name}.weight", f"task/conv{i}_kernel", tdnn(kernel)))
             rows.append(Row(f"{name}.bias", f"task/conv{i}_bias"))
@@ -273,13 +274,13 @@ TEXT = (
     Field("type_vocab_size", 2, "model.types", 0, back=lambda count: max(count, 1)),
     Field("attention_probs_dropout_prob", 0.1, "model.encoder.attention_dropout", 0.0),
 )
-CLASSIFIER_DROPOUT = Field("classifier_dropout", None, "task.dropout")
+CLASSIFIER_DROPOUT = Field("classifier_dropout", None, "head.dropout")
 TEXT_HEADS = {
     "Data2VecTextModel": ("pooler", ()),
     "Data2VecTextForMaskedLM": ("masked_lm", (
-        Field("vocab_size", 30_522, "task.vocab_size"),
-        Field("layer_norm_eps", 1e-12, "task.eps", 1e-5),
-        Field("tie_word_embeddings", True, "task.tied", True),
+        Field("vocab_size", 30_522, "head.vocab_size"),
+        Field("layer_norm_eps", 1e-12, "head.eps", 1e-5),
+        Field("tie_word_embeddings", True, "head.tied", True),
     )),
     "Data2VecTextForSequenceClassification": ("sequence", (PROBLEM, CLASSIFIER_DROPOUT)),
     "Data2VecTextForTokenClassification": ("frames", (CLASSIFIER_DROPOUT,)),
@@ -310,20 +311,20 @@ def configure_text(source: Source) -> Config:
     config["model"]["dropout"] = config["model"]["encoder"]["dropout"] = dropout
     if name == "pooler" and not any("pooler." in key for key in source.state):
         return config
-    config["task"] = {"name": name} | ({"classes": labels(theirs)} if name in CLASSES else {})
+    config["head"] = {"name": name} | ({"classes": labels(theirs)} if name in CLASSES else {})
     fields.take(options, theirs, config)
-    if "dropout" in config["task"] and config["task"]["dropout"] is None:
-        config["task"]["dropout"] = dropout
+    if "dropout" in config["head"] and config["head"]["dropout"] is None:
+        config["head"]["dropout"] = dropout
     return config
 
 
 def describe_text(config: Config) -> Config:
     """Ours -> config.json of data2vec-text."""
     fields.demand(config, TEXT_ONLY, "Hugging Face's data2vec-text")
-    task = fields.get(config, "task.name")
-    if task == "masked_lm":  # its output has the table, which is stored with the factor
+    head = fields.get(config, "head.name")
+    if head == "masked_lm":  # its output has the table, which is stored with the factor
         fields.demand(config, {"model.scale": False}, "Hugging Face's masked language model")
-    architecture = head_name(TEXT_HEADS, config) if task else "Data2VecTextModel"
+    architecture = head_name(TEXT_HEADS, config) if head else "Data2VecTextModel"
     theirs = fields.give(TEXT, config) | {"architectures": [architecture]}
     rows = fields.get(config, "model.max_length", 512) + theirs["pad_token_id"] + 1
     theirs["max_position_embeddings"] = rows
@@ -336,8 +337,8 @@ def describe_text(config: Config) -> Config:
 
 def text_table(config: Config) -> Table:
     """Names of data2vec-text; with a head, the encoder's have a prefix."""
-    task = (config.get("task") or {}).get("name")
-    p = "" if task in (None, "pooler") else "data2vec_text."
+    head = (config.get("head") or {}).get("name")
+    p = "" if head in (None, "pooler") else "data2vec_text."
     layer, block = f"{p}encoder.layer.{{l}}", "encoder/blocks"
     qkv = [f"{layer}.attention.self.{x}" for x in ("query", "key", "value")]
     factor = np.float32(config["model"]["width"] ** 0.5 if config["model"].get("scale") else 1)
@@ -361,22 +362,22 @@ def text_table(config: Config) -> Table:
         *linear(f"{p}pooler.dense", "task/pooler"),
     ]
     ignored = {r"embeddings\.(position_ids|token_type_ids)$": "a buffer of older versions"}
-    if task == "masked_lm":
+    if head == "masked_lm":
         rows += linear("lm_head.dense", "task/dense") + norm("lm_head.layer_norm", "task/norm")
         # transformers 4 reads the second name; 5 the first, or the second if it is untied.
         names = ("lm_head.bias", "lm_head.decoder.bias")
-        if config["task"].get("tied", True):
+        if config["head"].get("tied", True):
             ignored[r"^lm_head\.decoder\.weight$"] = "the token embeddings once more"
         else:
             names = names[::-1]
             rows.append(Row("lm_head.decoder.weight", "task/kernel", LINEAR))
         rows.append(Row(names, "task/bias", COPIES))
-    elif task == "sequence":
+    elif head == "sequence":
         rows += linear("classifier.dense", "task/dense")
         rows += linear("classifier.out_proj", "task/output")
-    elif task in ("frames", "choice"):
+    elif head in ("frames", "choice"):
         rows += linear("classifier", "task/output")
-    elif task == "answer":
+    elif head == "answer":
         rows += linear("qa_outputs", "task/output")
     return Table(rows, ignored)
 
@@ -394,7 +395,7 @@ def text_constants(config: Config) -> dict[str, np.ndarray]:
     """One segment of zeros for models that know none."""
     if fields.get(config, "model.types", 0):
         return {}
-    p = "" if fields.get(config, "task.name") in (None, "pooler") else "data2vec_text."
+    p = "" if fields.get(config, "head.name") in (None, "pooler") else "data2vec_text."
     width = config["model"]["width"]
     return {f"{p}embeddings.token_type_embeddings.weight": np.zeros((1, width), np.float32)}
 
@@ -408,7 +409,7 @@ def with_prefix(prefix: str, heads: str):
     """Puts the encoder's names where the config's head wants them, whichever class saved them."""
 
     def rename(state, config):
-        wanted = bool(config.get("task")) and fields.get(config, "task.name") != "pooler"
+        wanted = bool(config.get("head")) and fields.get(config, "head.name") != "pooler"
         stored = any(name.startswith(prefix) for name in state)
         if stored and not wanted:
             return {name.removeprefix(prefix): array for name, array in state.items()}

@@ -58,17 +58,17 @@ FIELDS = (
           lambda value: value if value > 0 else None, lambda value: value or 0.0),
 )  # fmt: skip
 SEGMENTATION = (
-    Field("pool_scales", (1, 2, 3, 6), "task.pools", (1, 2, 3, 6), list, list),
-    Field("auxiliary_loss_weight", 0.4, "task.auxiliary_weight", 0.4),
-    Field("semantic_loss_ignore_index", 255, "task.ignore", 255),
+    Field("pool_scales", (1, 2, 3, 6), "head.pools", (1, 2, 3, 6), list, list),
+    Field("auxiliary_loss_weight", 0.4, "head.auxiliary_weight", 0.4),
+    Field("semantic_loss_ignore_index", 255, "head.ignore", 255),
     # A number counts states from 1, where the first is the input of the first block.
-    Field("out_indices", (3, 5, 7, 11), "task.states", there=lambda x: sorted(i - 1 for i in x),
+    Field("out_indices", (3, 5, 7, 11), "head.states", there=lambda x: sorted(i - 1 for i in x),
           back=lambda x: [i + 1 for i in x]),
 )  # fmt: skip
 AUXILIARY = (
-    Field("auxiliary_channels", 256, "task.auxiliary.width"),
-    Field("auxiliary_num_convs", 1, "task.auxiliary.convs", 1),
-    Field("auxiliary_concat_input", False, "task.auxiliary.joined", False),
+    Field("auxiliary_channels", 256, "head.auxiliary.width"),
+    Field("auxiliary_num_convs", 1, "head.auxiliary.convs", 1),
+    Field("auxiliary_concat_input", False, "head.auxiliary.joined", False),
 )
 CLASSES = {
     "Data2VecVisionModel": "image_pooler",
@@ -94,7 +94,7 @@ def configure(source: Source) -> Config:
     """config.json of data2vec-vision -> ours."""
     theirs = source.config
     fields.refuse(theirs, FOREIGN, source.path)
-    task = CLASSES[fields.architecture(theirs, CLASSES, source.path)]
+    head = CLASSES[fields.architecture(theirs, CLASSES, source.path)]
     image = pair(theirs.get("image_size", 224), "image_size", source.path)
     patch = pair(theirs.get("patch_size", 16), "patch_size", source.path)
     channels = theirs.get("num_channels", 3)
@@ -110,20 +110,20 @@ def configure(source: Source) -> Config:
         model["encoder"]["relative"] = [a // b for a, b in zip(image, patch, strict=True)]
     pooling = "class" if model["final_norm"] else "mean"
     eps = model["encoder"]["eps"]
-    if task == "image":
-        config["task"] = {"name": task, "classes": labels(theirs), "pooling": pooling, "eps": eps}
+    if head == "image":
+        config["head"] = {"name": head, "classes": labels(theirs), "pooling": pooling, "eps": eps}
         fields.take((PROBLEM,), theirs, config)
-    elif task == "segmentation":
-        config["task"] = {"name": task, "classes": labels(theirs)}
+    elif head == "segmentation":
+        config["head"] = {"name": head, "classes": labels(theirs)}
         fields.take(SEGMENTATION, theirs, config)
-        config["task"]["auxiliary"] = None
+        config["head"]["auxiliary"] = None
         if theirs.get("use_auxiliary_head", True):
-            config["task"]["auxiliary"] = {}
+            config["head"]["auxiliary"] = {}
             fields.take(AUXILIARY, theirs, config)
         if any(name.startswith("decode_head.bottleneck.") for name in source.state):
             config["hf_major"] = 4
     elif pooling == "class" or any("pooler.layernorm." in name for name in source.state):
-        config["task"] = {"name": task, "pooling": pooling, "eps": eps}
+        config["head"] = {"name": head, "pooling": pooling, "eps": eps}
     return config
 
 
@@ -145,10 +145,10 @@ def describe(config: Config) -> Config:
     """Ours -> config.json of data2vec-vision."""
     what = "Hugging Face's data2vec-vision"
     fields.demand(config, ONLY, what)
-    task = fields.get(config, "task.name", "image_pooler")
-    found = [name for name, head in CLASSES.items() if head == task]
+    head = fields.get(config, "head.name", "image_pooler")
+    found = [name for name, kind in CLASSES.items() if kind == head]
     if not found:
-        raise UserError(f"config.task.name: {what} has no class for '{task}'")
+        raise UserError(f"config.head.name: {what} has no class for '{head}'")
     model = config["model"]
     if fields.get(config, "model.encoder.qkv_bias", "qkv") == "qkv":
         raise UserError(f"config.model.encoder.qkv_bias: {what} has no biases of keys; only 'qv'")
@@ -159,17 +159,17 @@ def describe(config: Config) -> Config:
         "use_relative_position_bias": bool(fields.get(config, "model.encoder.relative")),
     }  # fmt: skip
     _refuse_other_grids(model, theirs, image, patch)
-    head: Config = {}
-    if task == "segmentation":
-        head = fields.give(SEGMENTATION, config)
-        head["use_auxiliary_head"] = config["task"].get("auxiliary") is not None
-        if head["use_auxiliary_head"]:
-            head |= fields.give(AUXILIARY, config)
-    elif fields.get(config, "task.pooling", "class") == "mean":
-        head = {"use_mean_pooling": True, "layer_norm_eps": config["task"]["eps"]}
-    if task == "image":
-        head |= fields.give((PROBLEM,), config)
-    return described(config, "data2vec-vision", agreeing(theirs, head), MEANING)
+    head_fields: Config = {}
+    if head == "segmentation":
+        head_fields = fields.give(SEGMENTATION, config)
+        head_fields["use_auxiliary_head"] = config["head"].get("auxiliary") is not None
+        if head_fields["use_auxiliary_head"]:
+            head_fields |= fields.give(AUXILIARY, config)
+    elif fields.get(config, "head.pooling", "class") == "mean":
+        head_fields = {"use_mean_pooling": True, "layer_norm_eps": config["head"]["eps"]}
+    if head == "image":
+        head_fields |= fields.give((PROBLEM,), config)
+    return described(config, "data2vec-vision", agreeing(theirs, head_fields), MEANING)
 
 
 MEANING = {
@@ -195,12 +195,12 @@ def _refuse_other_grids(model: Config, theirs: Config, image: list[int], patch: 
 
 def prefix(config: Config) -> str:
     """What stands before the encoder's names."""
-    return "" if fields.get(config, "task.name") in (None, "image_pooler") else "data2vec_vision."
+    return "" if fields.get(config, "head.name") in (None, "image_pooler") else "data2vec_vision."
 
 
 def table(config: Config) -> Table:
-    """Names of data2vec-vision; with a task, the encoder's have a prefix."""
-    task, p = fields.get(config, "task.name"), prefix(config)
+    """Names of data2vec-vision; with a head, the encoder's have a prefix."""
+    head, p = fields.get(config, "head.name"), prefix(config)
     layer, block = f"{p}encoder.layer.{{l}}", "encoder/blocks"
     inner, bias = f"{layer}.attention.attention", "relative_position_bias_table"
     qkv = tuple(f"{inner}.{name}.weight" for name in ("query", "key", "value"))
@@ -224,7 +224,7 @@ def table(config: Config) -> Table:
         Row(f"{layer}.lambda_2", f"{block}/layer_scale2"),
         *norm(f"{p}layernorm", "norm"),
     ]
-    if task == "segmentation":
+    if head == "segmentation":
         rows += _segmentation_rows()
     else:
         rows += norm(f"{p}pooler.layernorm", "task/norm") + linear("classifier", "task/output")
@@ -319,7 +319,7 @@ _prefixed = with_prefix("data2vec_vision.", r"(classifier|fpn[12]|decode_head|au
 
 def rename(state: Mapping[str, Any], config: Config) -> dict[str, Any]:
     """Their names -> the table's: prefix, and segmentation heads of transformers 4."""
-    wanted = config if fields.get(config, "task.name") != "image_pooler" else {}
+    wanted = config if fields.get(config, "head.name") != "image_pooler" else {}
     return _replaced(_prefixed(state, wanted), TO_5)
 
 

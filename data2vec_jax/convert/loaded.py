@@ -29,7 +29,7 @@ def loss(
     config: Mapping[str, Any], params: Params, outputs: Outputs, labels: Mapping[str, Array]
 ) -> Array:
     """The head's loss; labels by Hugging Face's names."""
-    head = heads.make(config["task"])
+    head = heads.make(config["head"])
     values = {k: v for k, v in outputs._asdict().items() if v is not None}
     labels = {name: jnp.asarray(value) for name, value in labels.items()}
     variables = {"params": params.get("task", {})}

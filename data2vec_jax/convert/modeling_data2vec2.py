@@ -226,21 +226,21 @@ def pair(value):
 
 def build(model, c):
     """Gives a module the parameters of a model. c: the entry `data2vec` of config.json."""
-    m, task = c["model"], c.get("task") or {}
+    m, options = c["model"], c.get("head") or {}
     width, e, eps = m["width"], m["encoder"], m["encoder"].get("eps", 1e-5)
     model.c = c
     model.modality_encoders = nn.ModuleDict({MODES[c["modality"]]: Encoder(c)})
     main = e["depth"] - c.get("prenet", 0)
     model.blocks = nn.ModuleList(Block(width, e["heads"], e["mlp"], eps) for _ in range(main))
-    name = task.get("name")
+    name = options.get("name")
     if name == "ctc":
-        model.proj = nn.Linear(width, task["vocab_size"])
+        model.proj = nn.Linear(width, options["vocab_size"])
     elif name == "image":
-        model.fc_norm = nn.LayerNorm(width, eps=task.get("eps", 1e-6))
-        model.head = nn.Linear(width, task["classes"])
+        model.fc_norm = nn.LayerNorm(width, eps=options.get("eps", 1e-6))
+        model.head = nn.Linear(width, options["classes"])
     elif name == "sequence":
         head = nn.Module()
-        head.dense, head.out_proj = nn.Linear(width, width), nn.Linear(width, task["classes"])
+        head.dense, head.out_proj = nn.Linear(width, width), nn.Linear(width, options["classes"])
         model.classification_heads = nn.ModuleDict({"sentence_classification_head": head})
     elif name:
         raise ValueError(f"no head '{name}'")

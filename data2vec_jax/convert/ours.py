@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data2vec_jax.convert import layouts, peft
+from data2vec_jax.convert import fields, layouts, peft
 from data2vec_jax.convert.layouts import Config
 from data2vec_jax.convert.tables import Entry, entries_of, flatten, nest, plan_read
 from data2vec_jax.core import checkpoints, files, safetensors
@@ -26,6 +26,7 @@ from data2vec_jax.core.config import with_current_names
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.modalities import contract
 from data2vec_jax.models import adapters, heads
+from data2vec_jax.models.outputs import head_name
 
 # Files that say how inputs are made, or what outputs mean; they travel with the weights.
 PROCESSORS = (
@@ -117,20 +118,39 @@ def _home(path: Path) -> Path | None:
     return None
 
 
+# Entries of a converted config.
+KEPT = (
+    "modality",
+    "model",
+    "conv_adapter",
+    "head",
+    "labels",
+    "teacher",
+    "prenet",
+    "adapters",
+    "hf_major",
+    "origin",
+)
+
+
+def _config_of_run(training: Config, home: Path) -> Config:
+    """Converted config of a run (there `task` names a module, and `adapter` is LoRA's section)."""
+    config = {key: training[key] for key in ("modality", "model")}
+    if training.get("head"):
+        config["head"] = {k: v for k, v in training["head"].items() if v is not None}
+    if (home / "labels.json").is_file():  # names of the classes that the run found in its data
+        config["labels"] = json.loads((home / "labels.json").read_text(encoding="utf-8"))
+    return config
+
+
 def _open_ours(path: Path, home: Path) -> Checkpoint:
-    config = with_current_names(files.read_json(home / "config.json"))
-    keep = (
-        "modality", "model", "adapter", "task", "labels", "teacher", "prenet", "adapters",
-        "hf_major", "origin",
-    )  # fmt: skip
-    training = config if "total_steps" in config else {}
-    config = {key: config[key] for key in keep if config.get(key) is not None}
-    if training:  # where `task` is a module of ours, and `adapter` the options of adapters
-        config = {key: config[key] for key in ("modality", "model")}
-        if training.get("head"):
-            config["task"] = {k: v for k, v in training["head"].items() if v is not None}
-        if (home / "labels.json").is_file():  # names of the classes that the run found in its data
-            config["labels"] = json.loads((home / "labels.json").read_text(encoding="utf-8"))
+    stored = with_current_names(files.read_json(home / "config.json"))
+    training = stored if "total_steps" in stored else {}
+    if training:
+        config = _config_of_run(training, home)
+    else:
+        stored = fields.with_current_names(stored)
+        config = {key: stored[key] for key in KEPT if stored.get(key) is not None}
     weights = home / "model.safetensors"
     if weights.is_file():
         found: Mapping[str, Any] = safetensors.SafeTensors(weights)
@@ -190,14 +210,14 @@ def shapes_of(config: Config) -> dict[str, tuple[int, ...]]:
     x = jax.ShapeDtypeStruct((2, 8, width), jnp.float32)
     states = jax.ShapeDtypeStruct((model.encoder.depth + 1, 2, 8, width), jnp.float32)
     parts = {"": found}
-    if config.get("adapter"):
-        adapter = heads.make_adapter(config["adapter"])
+    if config.get("conv_adapter"):
+        adapter = heads.make_adapter(config["conv_adapter"])
         long = jax.ShapeDtypeStruct((2, 100_000, width), jnp.float32)  # enough for any stride
         parts["adapter/"] = jax.eval_shape(adapter.init, jax.random.key(0), long)["params"]
         x = jax.ShapeDtypeStruct((2, 8, adapter.width), jnp.float32)
-    if config.get("task") and config["task"]["name"] in heads.HEADS:
+    if head_name(config) in heads.HEADS:
         table = jax.ShapeDtypeStruct((config["model"].get("vocab_size", 8), width), jnp.float32)
-        head, features = heads.make(config["task"]), heads.Features(x, states, None, table)
+        head, features = heads.make(config["head"]), heads.Features(x, states, None, table)
         parts["task/"] = jax.eval_shape(head.init, jax.random.key(0), features).get("params", {})
     if sites := peft.sites_of(config):
         params = {**found, "task": parts.get("task/", {})}

@@ -359,7 +359,7 @@ class ImagePooler(nn.Module):
     def setup(self):
         if self.pooling not in ("class", "mean"):
             hint = nearest(self.pooling, ("class", "mean"))
-            raise UserError(f"config.task.pooling: no '{self.pooling}'{hint}")
+            raise UserError(f"config.head.pooling: no '{self.pooling}'{hint}")
         self.norm = LayerNorm(self.eps)
 
     def __call__(self, features: Features, key: Key = None) -> Arrays:
@@ -455,7 +455,7 @@ HEADS: dict[str, Any] = {
 }
 
 
-def make(options: Mapping[str, Any], section: str = "task") -> nn.Module:
+def make(options: Mapping[str, Any], section: str = "head") -> nn.Module:
     """The head of a config section: its `name` and its options."""
     options = dict(options)
     name = options.pop("name", None)
@@ -468,7 +468,7 @@ def make(options: Mapping[str, Any], section: str = "task") -> nn.Module:
     return HEADS[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
 
 
-def make_adapter(options: Mapping[str, Any], section: str = "adapter") -> ConvAdapter:
+def make_adapter(options: Mapping[str, Any], section: str = "conv_adapter") -> ConvAdapter:
     """The convolutional adapter of a config section."""
     check_section(section, options, ConvAdapter)
     return ConvAdapter(**options)

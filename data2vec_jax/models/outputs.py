@@ -56,7 +56,7 @@ class Outputs(NamedTuple):
 
 def head_options(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Section of the head in a converted config: its name and options, empty without a head."""
-    return config.get("task") or {}
+    return config.get("head") or {}
 
 
 def head_name(config: Mapping[str, Any]) -> str | None:

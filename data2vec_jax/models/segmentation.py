@@ -138,7 +138,7 @@ class Segmentation(nn.Module):
         """Four maps [B, rows, columns, D]."""
         last = len(states) - 1
         if len(self.states) != 4 or max(self.states) > last:
-            raise UserError(f"config.task.states: {self.states}; four of 0 to {last} are needed")
+            raise UserError(f"config.head.states: {self.states}; four of 0 to {last} are needed")
         tokens = states[np.asarray(self.states), :, -grid[0] * grid[1] :]  # without class tokens
         return tokens.reshape(*tokens.shape[:2], *grid, -1)
 

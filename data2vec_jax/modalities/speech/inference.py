@@ -36,8 +36,8 @@ def forward(
         variables, Tokens(x, valid), inputs.get("mask"), collect=True, method="encode"
     )
     x = encoded.x
-    if config.get("adapter"):
-        adapter = heads.make_adapter(config["adapter"])
+    if config.get("conv_adapter"):
+        adapter = heads.make_adapter(config["conv_adapter"])
         x = adapter.apply({"params": params["adapter"]}, x)
         lengths = None if lengths is None else adapter.lengths(lengths)
     features = Features(x, states_of(encoded), lengths)

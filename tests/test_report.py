@@ -140,6 +140,7 @@ def test_a_run_shows_its_numbers_curves_evals_and_config(tmp_path, capsys, figur
         "seed": 7,
         "modality": "speech",
         "objective": {"name": "data2vec2", "empty": {}},
+        "start": "runs/base",  # an old run's `init_from`
         "data": {"batch_size": 64, "source": "<b>&x"},
     }
     write(tmp_path, lines, config, tail='{"step": 31, "spl')
@@ -149,7 +150,13 @@ def test_a_run_shows_its_numbers_curves_evals_and_config(tmp_path, capsys, figur
     assert names == ["config.json", "metrics.jsonl", "report.html"]
     for text in ("updates of 5,000", "0.618", "0.3142", "43.2%", "0.99999", "No sign of coll"):
         assert text in made.text
-    for text in ("modality speech", "objective.name data2vec2", "seed 7", "data.batch_size 64"):
+    for text in (
+        "init_from runs/base",
+        "modality speech",
+        "objective.name data2vec2",
+        "seed 7",
+        "data.batch_size 64",
+    ):
         assert text in made.text
     assert made.charts == [
         "Loss",
@@ -183,6 +190,7 @@ def test_a_run_shows_its_numbers_curves_evals_and_config(tmp_path, capsys, figur
         ["objective.empty", "{}"],
         ["data.batch_size", "64"],
         ["data.source", "<b>&x"],
+        ["init_from", "runs/base"],
     ]
 
 

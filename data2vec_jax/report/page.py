@@ -33,6 +33,7 @@ KEY_OPTIONS = (
     "modality",
     "objective.name",
     "head.name",
+    "init_from",
     "data.source",
     "data.batch_size",
     "seed",
@@ -209,7 +210,7 @@ def _run_context(run: RunRecord) -> dict[str, Any]:
     cards = Cards()
     return {
         "kind": "run",
-        "keys": [(key, options[key]) for key in KEY_OPTIONS if key in options],
+        "keys": [(key, options[key]) for key in KEY_OPTIONS if options.get(key) is not None],
         "tiles": _tiles(run),
         "warnings": run.warnings(),
         "health": _health(run),

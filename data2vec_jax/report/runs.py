@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data2vec_jax.core.config import check_section
+from data2vec_jax.core.config import check_section, with_current_names
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.metrics.collapse import CollapseConfig, CollapseMonitor, Limit
 from data2vec_jax.metrics.writer import FILE, Line, read_lines
@@ -111,6 +111,7 @@ def read_run(folder: Path) -> RunRecord:
     for lines in splits.values():
         lines.sort(key=lambda line: line["step"])
     config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+    config = with_current_names(config)
     section = config.get("collapse", {})
     check_section("collapse", section, CollapseConfig)
     return RunRecord(folder.name, splits, config, CollapseConfig(**section))

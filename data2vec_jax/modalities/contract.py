@@ -23,18 +23,12 @@ from data2vec_jax.data.codecs.base import Codec
 from data2vec_jax.data.sources.base import Source
 from data2vec_jax.data.sources.labels import check_classes
 from data2vec_jax.models import outputs
+from data2vec_jax.models.encoder import Tokens as Tokens  # a part of the contract
 from data2vec_jax.models.outputs import Outputs
 
 Batch = Mapping[str, jax.Array]
 Options = Mapping[str, Any]
 FROZEN: Options = MappingProxyType({})
-
-
-class Tokens(NamedTuple):
-    """Output of a front end: x [B, T, D] and valid, bool [B, T] or None (no padding)."""
-
-    x: jax.Array
-    valid: jax.Array | None = None
 
 
 @dataclass(frozen=True)

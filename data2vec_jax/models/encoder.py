@@ -31,6 +31,13 @@ from data2vec_jax.models.layers import (
 from data2vec_jax.models.positions import relative_bias, relative_index
 
 
+class Tokens(NamedTuple):
+    """Output of a front end: x [B, T, D] and valid, bool [B, T] or None (no padding)."""
+
+    x: Array
+    valid: Array | None = None
+
+
 class TargetSpec(NamedTuple):
     """What the teacher's layers leave behind.
 

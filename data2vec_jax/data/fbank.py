@@ -8,7 +8,6 @@ scaled by 2^15 as Kaldi's own tools do.
 """
 
 import functools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -174,13 +173,11 @@ def device_log_mel(audio: jax.Array, options: Fbank) -> jax.Array:
 
 
 def _split_frames(audio: jax.Array, count: int, options: Fbank) -> jax.Array:
-    """[..., S] -> [..., F, n]: slices of short pieces side by side, as TPUs gather slowly.
-
-    A piece is the longest that divides both a frame and a shift: 80 samples of 400 and 160.
-    """
-    size = math.gcd(options.length, options.shift)
-    parts, step = options.length // size, options.shift // size
-    total = (count - 1) * step + parts
-    pieces = audio[..., : total * size].reshape(*audio.shape[:-1], total, size)
-    last = (count - 1) * step + 1
-    return jnp.concatenate([pieces[..., i : i + last : step, :] for i in range(parts)], axis=-1)
+    """[..., S] -> [..., F, n]: pieces of one shift side by side, as TPUs gather slowly."""
+    parts = -(-options.length // options.shift)  # rounded up: the last piece is cut
+    total = (count - 1 + parts) * options.shift
+    audio = audio[..., :total]
+    rest = [(0, 0)] * (audio.ndim - 1) + [(0, total - audio.shape[-1])]
+    pieces = jnp.pad(audio, rest).reshape(*audio.shape[:-1], -1, options.shift)
+    joined = jnp.concatenate([pieces[..., i : i + count, :] for i in range(parts)], axis=-1)
+    return joined[..., : options.length]

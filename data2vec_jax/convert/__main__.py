@@ -23,38 +23,52 @@ def parser() -> Arguments:
         description="Converts a checkpoint. Prints what became of every tensor.",
     )
     found.add_argument(
-        "source", metavar="SOURCE", type=Path,
+        "source",
+        metavar="SOURCE",
+        type=Path,
         help="our workdir or a folder that this command wrote, a Hugging Face folder, fairseq's "
         ".pt, the 1.0 vision code base's .pth, or a PEFT adapter; seen from its content",
-    )  # fmt: skip
+    )
     found.add_argument(
         "target", metavar="TARGET", type=Path, help="a new folder; a new file for --to=fairseq"
     )
     found.add_argument(
-        "--to", required=True, choices=export.TARGETS,
+        "--to",
+        required=True,
+        choices=export.TARGETS,
         help="jax: our own folder; hf: a Hugging Face folder; fairseq: its .pt, or the .pth of the "
         "1.0 vision code base; peft: a folder with its adapters",
-    )  # fmt: skip
+    )
     found.add_argument(
-        "--base", type=Path, metavar="FOLDER",
+        "--base",
+        type=Path,
+        metavar="FOLDER",
         help="of an adapter: its base model, if it is not where the adapter says",
-    )  # fmt: skip
+    )
     found.add_argument(
-        "--merge", action="store_true",
+        "--merge",
+        action="store_true",
         help="with --to=jax: merge adapters into the kernels (hf and fairseq always have them so)",
-    )  # fmt: skip
+    )
     found.add_argument(
-        "--verify", action="store_true",
+        "--verify",
+        action="store_true",
         help="run the model here and in PyTorch, and print the worst difference of each layer",
-    )  # fmt: skip
+    )
     found.add_argument(
-        "--weights", choices=("student", "teacher"), default="student",
+        "--weights",
+        choices=("student", "teacher"),
+        default="student",
         help="teacher: put the moving average in the student's place",
-    )  # fmt: skip
+    )
     found.add_argument(
-        "--missing", metavar="PATTERN", action="append", default=[], type=pattern,
+        "--missing",
+        metavar="PATTERN",
+        action="append",
+        default=[],
+        type=pattern,
         help="a regular expression of our paths that the source may lack",
-    )  # fmt: skip
+    )
     return found
 
 

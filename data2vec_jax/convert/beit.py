@@ -63,10 +63,16 @@ RATES = (  # they have no effect on a trained model; either name of the settings
     Field("drop", 0.0, ("model.dropout", "model.encoder.dropout"), 0.0),
 )
 ONLY = {
-    "model.encoder.norm": "pre", "model.encoder.eps": EPS, "model.encoder.activation": "gelu",
-    "model.encoder.activation_dropout": 0.0, "model.encoder.layerdrop": 0.0,
-    "model.class_tokens": 1, "model.sincos": False, "model.alibi": None, "model.decoder": None,
-}  # fmt: skip
+    "model.encoder.norm": "pre",
+    "model.encoder.eps": EPS,
+    "model.encoder.activation": "gelu",
+    "model.encoder.activation_dropout": 0.0,
+    "model.encoder.layerdrop": 0.0,
+    "model.class_tokens": 1,
+    "model.sincos": False,
+    "model.alibi": None,
+    "model.decoder": None,
+}
 HEADS = (None, "image", "image_pooler")
 
 
@@ -87,18 +93,30 @@ def configure(source: Source) -> Config:
     image = _image(source, args, state, patch, tables)
     own = "blocks.0.attn.relative_position_bias_table" in state
     encoder = {
-        "depth": depth, "heads": _heads(source, args, tables, width), "mlp": shape(
-            "blocks.0.mlp.fc1.weight")[0],
-        "norm": "pre", "eps": EPS, "qkv_bias": _bias(source, state),
+        "depth": depth,
+        "heads": _heads(source, args, tables, width),
+        "mlp": shape("blocks.0.mlp.fc1.weight")[0],
+        "norm": "pre",
+        "eps": EPS,
+        "qkv_bias": _bias(source, state),
         "layer_scale": (args.get("init_values") or 0.1) if "blocks.0.gamma_1" in state else None,
         "relative": [a // b for a, b in zip(image, patch, strict=True)] if own else None,
-    }  # fmt: skip
-    config: Config = {"modality": "vision", "model": {
-        "width": width, "image": image, "patch": patch, "encoder": encoder,
-        "mean": [0.5] * channels, "std": [0.5] * channels,
-        "shared_relative": f"{SHARED}bias_table" in state, "absolute": "pos_embed" in state,
-        "mask_embedding": "mask_token" in state, "final_norm": "norm.weight" in state,
-    }}  # fmt: skip
+    }
+    config: Config = {
+        "modality": "vision",
+        "model": {
+            "width": width,
+            "image": image,
+            "patch": patch,
+            "encoder": encoder,
+            "mean": [0.5] * channels,
+            "std": [0.5] * channels,
+            "shared_relative": f"{SHARED}bias_table" in state,
+            "absolute": "pos_embed" in state,
+            "mask_embedding": "mask_token" in state,
+            "final_norm": "norm.weight" in state,
+        },
+    }
     fields.take(RATES, args, config)
     if "head.weight" in state:
         pooling = "mean" if "fc_norm.weight" in state else "class"
@@ -162,14 +180,18 @@ def describe(config: Config) -> Config:
     if rows != columns and model.get("resampling") == "huggingface":
         raise UserError("config.model.resampling: BEiT reads positions of other grids differently")
     args = {
-        "img_size": list(size(model, "image", 224)), "patch_size": size(model, "patch", 16)[0],
-        "embed_dim": model["width"], "depth": encoder["depth"], "num_heads": encoder["heads"],
-        "mlp_ratio": encoder["mlp"] / model["width"], "qkv_bias": encoder["qkv_bias"] == "qv",
+        "img_size": list(size(model, "image", 224)),
+        "patch_size": size(model, "patch", 16)[0],
+        "embed_dim": model["width"],
+        "depth": encoder["depth"],
+        "num_heads": encoder["heads"],
+        "mlp_ratio": encoder["mlp"] / model["width"],
+        "qkv_bias": encoder["qkv_bias"] == "qv",
         "init_values": encoder.get("layer_scale") or 0.0,
         "use_abs_pos_emb": model.get("absolute", False),
         "use_shared_rel_pos_bias": model.get("shared_relative", True),
         "use_rel_pos_bias": encoder.get("relative") is not None,
-    }  # fmt: skip
+    }
     return {"args": args | fields.give(RATES, config)}
 
 
@@ -218,9 +240,16 @@ def store(state: Mapping[str, Any], config: Config) -> dict[str, Any]:
 
 LAYOUTS = [
     Layout(
-        NAME, "pickle", "fairseq", "vision",
-        lambda source: "patch_embed.proj.weight" in source.state, configure, table, describe,
-        constants=constants, store=store,
+        name=NAME,
+        kind="pickle",
+        to="fairseq",
+        modality="vision",
+        claims=lambda source: "patch_embed.proj.weight" in source.state,
+        configure=configure,
+        table=table,
+        describe=describe,
+        constants=constants,
+        store=store,
         holds=lambda config: fields.generation(config) == "1.0",
     )
-]  # fmt: skip
+]

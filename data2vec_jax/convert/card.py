@@ -36,14 +36,28 @@ def card(checkpoint: Checkpoint, layout: Layout, described: Config) -> str:
     """Markdown: what the model is, its numbers, how to load it, what it was made of."""
     config, name = checkpoint.config, auto_class(described)
     lines = [
-        "---", "library_name: transformers", "tags:", "- data2vec", f"- {config['modality']}",
-        "---", "", f"# {layout.name}", "",
+        "---",
+        "library_name: transformers",
+        "tags:",
+        "- data2vec",
+        f"- {config['modality']}",
+        "---",
+        "",
+        f"# {layout.name}",
+        "",
         f"A {PAPERS[fields.generation(config)]} model for {config['modality']}, written by "
         "data2vec_jax.",
-        "", "```python", f"from transformers import {name}", "",
-        f'model = {name}.from_pretrained("THIS_FOLDER"{remote(described)})', "```", "",
-        "| | |", "| --- | --- |", *rows(checkpoint),
-    ]  # fmt: skip
+        "",
+        "```python",
+        f"from transformers import {name}",
+        "",
+        f'model = {name}.from_pretrained("THIS_FOLDER"{remote(described)})',
+        "```",
+        "",
+        "| | |",
+        "| --- | --- |",
+        *rows(checkpoint),
+    ]
     found = numbers(checkpoint)
     lines += ["", "## Metrics", ""]
     lines += ["| metric | value |", "| --- | --- |", *found] if found else ["None recorded."]
@@ -87,8 +101,10 @@ def numbers(checkpoint: Checkpoint) -> list[str]:
         last = {line["split"]: line for line in read_lines(log)}
         return [
             f"| {split} {name} | {line[name]} |"
-            for split, line in last.items() for name in LOGGED if name in line
-        ]  # fmt: skip
+            for split, line in last.items()
+            for name in LOGGED
+            if name in line
+        ]
     if not found:
         return []
 

@@ -161,11 +161,22 @@ SPEECH_FIELDS = (
     Field("encoder_attention_heads", 12, "model.encoder.heads"),
     Field("encoder_ffn_embed_dim", 3072, "model.encoder.mlp"),
     Field("activation_fn", "gelu", "model.encoder.activation", "gelu"),
-    Field("layer_norm_first", False, "model.encoder.norm", "post",
-          lambda first: "pre" if first else "post", lambda norm: norm == "pre"),
-    Field("extractor_mode", "default", "model.frontend.norm", "layer",
-          lambda mode: "layer" if mode == "layer_norm" else "group",
-          lambda norm: "layer_norm" if norm == "layer" else "default"),
+    Field(
+        "layer_norm_first",
+        False,
+        "model.encoder.norm",
+        "post",
+        lambda first: "pre" if first else "post",
+        lambda norm: norm == "pre",
+    ),
+    Field(
+        "extractor_mode",
+        "default",
+        "model.frontend.norm",
+        "layer",
+        lambda mode: "layer" if mode == "layer_norm" else "group",
+        lambda norm: "layer_norm" if norm == "layer" else "default",
+    ),
     Field("conv_bias", False, "model.frontend.bias", False),
     Field("conv_pos", 128, "model.positions.width", 95),
     Field("conv_pos_groups", 16, "model.positions.groups", 16),
@@ -174,14 +185,26 @@ SPEECH_FIELDS = (
     Field("attention_dropout", 0.1, "model.encoder.attention_dropout", 0.0),
     Field("activation_dropout", 0.0, "model.encoder.activation_dropout", 0.0),
     Field("encoder_layerdrop", 0.0, "model.encoder.layerdrop", 0.0),
-)  # fmt: skip
-SPEECH_FOREIGN = {"layer_type": ("transformer",), "pos_enc_type": ("abs", ""),
-                  "conv_pos_batch_norm": (False,), "adp_num": (-1,)}  # fmt: skip
-SPEECH_FIXED = {"model.encoder.eps": 1e-5, "model.encoder.qkv_bias": "qkv",
-                "model.encoder.layer_scale": None, "model.encoder.relative": None,
-                "model.positions.activation": "gelu", "model.frontend.activation": "gelu",
-                "model.positions.input_norm": False, "model.frontend.eps": 1e-5,
-                "model.decoder": None, "model.alibi": None, "conv_adapter": None}  # fmt: skip
+)
+SPEECH_FOREIGN = {
+    "layer_type": ("transformer",),
+    "pos_enc_type": ("abs", ""),
+    "conv_pos_batch_norm": (False,),
+    "adp_num": (-1,),
+}
+SPEECH_FIXED = {
+    "model.encoder.eps": 1e-5,
+    "model.encoder.qkv_bias": "qkv",
+    "model.encoder.layer_scale": None,
+    "model.encoder.relative": None,
+    "model.positions.activation": "gelu",
+    "model.frontend.activation": "gelu",
+    "model.positions.input_norm": False,
+    "model.frontend.eps": 1e-5,
+    "model.decoder": None,
+    "model.alibi": None,
+    "conv_adapter": None,
+}
 
 
 def configure_speech(source: Source) -> Config:
@@ -264,10 +287,16 @@ TEXT_FIELDS = (
     Field("layers", 12, "model.encoder.depth"),
     Field("attention_heads", 12, "model.encoder.heads"),
     Field("ffn_embed_dim", 3072, "model.encoder.mlp"),
-    Field("normalize_before", False, "model.encoder.norm", "post",
-          lambda first: "pre" if first else "post", lambda norm: norm == "pre"),
+    Field(
+        "normalize_before",
+        False,
+        "model.encoder.norm",
+        "post",
+        lambda first: "pre" if first else "post",
+        lambda norm: norm == "pre",
+    ),
     Field("layerdrop", 0.0, "model.encoder.layerdrop", 0.0),
-)  # fmt: skip
+)
 TEXT_DROPOUTS = (
     Field("activation_fn", "gelu", "model.encoder.activation", "gelu"),
     Field("dropout", 0.1, ("model.encoder.dropout", "model.dropout"), 0.0),
@@ -275,9 +304,17 @@ TEXT_DROPOUTS = (
     Field("activation_dropout", 0.0, "model.encoder.activation_dropout", 0.0),
     Field("no_scale_embedding", True, "model.scale", False, lambda no: not no, lambda on: not on),
 )
-TEXT_FIXED = {"model.encoder.eps": 1e-5, "model.eps": 1e-5, "model.encoder.qkv_bias": "qkv",
-              "model.encoder.layer_scale": None, "model.encoder.relative": None, "model.pad": 1,
-              "model.input_norm": False, "model.decoder": None, "model.alibi": None}  # fmt: skip
+TEXT_FIXED = {
+    "model.encoder.eps": 1e-5,
+    "model.eps": 1e-5,
+    "model.encoder.qkv_bias": "qkv",
+    "model.encoder.layer_scale": None,
+    "model.encoder.relative": None,
+    "model.pad": 1,
+    "model.input_norm": False,
+    "model.decoder": None,
+    "model.alibi": None,
+}
 
 
 def configure_text(source: Source) -> Config:
@@ -293,9 +330,10 @@ def configure_text(source: Source) -> Config:
         raise UserError(f"{source.path}: the weights lack '{TEXT_PREFIX}embed_tokens.weight'")
     tokens, positions = (
         len(source.state[names[0].replace("embed_tokens", x)])
-        if names[0].replace("embed_tokens", x) in source.state else 0
+        if names[0].replace("embed_tokens", x) in source.state
+        else 0
         for x in ("embed_tokens", "embed_positions")
-    )  # fmt: skip
+    )
     config["model"] |= {"vocab_size": tokens, "max_length": positions - 2}
     config["model"]["head"] = regression(source, "regression_head.")
     if has(source, "_ema."):
@@ -312,9 +350,10 @@ def configure_text(source: Source) -> Config:
 def regression(source: Source, name: str) -> dict[str, int]:
     """Section `model.head` of a head whose layers are numbered 0, 2, 4, ... below `name`."""
     found = [
-        (key, x) for key, x in source.state.items()
+        (key, x)
+        for key, x in source.state.items()
         if name in key and key.endswith(".weight") and "_ema" not in key
-    ]  # fmt: skip
+    ]
     return {"depth": len(found), "hidden": found[0][1].shape[0]} if found else {}
 
 
@@ -333,9 +372,10 @@ def describe_text(config: Config) -> Config:
         raise UserError(f"config.head.name: fairseq has no place for '{config['head']['name']}'")
     length = fields.get(config, "model.max_length", 512)
     transformer = fields.give(TEXT_DROPOUTS, config) | {
-        "max_source_positions": length, "layernorm_embedding": True,
+        "max_source_positions": length,
+        "layernorm_embedding": True,
         "encoder": fields.give(TEXT_FIELDS, config) | {"learned_pos": True},
-    }  # fmt: skip
+    }
     theirs = {"_name": "data2vec_text", "max_positions": length, "transformer": transformer}
     theirs["head_layers"] = fields.get(config, "model.head.depth", 2)
     return {"cfg": {"model": theirs}}
@@ -391,20 +431,35 @@ def one_segment(entries: list[Entry]) -> list[Entry]:
 
 LAYOUTS = [
     Layout(
-        "fairseq data2vec audio 1.0", "pickle", "fairseq", "speech",
-        lambda source: has(source, "post_extract_proj"),
-        configure_speech, speech_table, describe_speech,
-        holds=lambda config: fields.generation(config) == "1.0", rename=older_speech, store=stored,
+        name="fairseq data2vec audio 1.0",
+        kind="pickle",
+        to="fairseq",
+        modality="speech",
+        claims=lambda source: has(source, "post_extract_proj"),
+        configure=configure_speech,
+        table=speech_table,
+        describe=describe_speech,
+        holds=lambda config: fields.generation(config) == "1.0",
+        rename=older_speech,
+        store=stored,
     ),
     Layout(
-        "fairseq data2vec text 1.0", "pickle", "fairseq", "text",
-        lambda source: has(source, "sentence_encoder.embed_tokens"),
-        configure_text, text_table, describe_text,
-        holds=lambda config: fields.generation(config) == "1.0", rename=text_names,
+        name="fairseq data2vec text 1.0",
+        kind="pickle",
+        to="fairseq",
+        modality="text",
+        claims=lambda source: has(source, "sentence_encoder.embed_tokens"),
+        configure=configure_text,
+        table=text_table,
+        describe=describe_text,
+        holds=lambda config: fields.generation(config) == "1.0",
+        rename=text_names,
         drops={
             r"^task/pooler/": "fairseq's encoder has no pooler",
             r"embeddings/types$": "fairseq's has no segments; the vector is in the positions",
         },
-        constants=text_constants, store=stored, fit=one_segment,
+        constants=text_constants,
+        store=stored,
+        fit=one_segment,
     ),
-]  # fmt: skip
+]

@@ -1,16 +1,14 @@
-"""fairseq's data2vec 2.0 (finetuning_and_conversion 5.4), and our safetensors folder of it.
+"""fairseq's data2vec 2.0 (finetuning_and_conversion 5.4).
 
-All modalities share one class of model. Its modality encoder stands below
-`modality_encoders.{AUDIO,IMAGE,TEXT}`, with the lowest ("prenet") blocks if there are any; the
-others stand at the top, numbered from 0 again. Ours are one stack: `joined` and `parted` renumber.
+All modalities share one class of model. Parameters of the modality's encoder are below
+`modality_encoders.{AUDIO,IMAGE,TEXT}`, those of its lowest ("prenet") blocks among them. The other
+blocks are at the top, numbered from 0 again. Ours are one stack: `joined` and `parted` renumber.
 
-The teacher has the same names, unless it is just the list of blocks (text).
+The teacher has the same names, or, for text, is a list of blocks only.
 """
 
 import re
-import shutil
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -213,14 +211,19 @@ DECODER = (
     Field("input_dropout", 0.1, "model.decoder.dropout", 0.0),
 )
 SPEECH_FIELDS = (
-    Field("extractor_mode", "layer_norm", "model.frontend.norm", "layer",
-          lambda mode: "layer" if mode == "layer_norm" else "group",
-          lambda norm: "layer_norm" if norm == "layer" else "default"),
+    Field(
+        "extractor_mode",
+        "layer_norm",
+        "model.frontend.norm",
+        "layer",
+        lambda mode: "layer" if mode == "layer_norm" else "group",
+        lambda norm: "layer_norm" if norm == "layer" else "default",
+    ),
     Field("conv_pos_depth", 5, "model.positions.depth", 5),
     Field("conv_pos_width", 95, "model.positions.width", 95),
     Field("conv_pos_groups", 16, "model.positions.groups", 16),
     Field("conv_pos_pre_ln", False, "model.positions.input_norm", False),
-)  # fmt: skip
+)
 VISION_FIELDS = (
     Field("input_size", 224, "model.image", 224),
     Field("patch_size", 16, "model.patch", 16),
@@ -228,26 +231,40 @@ VISION_FIELDS = (
     Field("fixed_positions", True, "model.sincos", False),
 )
 FOREIGN = {  # of the model
-    "layer_norm_first": (None, False), "norm_affine": (None, True), "shared_decoder": (None,),
-    "recon_loss": (None, 0, 0.0), "num_alibi_heads": (None,),
-}  # fmt: skip
+    "layer_norm_first": (None, False),
+    "norm_affine": (None, True),
+    "shared_decoder": (None,),
+    "recon_loss": (None, 0, 0.0),
+    "num_alibi_heads": (None,),
+}
 FOREIGN_PART = {  # of the modality
-    "learned_alibi": (None, False), "alibi_max_pos": (None,), "transformer_decoder": (None, False),
-    "enc_dec_transformer": (None, False), "layernorm_embedding": (None, True),
-    "learned_pos": (None, True), "no_token_positional_embeddings": (None, False),
-}  # fmt: skip
+    "learned_alibi": (None, False),
+    "alibi_max_pos": (None,),
+    "transformer_decoder": (None, False),
+    "enc_dec_transformer": (None, False),
+    "layernorm_embedding": (None, True),
+    "learned_pos": (None, True),
+    "no_token_positional_embeddings": (None, False),
+}
 FIXED = {
-    "model.encoder.norm": "post", "model.encoder.qkv_bias": "qkv",
-    "model.encoder.layer_scale": None, "model.encoder.relative": None,
-    "model.encoder.activation": "gelu", "conv_adapter": None,
-}  # fmt: skip
+    "model.encoder.norm": "post",
+    "model.encoder.qkv_bias": "qkv",
+    "model.encoder.layer_scale": None,
+    "model.encoder.relative": None,
+    "model.encoder.activation": "gelu",
+    "conv_adapter": None,
+}
 FIXED_PART = {
-    "speech": {"model.positions.norm": "layer", "model.positions.activation": "gelu",
-               "model.frontend.activation": "gelu", "model.frontend.eps": 1e-5,
-               "model.frontend.bias": False},
+    "speech": {
+        "model.positions.norm": "layer",
+        "model.positions.activation": "gelu",
+        "model.frontend.activation": "gelu",
+        "model.frontend.eps": 1e-5,
+        "model.frontend.bias": False,
+    },
     "vision": {"model.shared_relative": False, "model.absolute": False},
     "text": {"model.eps": 1e-5, "model.pad": 1, "model.types": 0},
-}  # fmt: skip
+}
 
 
 def multi(source: Source) -> Mapping[str, Any]:
@@ -289,9 +306,10 @@ def configure(source: Source) -> Config:
     depth = _count(source, r"(?<!context_encoder\.)(?<!decoder\.)(?<!_ema\.)\bblocks\.(\d+)\.")
     eps = theirs.get("norm_eps")
     model["encoder"] |= {
-        "depth": prenet + depth, "eps": number(source, 1e-6 if eps is None else eps),
+        "depth": prenet + depth,
+        "eps": number(source, 1e-6 if eps is None else eps),
         "mlp": int(width * number(source, theirs.get("mlp_ratio") or 4)),
-    }  # fmt: skip
+    }
     model["dropout"] = number(source, theirs.get("dropout_input") or 0.0)
     config["prenet"] = prenet
     if part.get("use_alibi_encoder"):
@@ -353,10 +371,11 @@ def read_text(source: Source, part: Mapping[str, Any], config: Config) -> None:
     local = next(n for n in names if n.endswith("local_encoder.embed_tokens.weight"))
     positions = source.state.get(local.replace("embed_tokens", "embed_positions"))
     model |= {
-        "padding": "attention", "vocab_size": len(source.state[local]),
+        "padding": "attention",
+        "vocab_size": len(source.state[local]),
         "max_length": (0 if positions is None else len(positions)) - 2,
         "scale": not part.get("no_scale_embedding", True),
-    }  # fmt: skip
+    }
     if config["prenet"]:
         model["input_norm"] = True
     if head_names(source):
@@ -399,17 +418,21 @@ def describe(config: Config) -> Config:
         part["no_scale_embedding"] = not model.get("scale", False)
     theirs = {"_name": "data2vec_multi"} | fields.give(FIELDS, config)
     theirs |= {
-        "depth": encoder["depth"] - config.get("prenet", 0), "mlp_ratio": encoder["mlp"] / width,
-        "norm_eps": encoder.get("eps", 1e-5), "layer_norm_first": False,
-        "supported_modality": MODES[MODALITIES[kind]], "ema_encoder_only": kind == "text",
+        "depth": encoder["depth"] - config.get("prenet", 0),
+        "mlp_ratio": encoder["mlp"] / width,
+        "norm_eps": encoder.get("eps", 1e-5),
+        "layer_norm_first": False,
+        "supported_modality": MODES[MODALITIES[kind]],
+        "ema_encoder_only": kind == "text",
         "modalities": {MODALITIES[kind]: part},
-    }  # fmt: skip
+    }
     cfg: Config = {"model": theirs}
     if config.get("head"):
         name = {
-            "ctc": "wav2vec_ctc", "sequence": "data2vec_text_classification",
+            "ctc": "wav2vec_ctc",
+            "sequence": "data2vec_text_classification",
             "image": "mae_image_classification",
-        }.get(config["head"]["name"])  # fmt: skip
+        }.get(config["head"]["name"])
         if name is None:
             raise UserError(f"config.head.name: 2.0 has no place for '{config['head']['name']}'")
         cfg = {"model": {"_name": name, "w2v_args": cfg}}
@@ -517,78 +540,23 @@ def constants(config: Config, prefixes: Mapping[str, str] = PREFIXES) -> dict[st
     return {p + n: x for n, x in found.items()} | {f"{p}_ema.{n}": x for n, x in teacher.items()}
 
 
-# Our folder for PyTorch: the same names without prefixes, and a model file ------------------------
-
-OURS = "data2vec 2.0"
-KEPT = ("modality", "model", "head", "teacher", "prenet")
-
-
-def folder_config(config: Config) -> Config:
-    """Ours -> config.json."""
-    fields.demand(config, FIXED | FIXED_PART[config["modality"]], "the PyTorch model of 2.0")
-    name = fields.get(config, "head.name")
-    if name not in (None, *PREFIXES):
-        raise UserError(f"config.head.name: the PyTorch model of 2.0 has no head '{name}'")
-    own = {key: config[key] for key in KEPT if config.get(key) is not None}
-    if config["modality"] == "speech" and not fields.get(own, "model.frontend.convs"):
-        frontend = fields.get(own, "model.frontend", {})
-        convs = conv_stack(DEFAULT_CONVS, "")
-        own["model"] = own["model"] | {"frontend": {**frontend, "convs": convs}}
-    return {
-        "architectures": ["Data2Vec2Model"], "model_type": "data2vec2",
-        "auto_map": {
-            "AutoConfig": "modeling_data2vec2.Data2Vec2Config",
-            "AutoModel": "modeling_data2vec2.Data2Vec2Model",
-        },
-        "dtype": "float32", "torch_dtype": "float32", "data2vec": own,
-    }  # fmt: skip
-
-
-def from_folder(source: Source) -> Config:
-    """config.json -> ours."""
-    own = source.config.get("data2vec")
-    if not isinstance(own, Mapping) or own.get("modality") not in MODALITIES:
-        raise UserError(f"{source.path}: config.json has no settings of data2vec 2.0")
-    own = fields.with_current_names(own)
-    return {key: own[key] for key in KEPT if key in own}
-
-
-def model_file(checkpoint: Any, folder: Path) -> None:
-    """Writes the PyTorch model beside the weights."""
-    name = "modeling_data2vec2.py"
-    shutil.copyfile(Path(__file__).with_name(name), folder / name)
-
-
-def torch_arguments(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Our inputs -> the argument of the PyTorch model."""
-    (array,) = inputs.values()
-    if "image" in inputs:
-        array = array.transpose(0, 3, 1, 2)
-    return {"inputs": array.astype(np.int64) if "tokens" in inputs else array}
-
-
-LAYOUT_NAMES = {
-    kind: f"fairseq data2vec {name} 2.0" for kind, name in MODALITIES.items()
-}  # fmt: skip
-
+LAYOUT_NAMES = {kind: f"fairseq data2vec {name} 2.0" for kind, name in MODALITIES.items()}
 LAYOUTS = [
     Layout(
-        LAYOUT_NAMES[kind], "pickle", "fairseq", kind,
-        lambda source, mode=MODES[name]: has(source, f"modality_encoders.{mode}."),
-        configure, table, describe, rename=rename, rename_back=rename_back, constants=constants,
-        store=stored, holds=lambda config: fields.generation(config) == "2.0",
+        name=LAYOUT_NAMES[kind],
+        kind="pickle",
+        to="fairseq",
+        modality=kind,
+        claims=lambda source, mode=MODES[name]: has(source, f"modality_encoders.{mode}."),
+        configure=configure,
+        table=table,
+        describe=describe,
+        rename=rename,
+        rename_back=rename_back,
+        constants=constants,
+        store=stored,
+        holds=lambda config: fields.generation(config) == "2.0",
         drops={r"^task/pooler/": "fairseq's encoder has no pooler"},
     )
     for kind, name in MODALITIES.items()
-] + [
-    Layout(
-        OURS, "huggingface", "hf", kind,
-        lambda source, kind=kind: source.config.get("model_type") == "data2vec2"
-        and fields.get(source.config, "data2vec.modality") == kind,
-        from_folder, lambda config: table(config, {}, "proj"), folder_config, rename=rename,
-        rename_back=rename_back, constants=lambda config: constants(config, {}),
-        holds=lambda config: fields.generation(config) == "2.0", beside=model_file,
-        arguments=torch_arguments,
-    )
-    for kind in MODALITIES
-]  # fmt: skip
+]

@@ -57,9 +57,11 @@ def agreeing(encoder: Config, head: Config) -> Config:
 
 
 def described(
-    config: Config, kind: str, named: Config,
+    config: Config,
+    kind: str,
+    named: Config,
     meaning: Mapping[str, Callable[[Any], Any]] = MappingProxyType({}),
-) -> Config:  # fmt: skip
+) -> Config:
     """A Hugging Face config: what it was, if it came from this layout, and `named` on top.
 
     meaning: of fields that can say one thing in several ways; they stay as they were if they say
@@ -107,15 +109,19 @@ SPEECH = (
     Field("intermediate_size", 3072, "model.encoder.mlp"),
     Field("hidden_act", "gelu", "model.encoder.activation", "gelu"),
     Field("layer_norm_eps", 1e-5, ("model.encoder.eps", "model.frontend.eps"), 1e-5),
-    Field("feat_extract_activation", "gelu",
-          ("model.frontend.activation", "model.positions.activation"), "gelu"),
+    Field(
+        "feat_extract_activation",
+        "gelu",
+        ("model.frontend.activation", "model.positions.activation"),
+        "gelu",
+    ),
     Field("conv_bias", False, "model.frontend.bias", False),
     Field("num_conv_pos_embeddings", 5, "model.positions.depth", 5),
     Field("num_conv_pos_embedding_groups", 16, "model.positions.groups", 16),
     Field("attention_dropout", 0.1, "model.encoder.attention_dropout", 0.0),
     Field("activation_dropout", 0.1, "model.encoder.activation_dropout", 0.0),
     Field("layerdrop", 0.1, "model.encoder.layerdrop", 0.0),
-)  # fmt: skip
+)
 # Two numbers of ours, of which one is enough for theirs.
 SPEECH_DROPOUT = Field("hidden_dropout", 0.1, ("model.encoder.dropout", "model.dropout"), 0.0)
 SPEECH_ADAPTER = (
@@ -128,31 +134,47 @@ WEIGHTED = Field("use_weighted_layer_sum", False, "head.weighted", False)
 PROBLEM = Field("problem_type", None, "head.problem")
 SPEECH_HEADS = {  # class -> (head, fields)
     "Data2VecAudioModel": (None, ()),
-    "Data2VecAudioForCTC": ("ctc", (
-        Field("vocab_size", 32, "head.vocab_size"),
-        Field("pad_token_id", 0, "head.blank", 0),
-        Field("ctc_loss_reduction", "sum", "head.reduction", "sum"),
-        Field("ctc_zero_infinity", False, "head.zero_infinity", False),
-        Field("final_dropout", 0.1, "head.dropout", 0.0),
-    )),
-    "Data2VecAudioForSequenceClassification": ("utterance", (
-        Field("classifier_proj_size", 256, "head.projection", 256), WEIGHTED,
-    )),
+    "Data2VecAudioForCTC": (
+        "ctc",
+        (
+            Field("vocab_size", 32, "head.vocab_size"),
+            Field("pad_token_id", 0, "head.blank", 0),
+            Field("ctc_loss_reduction", "sum", "head.reduction", "sum"),
+            Field("ctc_zero_infinity", False, "head.zero_infinity", False),
+            Field("final_dropout", 0.1, "head.dropout", 0.0),
+        ),
+    ),
+    "Data2VecAudioForSequenceClassification": (
+        "utterance",
+        (
+            Field("classifier_proj_size", 256, "head.projection", 256),
+            WEIGHTED,
+        ),
+    ),
     "Data2VecAudioForAudioFrameClassification": ("frames", (WEIGHTED,)),
-    "Data2VecAudioForXVector": ("xvector", (
-        Field("tdnn_dim", (512, 512, 512, 512, 1500), "head.channels", there=list),
-        Field("tdnn_kernel", (5, 3, 3, 1, 1), "head.kernels", there=list),
-        Field("tdnn_dilation", (1, 2, 3, 1, 1), "head.dilations", there=list),
-        Field("xvector_output_dim", 512, "head.width", 512), WEIGHTED,
-    )),
-}  # fmt: skip
+    "Data2VecAudioForXVector": (
+        "xvector",
+        (
+            Field("tdnn_dim", (512, 512, 512, 512, 1500), "head.channels", there=list),
+            Field("tdnn_kernel", (5, 3, 3, 1, 1), "head.kernels", there=list),
+            Field("tdnn_dilation", (1, 2, 3, 1, 1), "head.dilations", there=list),
+            Field("xvector_output_dim", 512, "head.width", 512),
+            WEIGHTED,
+        ),
+    ),
+}
 CLASSES = ("utterance", "frames", "xvector", "sequence")  # heads with a number of labels
 SPEECH_ONLY = {
-    "model.encoder.norm": "post", "model.encoder.qkv_bias": "qkv",
-    "model.encoder.layer_scale": None, "model.encoder.relative": None,
-    "model.frontend.norm": "layer", "model.positions.norm": "layer",
-    "model.positions.input_norm": False, "model.decoder": None, "model.alibi": None,
-}  # fmt: skip
+    "model.encoder.norm": "post",
+    "model.encoder.qkv_bias": "qkv",
+    "model.encoder.layer_scale": None,
+    "model.encoder.relative": None,
+    "model.frontend.norm": "layer",
+    "model.positions.norm": "layer",
+    "model.positions.input_norm": False,
+    "model.decoder": None,
+    "model.alibi": None,
+}
 STACK = (512,) * 7, (10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)
 
 
@@ -196,9 +218,12 @@ def describe_speech(config: Config) -> Config:
     theirs["hidden_dropout"] = dropout
     convs = fields.get(config, "model.frontend.convs") or [*zip(*STACK, strict=True)]
     theirs |= dict(
-        zip(("conv_dim", "conv_kernel", "conv_stride"), map(list, zip(*convs, strict=True)),
-            strict=True)
-    )  # fmt: skip
+        zip(
+            ("conv_dim", "conv_kernel", "conv_stride"),
+            map(list, zip(*convs, strict=True)),
+            strict=True,
+        )
+    )
     theirs["num_feat_extract_layers"] = len(convs)
     positions = fields.get(config, "model.positions", {})
     depth = positions.get("depth", 5)
@@ -277,22 +302,30 @@ TEXT = (
 CLASSIFIER_DROPOUT = Field("classifier_dropout", None, "head.dropout")
 TEXT_HEADS = {
     "Data2VecTextModel": ("pooler", ()),
-    "Data2VecTextForMaskedLM": ("masked_lm", (
-        Field("vocab_size", 30_522, "head.vocab_size"),
-        Field("layer_norm_eps", 1e-12, "head.eps", 1e-5),
-        Field("tie_word_embeddings", True, "head.tied", True),
-    )),
+    "Data2VecTextForMaskedLM": (
+        "masked_lm",
+        (
+            Field("vocab_size", 30_522, "head.vocab_size"),
+            Field("layer_norm_eps", 1e-12, "head.eps", 1e-5),
+            Field("tie_word_embeddings", True, "head.tied", True),
+        ),
+    ),
     "Data2VecTextForSequenceClassification": ("sequence", (PROBLEM, CLASSIFIER_DROPOUT)),
     "Data2VecTextForTokenClassification": ("frames", (CLASSIFIER_DROPOUT,)),
     "Data2VecTextForQuestionAnswering": ("answer", ()),
     "Data2VecTextForMultipleChoice": ("choice", ()),
-}  # fmt: skip
+}
 TEXT_ONLY = {
-    "model.encoder.norm": "post", "model.encoder.qkv_bias": "qkv",
-    "model.encoder.layer_scale": None, "model.encoder.relative": None,
-    "model.input_norm": False, "model.decoder": None, "model.alibi": None,
-    "model.encoder.activation_dropout": 0.0, "model.encoder.layerdrop": 0.0,
-}  # fmt: skip
+    "model.encoder.norm": "post",
+    "model.encoder.qkv_bias": "qkv",
+    "model.encoder.layer_scale": None,
+    "model.encoder.relative": None,
+    "model.input_norm": False,
+    "model.decoder": None,
+    "model.alibi": None,
+    "model.encoder.activation_dropout": 0.0,
+    "model.encoder.layerdrop": 0.0,
+}
 
 
 def configure_text(source: Source) -> Config:
@@ -422,23 +455,40 @@ def with_prefix(prefix: str, heads: str):
 
 
 _speech_prefix = with_prefix(
-    "data2vec_audio.", r"(lm_head|projector|classifier|layer_weights|tdnn|objective)\b"
-    r"|feature_extractor\.(weight|bias)$"
-)  # fmt: skip
+    "data2vec_audio.",
+    r"(lm_head|projector|classifier|layer_weights|tdnn|objective)\b"
+    r"|feature_extractor\.(weight|bias)$",
+)
 _text_prefix = with_prefix("data2vec_text.", r"(lm_head|classifier|qa_outputs)\b")
 
 LAYOUTS = [
     Layout(
-        "data2vec-audio", "huggingface", "hf", "speech", claims("data2vec-audio"),
-        configure_speech, speech_table, describe_speech, drops=PRETRAINING,
-        holds=first, rename=_speech_prefix,
+        name="data2vec-audio",
+        kind="huggingface",
+        to="hf",
+        modality="speech",
+        claims=claims("data2vec-audio"),
+        configure=configure_speech,
+        table=speech_table,
+        describe=describe_speech,
+        drops=PRETRAINING,
+        holds=first,
+        rename=_speech_prefix,
         arguments=lambda inputs: {"input_values": inputs["audio"]},
     ),
     Layout(
-        "data2vec-text", "huggingface", "hf", "text", claims("data2vec-text"),
-        configure_text, text_table, describe_text, drops=PRETRAINING,
-        holds=first, rename=lambda state, config: both_biases(_text_prefix(state, config), config),
+        name="data2vec-text",
+        kind="huggingface",
+        to="hf",
+        modality="text",
+        claims=claims("data2vec-text"),
+        configure=configure_text,
+        table=text_table,
+        describe=describe_text,
+        drops=PRETRAINING,
+        holds=first,
+        rename=lambda state, config: both_biases(_text_prefix(state, config), config),
         constants=text_constants,
         arguments=lambda inputs: {"input_ids": inputs["tokens"].astype(np.int64)},
     ),
-]  # fmt: skip
+]

@@ -52,19 +52,36 @@ FIELDS = (
     Field("use_mask_token", False, "model.mask_embedding", True),
     Field("use_absolute_position_embeddings", False, "model.absolute", False),
     Field("use_shared_relative_position_bias", False, "model.shared_relative", True),
-    Field("use_mean_pooling", True, "model.final_norm", True,
-          lambda value: not value, lambda value: not value),
-    Field("layer_scale_init_value", 0.1, "model.encoder.layer_scale", None,
-          lambda value: value if value > 0 else None, lambda value: value or 0.0),
-)  # fmt: skip
+    Field(
+        "use_mean_pooling",
+        True,
+        "model.final_norm",
+        True,
+        lambda value: not value,
+        lambda value: not value,
+    ),
+    Field(
+        "layer_scale_init_value",
+        0.1,
+        "model.encoder.layer_scale",
+        None,
+        lambda value: value if value > 0 else None,
+        lambda value: value or 0.0,
+    ),
+)
 SEGMENTATION = (
     Field("pool_scales", (1, 2, 3, 6), "head.pools", (1, 2, 3, 6), list, list),
     Field("auxiliary_loss_weight", 0.4, "head.auxiliary_weight", 0.4),
     Field("semantic_loss_ignore_index", 255, "head.ignore", 255),
     # A number counts states from 1, where the first is the input of the first block.
-    Field("out_indices", (3, 5, 7, 11), "head.states", there=lambda x: sorted(i - 1 for i in x),
-          back=lambda x: [i + 1 for i in x]),
-)  # fmt: skip
+    Field(
+        "out_indices",
+        (3, 5, 7, 11),
+        "head.states",
+        there=lambda x: sorted(i - 1 for i in x),
+        back=lambda x: [i + 1 for i in x],
+    ),
+)
 AUXILIARY = (
     Field("auxiliary_channels", 256, "head.auxiliary.width"),
     Field("auxiliary_num_convs", 1, "head.auxiliary.convs", 1),
@@ -76,10 +93,14 @@ CLASSES = {
     "Data2VecVisionForSemanticSegmentation": "segmentation",
 }
 ONLY = {
-    "model.encoder.norm": "pre", "model.class_tokens": 1,
-    "model.sincos": False, "model.alibi": None, "model.decoder": None,
-    "model.encoder.activation_dropout": 0.0, "model.encoder.layerdrop": 0.0,
-}  # fmt: skip
+    "model.encoder.norm": "pre",
+    "model.class_tokens": 1,
+    "model.sincos": False,
+    "model.alibi": None,
+    "model.decoder": None,
+    "model.encoder.activation_dropout": 0.0,
+    "model.encoder.layerdrop": 0.0,
+}
 
 
 def pair(value: Any, what: str, path: Any) -> list[int]:
@@ -99,11 +120,17 @@ def configure(source: Source) -> Config:
     patch = pair(theirs.get("patch_size", 16), "patch_size", source.path)
     channels = theirs.get("num_channels", 3)
     processor = _processor(source, channels)
-    config: Config = {"modality": "vision", "model": {
-        "image": image, "patch": patch, "resampling": "huggingface",
-        "mean": list(processor.mean), "std": list(processor.std),
-        "encoder": {"norm": "pre", "qkv_bias": "qv", "relative": None},
-    }}  # fmt: skip
+    config: Config = {
+        "modality": "vision",
+        "model": {
+            "image": image,
+            "patch": patch,
+            "resampling": "huggingface",
+            "mean": list(processor.mean),
+            "std": list(processor.std),
+            "encoder": {"norm": "pre", "qkv_bias": "qv", "relative": None},
+        },
+    }
     fields.take(FIELDS, theirs, config)
     model = config["model"]
     if theirs.get("use_relative_position_bias"):
@@ -154,10 +181,12 @@ def describe(config: Config) -> Config:
         raise UserError(f"config.model.encoder.qkv_bias: {what} has no biases of keys; only 'qv'")
     image, patch = (pair(model.get(k, d), k, "config.model") for k, d in DEFAULT_SIZES.items())
     theirs = fields.give(FIELDS, config) | {
-        "architectures": found, "image_size": _size(image), "patch_size": _size(patch),
+        "architectures": found,
+        "image_size": _size(image),
+        "patch_size": _size(patch),
         "num_channels": len(model.get("mean", (0, 0, 0))),
         "use_relative_position_bias": bool(fields.get(config, "model.encoder.relative")),
-    }  # fmt: skip
+    }
     _refuse_other_grids(model, theirs, image, patch)
     head_fields: Config = {}
     if head == "segmentation":
@@ -239,8 +268,9 @@ def constants(config: Config) -> State:
     p = prefix(config)
     return {
         f"{p}encoder.layer.{l}.attention.attention.{name}.bias": np.zeros(width, np.float32)
-        for l in range(encoder["depth"]) for name in ("query", "value")
-    }  # fmt: skip
+        for l in range(encoder["depth"])
+        for name in ("query", "value")
+    }
 
 
 def conv2d(theirs: str, ours: str) -> list[Row]:
@@ -270,11 +300,14 @@ def _double(theirs: str, ours: str) -> list[Row]:
 def _segmentation_rows() -> list[Row]:
     head, extra = "decode_head", "auxiliary_head"
     convs = {
-        f"{head}.psp_modules.blocks.{{i}}.conv": "pool{i}", f"{head}.psp_bottleneck": "context",
-        f"{head}.lateral_convs.{{i}}": "side{i}", f"{head}.fpn_convs.{{i}}": "smooth{i}",
-        f"{head}.fpn_bottleneck": "fuse", f"{extra}.convs.{{i}}": "auxiliary/conv{i}",
+        f"{head}.psp_modules.blocks.{{i}}.conv": "pool{i}",
+        f"{head}.psp_bottleneck": "context",
+        f"{head}.lateral_convs.{{i}}": "side{i}",
+        f"{head}.fpn_convs.{{i}}": "smooth{i}",
+        f"{head}.fpn_bottleneck": "fuse",
+        f"{extra}.convs.{{i}}": "auxiliary/conv{i}",
         f"{extra}.conv_cat": "auxiliary/joined",
-    }  # fmt: skip
+    }
     rows = [
         *_double("fpn1.0", "task/up4_first"),
         *_batch_norm("fpn1.1", "task/up4_norm"),
@@ -330,9 +363,19 @@ def rename_back(state: Mapping[str, Any], config: Config) -> dict[str, Any]:
 
 LAYOUTS = [
     Layout(
-        "data2vec-vision", "huggingface", "hf", "vision", claims("data2vec-vision"),
-        configure, table, describe, drops=PRETRAINING, rename=rename, rename_back=rename_back,
-        constants=constants, holds=first,
+        name="data2vec-vision",
+        kind="huggingface",
+        to="hf",
+        modality="vision",
+        claims=claims("data2vec-vision"),
+        configure=configure,
+        table=table,
+        describe=describe,
+        drops=PRETRAINING,
+        rename=rename,
+        rename_back=rename_back,
+        constants=constants,
+        holds=first,
         arguments=lambda inputs: {"pixel_values": inputs["image"].transpose(0, 3, 1, 2)},
     )
-]  # fmt: skip
+]

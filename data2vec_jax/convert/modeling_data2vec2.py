@@ -276,8 +276,12 @@ def run(model, inputs, padding_mask=None):
     return out
 
 
-UNUSED = ("_ema.", "modality_encoders.AUDIO.decoder.", "modality_encoders.IMAGE.decoder.",
-          "modality_encoders.TEXT.decoder.")  # fmt: skip
+UNUSED = (
+    "_ema.",
+    "modality_encoders.AUDIO.decoder.",
+    "modality_encoders.IMAGE.decoder.",
+    "modality_encoders.TEXT.decoder.",
+)
 
 
 class Data2Vec2(nn.Module):

@@ -30,11 +30,21 @@ from data2vec_jax.models.outputs import head_name
 
 # Files that say how inputs are made, or what outputs mean; they travel with the weights.
 PROCESSORS = (
-    "preprocessor_config.json", "processor_config.json", "tokenizer_config.json",
-    "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.json",
-    "sentencepiece.model", "encoder.json", "vocab.bpe", "dict.txt", "dict.ltr.txt",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.json",
+    "sentencepiece.model",
+    "encoder.json",
+    "vocab.bpe",
+    "dict.txt",
+    "dict.ltr.txt",
     "metrics.json",
-)  # fmt: skip
+)
 TEACHER = "teacher/"
 
 
@@ -87,9 +97,7 @@ def open_checkpoint(path: Any, base: Any = None) -> Checkpoint:
         ) from error
 
 
-def _open_theirs(
-    path: Path, adapter: peft.Adapter | None = None, base: Any = None
-) -> Checkpoint:  # fmt: skip
+def _open_theirs(path: Path, adapter: peft.Adapter | None = None, base: Any = None) -> Checkpoint:
     source = layouts.open_source(peft.base_of(adapter, base) if adapter else path)
     if adapter:
         source = peft.with_head(source, adapter)
@@ -103,9 +111,13 @@ def _open_theirs(
     reading = plan_read(table, state)
     shapes = {name: array.shape for name, array in {**source.state, **state}.items()}
     checkpoint = Checkpoint(
-        path if adapter else source.path, config, reading.entries + small, reading.unused,
-        _processors(source.folder), shapes,
-    )  # fmt: skip
+        path if adapter else source.path,
+        config,
+        reading.entries + small,
+        reading.unused,
+        _processors(source.folder),
+        shapes,
+    )
     return fitted(checkpoint)
 
 
@@ -224,9 +236,10 @@ def shapes_of(config: Config) -> dict[str, tuple[int, ...]]:
         init = functools.partial(adapters.init, jax.random.key(0), sites)
         parts["adapters/"] = jax.eval_shape(init, params)
     return {
-        path: tuple(x.shape) for prefix, tree in parts.items()
+        path: tuple(x.shape)
+        for prefix, tree in parts.items()
         for path, x in flatten(tree, prefix).items()
-    }  # fmt: skip
+    }
 
 
 # Parameters that serve pretraining only; a checkpoint may do without.

@@ -32,11 +32,22 @@ CONFIG, WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_
 PREFIX, OURS = "base_model.model.", "adapters/"
 LEAVES = {"lora_A.weight": "a", "lora_B.weight": "b", "lora_magnitude_vector": "magnitude"}
 # Fields that change what an adapter computes, in ways that we do not have.
-NEUTRAL = {name: (None, False, []) for name in (
-    "lora_bias", "use_qalora", "use_bdlora", "layer_replication", "trainable_token_indices",
-    "target_parameters", "alora_invocation_tokens", "arrow_config", "kasa_config",
-    "monteclora_config", "megatron_config",
-)}  # fmt: skip
+NEUTRAL = {
+    name: (None, False, [])
+    for name in (
+        "lora_bias",
+        "use_qalora",
+        "use_bdlora",
+        "layer_replication",
+        "trainable_token_indices",
+        "target_parameters",
+        "alora_invocation_tokens",
+        "arrow_config",
+        "kasa_config",
+        "monteclora_config",
+        "megatron_config",
+    )
+}
 INITIAL = (None, True, False, "gaussian", "orthogonal", "eva")  # the others change the base
 
 
@@ -114,9 +125,10 @@ def base_of(adapter: Adapter, given: Any = None) -> Path:
 
 # The classes that PEFT's types of tasks stand for, if the base is an encoder without a head.
 TASKS = {
-    "SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification",
+    "SEQ_CLS": "ForSequenceClassification",
+    "TOKEN_CLS": "ForTokenClassification",
     "QUESTION_ANS": "ForQuestionAnswering",
-}  # fmt: skip
+}
 
 
 def with_head(source: Source, adapter: Adapter) -> Source:
@@ -319,15 +331,24 @@ def describe(config: Config, table: Table, base: str) -> Config:
     library = family and f"transformers.models.data2vec.modeling_data2vec_{family[1].lower()}"
     other = lambda found, usual: {re.escape(k): v for k, v in found.items() if v != usual}  # noqa: E731
     return {
-        "peft_type": "LORA", "base_model_name_or_path": section.get("base"), "task_type": None,
+        "peft_type": "LORA",
+        "base_model_name_or_path": section.get("base"),
+        "task_type": None,
         "auto_mapping": {"base_model_class": base, "parent_library": library} if library else None,
-        "r": usual, "lora_alpha": strength, "target_modules": list(rank),
-        "rank_pattern": other(rank, usual), "alpha_pattern": other(alpha, strength),
-        "use_dora": any(site.dora for site in sites_of(config)), "use_rslora": False,
-        "lora_dropout": 0.0, "bias": "none", "fan_in_fan_out": False, "inference_mode": True,
+        "r": usual,
+        "lora_alpha": strength,
+        "target_modules": list(rank),
+        "rank_pattern": other(rank, usual),
+        "alpha_pattern": other(alpha, strength),
+        "use_dora": any(site.dora for site in sites_of(config)),
+        "use_rslora": False,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
         "init_lora_weights": True,
         "modules_to_save": sorted({name.split(".")[0] for name in section.get("saved", ())}),
-    }  # fmt: skip
+    }
 
 
 def tensors(config: Config, entries: list[Entry], base: list[Entry], table: Table) -> list[Entry]:

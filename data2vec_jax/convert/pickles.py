@@ -23,19 +23,41 @@ from data2vec_jax.core.errors import UserError
 from data2vec_jax.core.safetensors import dtype_of, mapped
 
 STORAGES = {
-    "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16", "LongStorage": "int64", "IntStorage": "int32",
-    "ShortStorage": "int16", "CharStorage": "int8", "ByteStorage": "uint8", "BoolStorage": "bool",
-}  # fmt: skip
+    "DoubleStorage": "float64",
+    "FloatStorage": "float32",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+}
 STORAGE_OF = {dtype: name for name, dtype in STORAGES.items()}
 # Top-level packages whose classes hold settings. Their objects become stubs.
 SETTINGS = ("omegaconf", "argparse", "fairseq", "hydra", "enum", "pathlib", "examples", "timm")
 PLAIN = {
-    "builtins": ("dict", "list", "tuple", "set", "frozenset", "str", "int", "float", "bool",
-                 "bytes", "bytearray", "complex", "slice", "NoneType", "object"),
+    "builtins": (
+        "dict",
+        "list",
+        "tuple",
+        "set",
+        "frozenset",
+        "str",
+        "int",
+        "float",
+        "bool",
+        "bytes",
+        "bytearray",
+        "complex",
+        "slice",
+        "NoneType",
+        "object",
+    ),
     "collections": ("OrderedDict", "defaultdict"),
     "typing": ("Any", "Union", "Optional", "List", "Dict", "Tuple"),
-}  # fmt: skip
+}
 
 
 class Stub:
@@ -114,11 +136,37 @@ class _Unpickler(pickle.Unpickler):
         )
 
 
-_TORCH_TYPES = ("float", "float32", "float64", "float16", "half", "bfloat16", "int", "int64",
-                "int32", "long", "bool", "uint8")  # fmt: skip
-_REAL = {("builtins", kind.__name__): kind for kind in (
-    dict, list, tuple, set, frozenset, str, int, float, bool, bytes, bytearray, complex,
-)}  # fmt: skip
+_TORCH_TYPES = (
+    "float",
+    "float32",
+    "float64",
+    "float16",
+    "half",
+    "bfloat16",
+    "int",
+    "int64",
+    "int32",
+    "long",
+    "bool",
+    "uint8",
+)
+_REAL = {
+    ("builtins", kind.__name__): kind
+    for kind in (
+        dict,
+        list,
+        tuple,
+        set,
+        frozenset,
+        str,
+        int,
+        float,
+        bool,
+        bytes,
+        bytearray,
+        complex,
+    )
+}
 
 
 def _plain_dtype(name: Any) -> np.dtype:

@@ -10,9 +10,11 @@ Shapes = Mapping[str, Sequence[int]]
 
 
 def report(
-    checkpoint: Checkpoint, written: Sequence[Entry], dropped: Mapping[str, str],
+    checkpoint: Checkpoint,
+    written: Sequence[Entry],
+    dropped: Mapping[str, str],
     missing: Iterable[str],
-) -> list[str]:  # fmt: skip
+) -> list[str]:
     """Lines: matched, transformed, unused and missing tensors with their shapes, and a summary.
 
     First how the source is read, then, if it is not our own layout, how the target is written.

@@ -64,9 +64,14 @@ def switched_on(section: Mapping[str, Any] | None) -> bool:
 
 
 def find(
-    params: Tree, *, targets: Sequence[str], rank: int, alpha: float | None = None,
-    dora: bool = False, rank_stabilised: bool = False,
-) -> list[Site]:  # fmt: skip
+    params: Tree,
+    *,
+    targets: Sequence[str],
+    rank: int,
+    alpha: float | None = None,
+    dora: bool = False,
+    rank_stabilised: bool = False,
+) -> list[Site]:
     """Sites for the kernels of `params` (arrays or shapes).
 
     Config section `adapter`. targets: regular expressions, found in names of sites, such as

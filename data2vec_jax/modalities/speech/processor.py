@@ -39,18 +39,23 @@ class Processor:
             if theirs.get(key, value) != value:
                 raise UserError(f"preprocessor_config.json: {key} {theirs[key]!r} is not {value!r}")
         return cls(
-            int(theirs.get("sampling_rate", cls.rate)), bool(theirs.get("do_normalize", True)),
+            int(theirs.get("sampling_rate", cls.rate)),
+            bool(theirs.get("do_normalize", True)),
             float(theirs.get("padding_value", 0.0)),
             bool(theirs.get("return_attention_mask", False)),
-        )  # fmt: skip
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Every key."""
         return {
-            "feature_extractor_type": KIND, "feature_size": 1, "sampling_rate": self.rate,
-            "padding_value": self.padding, "padding_side": "right",
-            "do_normalize": self.normalise, "return_attention_mask": self.masked,
-        }  # fmt: skip
+            "feature_extractor_type": KIND,
+            "feature_size": 1,
+            "sampling_rate": self.rate,
+            "padding_value": self.padding,
+            "padding_side": "right",
+            "do_normalize": self.normalise,
+            "return_attention_mask": self.masked,
+        }
 
     def __call__(self, utterances: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Waveforms [S'] of any lengths -> audio float32 [B, S], padding bool [B, S]."""
@@ -93,25 +98,38 @@ class Letters:
         kind = theirs.get("tokenizer_class", "Wav2Vec2CTCTokenizer")
         if kind != "Wav2Vec2CTCTokenizer":
             raise UserError(f"tokenizer_config.json: '{kind}' is not 'Wav2Vec2CTCTokenizer'")
-        names = (("pad_token", "<pad>"), ("bos_token", "<s>"), ("eos_token", "</s>"),
-                 ("unk_token", "<unk>"))  # fmt: skip
+        names = (
+            ("pad_token", "<pad>"),
+            ("bos_token", "<s>"),
+            ("eos_token", "</s>"),
+            ("unk_token", "<unk>"),
+        )
         specials = tuple(name(*x) for x in names)
         for token in specials:
             if token not in ids:
                 raise UserError(f"vocab.json: no '{token}'")
         return cls(
-            dict(ids), specials[0], name("word_delimiter_token", "|"), specials[3],
-            name("replace_word_delimiter_char", " "), bool(theirs.get("do_lower_case")), specials,
-        )  # fmt: skip
+            dict(ids),
+            specials[0],
+            name("word_delimiter_token", "|"),
+            specials[3],
+            name("replace_word_delimiter_char", " "),
+            bool(theirs.get("do_lower_case")),
+            specials,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The object of `tokenizer_config.json`."""
-        names = dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), self.specials,
-                         strict=True))  # fmt: skip
+        names = dict(
+            zip(("pad_token", "bos_token", "eos_token", "unk_token"), self.specials, strict=True)
+        )
         return {
-            "tokenizer_class": "Wav2Vec2CTCTokenizer", **names, "word_delimiter_token": self.word,
-            "do_lower_case": self.lower, "replace_word_delimiter_char": self.between,
-        }  # fmt: skip
+            "tokenizer_class": "Wav2Vec2CTCTokenizer",
+            **names,
+            "word_delimiter_token": self.word,
+            "do_lower_case": self.lower,
+            "replace_word_delimiter_char": self.between,
+        }
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, one a character. Longer tokens in it, special ones among them, are one id

@@ -59,10 +59,11 @@ class Examples(Protocol):
         """Arrays of one example, with the shapes of its bucket."""
 
     def check(self, model: nn.Module) -> None:
-        """Raises UserError if the model cannot read these examples."""
+        """Raises UserError if the model cannot read these examples. May be left out."""
 
     def save_assets(self, folder: Path) -> None:
-        """Writes what later runs need to read like these examples (a tokenizer)."""
+        """Writes what later runs need to read like these examples (a tokenizer). May be left out:
+        a class that derives from this one inherits both."""
 
 
 class Inputs(Examples, Protocol):
@@ -130,18 +131,20 @@ class Modality:
     """One kind of signal.
 
     codec: how it is read from files and records; the published sets and shipped samples.
-    model: config section `model` -> a linen module with the methods `features(batch, key)`,
-      `encode(tokens, mask, key, record, collect, keep)`, `decode(x, mask, noise, valid, key)` if it
-      has a `decoder`, `predict(x)`, and, without parameters, `mask_shape(shapes)` and
-      `valid_lengths(batch)`, and the fields `padding` (see `check_padding`) and `frontend_params`,
-      the name of the parameters that `features` reads.
+    model: config section `model` -> a `models.base.Model` with the methods `features(batch, key)`
+      -> Tokens, `encode(tokens, mask, key, record, collect, keep)` -> Encoded and, without
+      parameters, `mask_shape(shapes)`: positions of a mask, or the two sides of their grid; with
+      `frontend_params`, the name of the parameters that `features` reads; and, if its inputs are
+      padded, with `padding` (see `check_padding`) and `valid_lengths(batch)`.
     layout: config section `examples` -> Layout.
     examples: (source, like=None, **section `examples`) -> Examples. With `like`, the training
       examples, nothing is random and what they learned from the data (a tokenizer) is kept.
-    labelled: (source, like, **section `examples`) -> Labelled, of a source that has labels.
+    labelled: (source, like, **section `examples`) -> Labelled, of a source that has labels; by
+      default `examples` as they are in evaluation, with their classes.
     check_labels: of such a source, raises UserError if it has none that `labelled` can use; by
       default every example must have a class.
-    input_layout, inputs: as `layout` and `examples`, of whole inputs (`Inputs`) for fine-tuning.
+    input_layout, inputs: as `layout` and `examples`, of whole inputs (`Inputs`) for fine-tuning;
+      None if it cannot be fine-tuned.
     flops: (model, shapes of one example, masked positions, tokens that the student sees) -> forward
       FLOPs: 'frontend', 'encoder' (of the whole input), 'student' (of one masked input, from the
       front end's output to the predictions).
@@ -160,10 +163,10 @@ class Modality:
     model: Callable[..., nn.Module]
     layout: Callable[..., Layout]
     examples: Callable[..., Examples]
-    labelled: Callable[..., Labelled]
-    input_layout: Callable[..., Layout]
-    inputs: Callable[..., Inputs]
     flops: Callable[..., Mapping[str, float]]
+    labelled: Callable[..., Labelled] | None = None
+    input_layout: Callable[..., Layout] | None = None
+    inputs: Callable[..., Inputs] | None = None
     corrupt: Callable[..., Any] | None = None
     bench: Bench = Bench()
     check_labels: Callable[[Source], None] = check_classes

@@ -13,10 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from data2vec_jax.core.errors import UserError
+from data2vec_jax.models import base
 from data2vec_jax.models.decoder import Decoder
-from data2vec_jax.models.decoder import flops as decoded_flops
 from data2vec_jax.models.encoder import Encoded, Encoder, TargetSpec, Tokens
-from data2vec_jax.models.encoder import flops as encoder_flops
 from data2vec_jax.models.layers import (
     Array,
     Key,
@@ -83,7 +82,7 @@ def xavier_of_patches(key, shape, dtype=jnp.float32):
     return nn.initializers.xavier_uniform()(key, flat, dtype).reshape(shape)
 
 
-class PatchModel(nn.Module):
+class PatchModel(base.Model):
     """A grid of numbers in, patch representations out: what images and spectrograms have in common.
 
     A modality's model adds `features`, which calls `patches` on normalised inputs. width: D. image:
@@ -110,7 +109,6 @@ class PatchModel(nn.Module):
     resampling: str = "grid"
     dropout: float = 0.0
     dtype: Any = jnp.float32
-    padding: ClassVar[str] = "exact"  # there is none
     frontend_params: ClassVar[str] = "patches"
 
     @property
@@ -140,9 +138,6 @@ class PatchModel(nn.Module):
     def mask_shape(self, shapes: Mapping[str, Any]) -> tuple[int, int]:
         """The grid of patches that a mask covers."""
         return self.grid
-
-    def valid_lengths(self, batch: Mapping[str, Array]) -> None:
-        """A grid has no padding."""
 
     def encode(
         self, tokens: Tokens, mask: Array | None = None, key: Key = None,
@@ -200,37 +195,18 @@ class PatchModel(nn.Module):
             ours = (side, side) if self.patches.patch[0] == self.patches.patch[1] else ours
         return self.positions if grid == ours else resize_learned(self.positions, ours, grid)
 
-    def decode(
-        self, x: Array, mask: Array, noise: Array, valid: Array | None = None, key: Key = None
-    ) -> Array:
-        """What the student saw [B, V, D] -> features of the whole grid; see `Decoder`."""
-        return self.decoder(x, mask, noise, valid, key)
-
-    def predict(self, x: Array) -> Array:  # [..., C] -> [..., D]
-        return self.head(x)
-
-    def __call__(self, batch: Mapping[str, Array]) -> Array:
-        """Touches every parameter: for initialisation."""
-        tokens = self.features(batch)
-        mask = jnp.zeros(tokens.x.shape[:2], bool)
-        masked = self.mask_embedding_used or self.decoder is not None
-        x = self.encode(tokens, mask if masked else None).x
-        return self.predict(x if self.decoder is None else self.decode(x, mask, x))
-
 
 def flops(model: PatchModel, channels: int, masked: int, seen: int) -> dict[str, float]:
-    """Forward FLOPs of one example, by part: 2 per multiply-add, matrix products only.
-
-    channels: of an input. masked: positions through the head. seen: positions through the student's
-    blocks.
-    """
+    """Forward FLOPs of one example, see `models.base.flops`. channels: of an input."""
     D, patches = model.width, model.grid[0] * model.grid[1]
     pixels = math.prod(model.patches.patch) * channels
     inner = model.patches.inner
     weights = pixels * D if inner is None else (pixels + D) * inner
-    e, E = model.encoder, model.class_tokens
-    whole, part = (
-        encoder_flops(depth=e.depth, width=D, mlp=e.mlp, tokens=E + n) for n in (patches, seen)
+    return base.flops(
+        model,
+        frontend=2.0 * patches * weights,
+        tokens=patches,
+        masked=masked,
+        seen=seen,
+        class_tokens=model.class_tokens,
     )
-    head = decoded_flops(model.decoder, model.head, width=D, tokens=patches, masked=masked)
-    return {"frontend": 2.0 * patches * weights, "encoder": whole, "student": part + head}

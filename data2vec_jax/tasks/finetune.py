@@ -303,6 +303,8 @@ def _outline(config, job):
     modality, model = make_model(config)
     head = heads.make(config["head"], "head")
     layout = job.inputs.layout if job.inputs else modality.input_layout
+    if layout is None:
+        raise UserError(f"config.modality: {modality.name} has no inputs for fine-tuning")
     options = config.get("loss", {})
     check_section("data", config["data"], data_options)
     check_section("examples", config["examples"], layout)

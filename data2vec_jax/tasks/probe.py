@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from data2vec_jax.data.sources import open_named, open_source
-from data2vec_jax.modalities.contract import Labelled, Modality
+from data2vec_jax.data.sources import Source, open_named, open_source
+from data2vec_jax.modalities.contract import Examples, Labelled, Modality
 
 
 def labelled(
@@ -32,7 +32,17 @@ def labelled(
         modality.check_labels(source)
         names = source.label_names
         sources.append(source)
-    return [modality.labelled(source, like, **options) for source in sources]
+    if modality.labelled:
+        return [modality.labelled(source, like, **options) for source in sources]
+    return [with_classes(modality.examples(source, like, **options), source) for source in sources]
+
+
+def with_classes(examples: Examples, source: Source) -> Labelled:
+    """All examples, each with its class."""
+    rng = np.random.default_rng(0)
+    rows = [examples.load(i, int(examples.bucket_of[i]), rng) for i in range(len(source))]
+    inputs = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    return Labelled(inputs, np.array([source.field(i, "label") for i in range(len(source))]))
 
 
 def make_encode(model: Any, layers: Sequence[int] | None = None):

@@ -13,10 +13,9 @@ import jax.numpy as jnp
 
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.modalities.contract import FROZEN, Batch, Options, Tokens, build, check_padding
+from data2vec_jax.models import base
 from data2vec_jax.models.decoder import Decoder
-from data2vec_jax.models.decoder import flops as decoded_flops
 from data2vec_jax.models.encoder import Encoded, Encoder, TargetSpec
-from data2vec_jax.models.encoder import flops as encoder_flops
 from data2vec_jax.models.layers import (
     ACTIVATIONS,
     Array,
@@ -112,7 +111,7 @@ class SpeechFeatures(nn.Module):
         return dense(self.width, x.shape[-1], "torch", self.dtype, "projection")(x), x
 
 
-class SpeechModel(nn.Module):
+class SpeechModel(base.Model):
     """Waveform in, frame representations out. Made from a config section by `make_model`."""
 
     width: int
@@ -189,23 +188,6 @@ class SpeechModel(nn.Module):
         out = self.encoder(x, alibi=alibi, valid=valid, key=keys[1], record=record, collect=collect)
         return out if post else out._replace(x=self.norm(out.x))
 
-    def decode(
-        self, x: Array, mask: Array, noise: Array, valid: Array | None = None, key: Key = None
-    ) -> Array:
-        """What the student saw [B, V, D] -> features of the whole sequence; see `Decoder`."""
-        return self.decoder(x, mask, noise, valid, key)
-
-    def predict(self, x: Array) -> Array:  # [..., C] -> [..., D]
-        return self.head(x)
-
-    def __call__(self, batch: Batch) -> Array:
-        """Touches every parameter: for initialisation."""
-        tokens = self.features(batch)
-        mask = jnp.zeros(tokens.x.shape[:2], bool)
-        masked = self.mask_embedding_used or self.decoder is not None
-        x = self.encode(tokens, mask if masked else None).x
-        return self.predict(x if self.decoder is None else self.decode(x, mask, x))
-
 
 def make_model(
     *, width: int, encoder: Options, frontend: Options = FROZEN, positions: Options = FROZEN,
@@ -243,21 +225,14 @@ def make_model(
 def flops(
     model: SpeechModel, shapes: Mapping[str, Any], masked: int, seen: int
 ) -> dict[str, float]:
-    """Forward FLOPs of one example, by part: 2 per multiply-add, matrix products only.
-
-    shapes: shapes of one example (`Examples.example`). masked: positions through the head. seen:
-    positions through the student's blocks.
-    """
+    """Forward FLOPs of one example, see `models.base.flops`. shapes: of the example's arrays."""
     length, channels, front, D = shapes["audio"].shape[0], 1, 0.0, model.width
     for out, kernel, stride in model.frontend.convs:
         length = (length - kernel) // stride + 1
         front += 2.0 * length * out * kernel * channels
         channels = out
     front += 2.0 * length * channels * D
-    p, e = model.positions, model.encoder
+    parts = base.flops(model, frontend=front, tokens=length, masked=masked, seen=seen)
+    p = model.positions
     conv = p.depth * 2.0 * length * D * (D // p.groups) * p.taps
-    whole, part = (
-        conv + encoder_flops(depth=e.depth, width=D, mlp=e.mlp, tokens=n) for n in (length, seen)
-    )
-    head = decoded_flops(model.decoder, model.head, width=D, tokens=length, masked=masked)
-    return {"frontend": front, "encoder": whole, "student": part + head}
+    return parts | {name: conv + parts[name] for name in ("encoder", "student")}

@@ -13,10 +13,9 @@ import jax.numpy as jnp
 
 from data2vec_jax.core.errors import UserError, nearest
 from data2vec_jax.modalities.contract import FROZEN, Batch, Options, Tokens, build, check_padding
+from data2vec_jax.models import base
 from data2vec_jax.models.decoder import Decoder
-from data2vec_jax.models.decoder import flops as decoded_flops
 from data2vec_jax.models.encoder import Encoded, Encoder, TargetSpec
-from data2vec_jax.models.encoder import flops as encoder_flops
 from data2vec_jax.models.layers import Array, Key, LayerNorm, Mlp, bert_init, dropout, gather_tokens
 from data2vec_jax.models.positions import Alibi, token_positions
 
@@ -80,7 +79,7 @@ class Embeddings(nn.Module):
         return jnp.where(valid[..., None], x, 0) if self.zero_pads else x
 
 
-class TextModel(nn.Module):
+class TextModel(base.Model):
     """Token ids in, token representations out. Made from a config section by `make_model`."""
 
     width: int
@@ -136,21 +135,6 @@ class TextModel(nn.Module):
         x = self.norm(x) if self.input_norm else x
         out = self.encoder(x, alibi=alibi, valid=valid, key=key, record=record, collect=collect)
         return out if self.encoder.norm == "post" else out._replace(x=self.norm(out.x))
-
-    def decode(
-        self, x: Array, mask: Array, noise: Array, valid: Array | None = None, key: Key = None
-    ) -> Array:
-        """What the student saw [B, V, D] -> features of the whole sequence; see `Decoder`."""
-        return self.decoder(x, mask, noise, valid, key)
-
-    def predict(self, x: Array) -> Array:  # [..., C] -> [..., D]
-        return self.head(x)
-
-    def __call__(self, batch: Batch) -> Array:
-        """Touches every parameter: for initialisation."""
-        x = self.encode(self.features(batch)).x
-        mask = jnp.zeros(x.shape[:2], bool)
-        return self.predict(x if self.decoder is None else self.decode(x, mask, x))
 
 
 def make_model(
@@ -228,15 +212,6 @@ def make_model(
 
 
 def flops(model: TextModel, shapes: Mapping[str, Any], masked: int, seen: int) -> dict[str, float]:
-    """Forward FLOPs of one example, by part: 2 per multiply-add, matrix products only.
-
-    shapes: shapes of one example (`Examples.example`). masked: positions through the head. seen:
-    positions through the student's blocks.
-    """
-    D, e = model.width, model.encoder
+    """Forward FLOPs of one example, see `models.base.flops`. shapes: of the example's arrays."""
     length = shapes["tokens"].shape[0]
-    whole, part = (
-        encoder_flops(depth=e.depth, width=D, mlp=e.mlp, tokens=n) for n in (length, seen)
-    )
-    head = decoded_flops(model.decoder, model.head, width=D, tokens=length, masked=masked)
-    return {"frontend": 0.0, "encoder": whole, "student": part + head}
+    return base.flops(model, frontend=0.0, tokens=length, masked=masked, seen=seen)

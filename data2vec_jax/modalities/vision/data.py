@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 from data2vec_jax.core.errors import UserError
-from data2vec_jax.modalities.contract import Labelled, Layout
+from data2vec_jax.modalities.contract import Layout
 
 TRIES = 10  # of a random crop, before the fallback to a centre crop
 
@@ -113,10 +113,3 @@ class VisionExamples:
 
     def save_assets(self, folder: Path) -> None:
         """Nothing beside the config."""
-
-
-def labelled(source: Any, like: VisionExamples, **options: Any) -> Labelled:
-    """Every image, not augmented, with its class."""
-    examples, rng = VisionExamples(source, like, **options), np.random.default_rng(0)
-    images = np.stack([examples.load(i, 0, rng)["image"] for i in range(len(source))])
-    return Labelled({"image": images}, np.array([source[i]["label"] for i in range(len(source))]))

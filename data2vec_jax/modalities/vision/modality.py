@@ -11,7 +11,6 @@ MODALITY = Modality(
     model=model.make_model,
     layout=data.layout,
     examples=data.VisionExamples,
-    labelled=data.labelled,
     input_layout=inputs.layout,
     inputs=inputs.Images,
     flops=model.flops,

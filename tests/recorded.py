@@ -14,6 +14,13 @@ import numpy as np
 FOLDER = Path(os.environ.get("DATA2VEC_GOLDENS", Path(__file__).parent / "goldens/pretraining"))
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 
+# Checkpoints of other code bases; each folder in it is a case.
+CHECKPOINTS = Path(
+    os.environ.get("DATA2VEC_CHECKPOINT_GOLDENS", Path(__file__).parent / "goldens/checkpoints")
+)
+CHECKPOINT_CASES = sorted(path.name for path in CHECKPOINTS.iterdir() if path.is_dir())
+SEGMENTATION = 5e-4  # absolute, of the outputs of a model for segmentation; of others 1e-4
+
 # The README's tolerances: largest difference over largest value, unless the comment says otherwise.
 ACTIVATION, LOSS, NORM, GRADIENT, TRACE, SCHEDULE = 3e-5, 1e-5, 2e-5, 2e-4, 2e-4, 1e-6
 ELEMENT, LENGTH = 1e-3, 3e-4  # final student: single elements, and relative L2 of a tensor

@@ -7,7 +7,6 @@ fails.
 
 import dataclasses
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -16,7 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from recorded import quick_jit
+from recorded import CHECKPOINT_CASES as CASES
+from recorded import CHECKPOINTS as FOLDER
+from recorded import SEGMENTATION, quick_jit
 
 from data2vec_jax.convert import export, layouts, loaded, ours, peft, pickles
 from data2vec_jax.convert.tables import entries_of, flatten, nest
@@ -25,10 +26,7 @@ from data2vec_jax.modalities.speech import processor as speech
 from data2vec_jax.modalities.text import tokenizer
 from data2vec_jax.modalities.vision.processor import Processor
 
-DEFAULT = Path(__file__).parent / "goldens/checkpoints"
-FOLDER = Path(os.environ.get("DATA2VEC_CHECKPOINT_GOLDENS", DEFAULT))
-CASES = sorted(path.name for path in FOLDER.iterdir() if path.is_dir())
-FORWARD, SEGMENTATION, MERGED = 1e-4, 5e-4, 1e-6  # absolute
+FORWARD, MERGED = 1e-4, 1e-6  # absolute
 GRADIENT, NOISE = 1e-4, 1e-6  # shares of the tensor's largest value, and of the case's largest
 
 

@@ -20,7 +20,7 @@ import reference
 import reference_v2
 from configs_for_tests import config_of
 from recorded import Case, Comparison, load, quick_jit
-from test_goldens_pretraining import check_stages, forward, replay
+from replay_v1 import check_stages, forward, replay
 
 from data2vec_jax.convert import tables
 from data2vec_jax.core import optimizer

@@ -16,7 +16,9 @@ from pydoc_data.topics import topics  # English text that Python brings along
 
 import numpy as np
 import pytest
-from test_goldens_checkpoints import CASES, FOLDER, SEGMENTATION
+from recorded import CHECKPOINT_CASES as CASES
+from recorded import CHECKPOINTS as FOLDER
+from recorded import SEGMENTATION
 
 import data2vec_jax
 from data2vec_jax.convert import card, export, layouts, ours

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import data2vec_jax
+from data2vec_jax.cli.arguments import run_main
 from data2vec_jax.convert import __main__ as command
 from data2vec_jax.convert import ours, pickles
 from data2vec_jax.convert.tables import entries_of, flatten
@@ -316,13 +317,11 @@ class Harm:
         return os.mkdir, ("harm",)
 
 
-@pytest.mark.parametrize("kind", ["code", "truncated", "no such --to", "no folder"])
-def test_the_command_exits_with_2(kind, tmp_path):
+@pytest.mark.parametrize("kind", ["code", "truncated", "no folder"])
+def test_the_command_exits_with_2(kind, tmp_path, monkeypatch, capsys):
     torch = pytest.importorskip("torch")
-    source, target, to = TEXT, "target", "jax"
-    if kind == "no such --to":
-        to, message = "jaxx", "--to: invalid choice: 'jaxx'"
-    elif kind == "no folder":  # it cannot be made, below a file
+    source, target = TEXT, "target"
+    if kind == "no folder":  # it cannot be made, below a file
         (tmp_path / "file").write_text("")
         target, message = "file/target", "cannot write file/target: "
     elif kind == "code":
@@ -331,15 +330,23 @@ def test_the_command_exits_with_2(kind, tmp_path):
     else:
         source, message = damaged(tmp_path, kind), "cut short"
     before = {*os.listdir(tmp_path)}
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        run_main(lambda: run(source, target, "--to=jax"))
+    out = capsys.readouterr()
+    assert stopped.value.code == 2 and out.out == ""
+    assert out.err.startswith("error: ") and out.err.count("\n") == 1 and message in out.err
+    assert {*os.listdir(tmp_path)} == before
+
+
+def test_a_process_that_is_refused_ends_with_2(tmp_path):
     out = subprocess.run(
-        [sys.executable, "-m", "data2vec_jax.convert", source, target, f"--to={to}"],
+        [sys.executable, "-m", "data2vec_jax.convert", TEXT, "target", "--to=jaxx"],
         capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert out.returncode == 2 and out.stdout == ""
-    assert (
-        out.stderr.startswith("error: ") and out.stderr.count("\n") == 1 and message in out.stderr
-    )
-    assert {*os.listdir(tmp_path)} == before
+    assert out.stderr.startswith("error: argument --to: invalid choice: 'jaxx'")
+    assert out.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(

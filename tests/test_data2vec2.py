@@ -2,9 +2,6 @@
 
 import copy
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import flax.linen as nn
@@ -471,17 +468,3 @@ def test_mistakes_are_named():
     config = quiet(config_of("text_v2")) | {"objective": dict(name="data2vec1", top_k=2)}
     with pytest.raises(UserError, match=r"config.model.decoder: data2vec1 needs none"):
         pretrain.make_objective(config, *pretrain.make_model(config))
-
-
-@pytest.mark.parametrize("modality", ["speech", "vision", "text"])
-def test_smoke_config_trains(modality, tmp_path):
-    command = [
-        sys.executable, "-m", "data2vec_jax.train", f"--config=configs/{modality}_v2.py:smoke",
-        f"--workdir={tmp_path}",
-    ]  # fmt: skip
-    env = os.environ | {"XLA_FLAGS": ""}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [1, 2, 3, 4]
-    assert all(np.isfinite(line["loss"]) and line["target_std"] > 0.1 for line in lines)

@@ -19,9 +19,10 @@ from data2vec_jax.bench import benchmark, measure, sweep, torch_baseline
 from data2vec_jax.bench.subject import Subject, sized
 from data2vec_jax.convert import export
 from data2vec_jax.convert.ours import Checkpoint
-from data2vec_jax.convert.tables import entries_of, flatten
+from data2vec_jax.convert.tables import entries_of
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.core.train_step import step_keys
+from data2vec_jax.core.trees import flatten
 from data2vec_jax.tasks import pretrain
 
 ALL = [f"{modality}_v{version}" for modality in ("speech", "text", "vision") for version in (1, 2)]

@@ -14,6 +14,7 @@ from data2vec_jax.convert import hf, loaded, ours
 from data2vec_jax.core import checkpoints, optimizer, sharding
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.core.run import Run
+from data2vec_jax.core.trees import flatten
 from data2vec_jax.data.sources import open_source
 from data2vec_jax.metrics.writer import FILE, read_lines
 from data2vec_jax.modalities.contract import Layout
@@ -70,7 +71,7 @@ def pretrained(tmp_path_factory):
 
 
 def leaves(tree):
-    return {"/".join(k): np.asarray(v) for k, v in checkpoints._paths(jax.device_get(tree)).items()}
+    return {k: np.asarray(v) for k, v in flatten(jax.device_get(tree)).items()}
 
 
 @pytest.mark.parametrize("dora", [True, False])

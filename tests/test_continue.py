@@ -17,10 +17,11 @@ import data2vec_jax
 from data2vec_jax import train
 from data2vec_jax.convert import __main__ as command
 from data2vec_jax.convert import pickles
-from data2vec_jax.convert.tables import entries_of, flatten
+from data2vec_jax.convert.tables import entries_of
 from data2vec_jax.core import checkpoints
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.core.state import TrainState, select
+from data2vec_jax.core.trees import flatten
 
 CASES = [name for name in NAMES if "generation" in load(name).info]
 

@@ -17,10 +17,11 @@ import data2vec_jax
 from data2vec_jax.cli.arguments import run_main
 from data2vec_jax.convert import __main__ as command
 from data2vec_jax.convert import ours, pickles
-from data2vec_jax.convert.tables import entries_of, flatten
+from data2vec_jax.convert.tables import entries_of
 from data2vec_jax.core import checkpoints, files, safetensors
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.core.state import TrainState
+from data2vec_jax.core.trees import flatten
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDENS = ROOT / "tests/goldens/checkpoints"

@@ -20,8 +20,9 @@ from recorded import CHECKPOINTS as FOLDER
 from recorded import SEGMENTATION, quick_jit
 
 from data2vec_jax.convert import export, layouts, loaded, ours, peft, pickles
-from data2vec_jax.convert.tables import entries_of, flatten, nest
+from data2vec_jax.convert.tables import entries_of
 from data2vec_jax.core import files, safetensors
+from data2vec_jax.core.trees import flatten, nest
 from data2vec_jax.modalities.speech import processor as speech
 from data2vec_jax.modalities.text import tokenizer
 from data2vec_jax.modalities.vision.processor import Processor

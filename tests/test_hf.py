@@ -14,9 +14,9 @@ import pytest
 from recorded import quick_jit
 
 from data2vec_jax.convert import export, loaded, ours
-from data2vec_jax.convert.tables import nest
 from data2vec_jax.core import files
 from data2vec_jax.core.errors import UserError
+from data2vec_jax.core.trees import nest
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

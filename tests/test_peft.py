@@ -12,9 +12,10 @@ from data2vec_jax import train
 from data2vec_jax.convert import __main__ as command
 from data2vec_jax.convert import export, loaded, ours, peft
 from data2vec_jax.convert.ours import Checkpoint
-from data2vec_jax.convert.tables import entries_of, flatten
+from data2vec_jax.convert.tables import entries_of
 from data2vec_jax.core import files, safetensors
 from data2vec_jax.core.errors import UserError
+from data2vec_jax.core.trees import flatten
 from data2vec_jax.modalities.text import tokenizer
 from data2vec_jax.models import adapters
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data2vec_jax.convert import ours, peft
-from data2vec_jax.convert.tables import nest
+from data2vec_jax.core.trees import nest
 from data2vec_jax.models import adapters, heads
 from data2vec_jax.models.layers import Array
 from data2vec_jax.models.outputs import Inputs, Outputs, Params

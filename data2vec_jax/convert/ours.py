@@ -20,10 +20,11 @@ import numpy as np
 
 from data2vec_jax.convert import fields, layouts, peft
 from data2vec_jax.convert.layouts import Config
-from data2vec_jax.convert.tables import Entry, entries_of, flatten, nest, plan_read
+from data2vec_jax.convert.tables import Entry, entries_of, plan_read
 from data2vec_jax.core import checkpoints, files, safetensors
 from data2vec_jax.core.config import with_current_names
 from data2vec_jax.core.errors import UserError
+from data2vec_jax.core.trees import flatten, nest
 from data2vec_jax.modalities import contract
 from data2vec_jax.models import adapters, heads
 from data2vec_jax.models.outputs import head_name

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data2vec_jax.core.errors import UserError
+from data2vec_jax.core.trees import flatten, nest
 
 State = dict[str, np.ndarray]
 Tree = dict[str, Any]
@@ -252,27 +253,6 @@ def _entry_of_ours(row: Row, path: str, parts: list[tuple[str, ...]], state: Any
 def read(table: Table, state: Mapping[str, np.ndarray]) -> Tree:
     """Their arrays -> our tree; errors as of `plan_read`."""
     return nest({entry.name: entry.make() for entry in plan_read(table, state).entries})
-
-
-def nest(flat: Mapping[str, Any]) -> Tree:
-    """{'a/b': x} -> {'a': {'b': x}}: the inverse of `flatten`."""
-    tree: Tree = {}
-    for path, value in flat.items():
-        *folders, leaf = path.split("/")
-        node = tree
-        for folder in folders:
-            node = node.setdefault(folder, {})
-        node[leaf] = value
-    return tree
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> State:
-    """{'a': {'b': x}} -> {'a/b': x}."""
-    flat = {}
-    for name, value in tree.items():
-        path = f"{prefix}{name}"
-        flat |= flatten(value, f"{path}/") if isinstance(value, Mapping) else {path: value}
-    return flat
 
 
 def entries_of(state: Mapping[str, np.ndarray]) -> list[Entry]:

@@ -17,9 +17,9 @@ import numpy as np
 from data2vec_jax.convert import export, loaded, ours
 from data2vec_jax.convert.layouts import Layout
 from data2vec_jax.convert.ours import Checkpoint
-from data2vec_jax.convert.tables import nest
 from data2vec_jax.core import files
 from data2vec_jax.core.errors import UserError
+from data2vec_jax.core.trees import nest
 from data2vec_jax.models.outputs import OPTIONAL_OUTPUTS
 
 LIMIT = 1e-3  # of activations of order 1; float32 gives 1e-6 to 1e-4

@@ -16,7 +16,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from etils import epath
 from data2vec_jax.core.config import with_current_names
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.core.safetensors import SafeTensors
+from data2vec_jax.core.trees import flatten, nest
 
 CONVERTED = "model.safetensors"  # in folders that conversion made
 # A file-size limit (EFBIG) and a quota (EDQUOT) end a save, and are mended, as a full disk is.
@@ -267,8 +268,8 @@ def _load_converted(folder: Path, abstract: Any, subtree: str) -> dict[str, Any]
         raise UserError(f"checkpoint {folder} has no {subtree}")
     stored = {path: tensors[name] for path, name in names.items()}
     if abstract is None:
-        return _tree({path: np.array(array) for path, array in stored.items()})
-    _compare(folder, {subtree: _tree(stored)}, {subtree: abstract}, partial=True)
+        return nest({path: np.array(array) for path, array in stored.items()})
+    _compare(folder, {subtree: nest(stored)}, {subtree: abstract}, partial=True)
 
     def place(path, wanted):
         array = stored[path]
@@ -277,7 +278,7 @@ def _load_converted(folder: Path, abstract: Any, subtree: str) -> dict[str, Any]
         read = lambda index: np.array(array[index], wanted.dtype)  # noqa: E731
         return jax.make_array_from_callback(wanted.shape, wanted.sharding, read)
 
-    return _tree({path: place(path, wanted) for path, wanted in _paths(abstract).items()})
+    return nest({path: place(path, wanted) for path, wanted in flatten(abstract).items()})
 
 
 def init_state_from(path: str | os.PathLike, state: Any, abstract: Any) -> tuple[Any, list[str]]:
@@ -298,58 +299,42 @@ def init_state_from(path: str | os.PathLike, state: Any, abstract: Any) -> tuple
       UserError: as `load_params`; or nothing in the checkpoint is of this model.
     """
     have = held_paths(path, "params")
-    wanted = _paths(abstract.params)
+    wanted = flatten(abstract.params)
     new = sorted(wanted.keys() - have)
     if len(new) == len(wanted):
         raise UserError(f"--init_from={path}: no parameter of this model is in it")
     student = {p: x for p, x in wanted.items() if p in have}
     averaged = held_paths(path, "teacher")
-    teacher = _paths(abstract.teacher)
+    teacher = flatten(abstract.teacher)
     own = {p: x for p, x in teacher.items() if p in averaged}
     shared = {p: x for p, x in teacher.items() if p in have and p not in own}
     found = [
-        _paths(load_params(path, _tree(part), subtree=subtree)) if part else {}
+        flatten(load_params(path, nest(part), subtree=subtree)) if part else {}
         for subtree, part in (("params", student), ("teacher", own), ("params", shared))
     ]
     state = dataclasses.replace(
         state,
-        params=_tree(_paths(state.params) | found[0]),
-        teacher=_tree(_paths(state.teacher) | found[1] | found[2]),
+        params=nest(flatten(state.params) | found[0]),
+        teacher=nest(flatten(state.teacher) | found[1] | found[2]),
     )
-    return state, ["/".join(p) for p in new]
+    return state, new
 
 
-def held_paths(path: str | os.PathLike, subtree: str) -> set[tuple[str, ...]]:
-    """Paths of what a checkpoint holds of a subtree."""
+def held_paths(path: str | os.PathLike, subtree: str) -> set[str]:
+    """Paths of the arrays that a checkpoint holds of a subtree: 'encoder/blocks/up/kernel'."""
     _hush()
     if (_absolute(path) / CONVERTED).exists():
         return set(_names(SafeTensors(Path(_absolute(path)) / CONVERTED), subtree))
-    return set(_paths(_stored(_newest(_absolute(path))).get(subtree) or {}))
+    return set(flatten(_stored(_newest(_absolute(path))).get(subtree) or {}))
 
 
-def _names(tensors: SafeTensors, subtree: str) -> dict[tuple[str, ...], str]:
-    """Path -> name in a converted folder's file."""
+def _names(tensors: SafeTensors, subtree: str) -> dict[str, str]:
+    """Path in the subtree -> name in a converted folder's file."""
     return {
-        tuple(name.removeprefix("teacher/").split("/")): name for name in tensors
+        name.removeprefix("teacher/"): name
+        for name in tensors
         if name.startswith("teacher/") == (subtree == "teacher")
-    }  # fmt: skip
-
-
-def _paths(tree: Any) -> dict[tuple[str, ...], Any]:
-    """{(a, b): leaf} of nested dicts."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {tuple(key.key for key in path): leaf for path, leaf in leaves}
-
-
-def _tree(paths: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
-    """The inverse of `_paths`."""
-    tree: dict[str, Any] = {}
-    for (*sections, leaf), value in paths.items():
-        node = tree
-        for section in sections:
-            node = node.setdefault(section, {})
-        node[leaf] = value
-    return tree
+    }
 
 
 def _absolute(path: str | os.PathLike) -> epath.Path:

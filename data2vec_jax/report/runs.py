@@ -10,6 +10,7 @@ from typing import Any
 
 from data2vec_jax.core.config import check_section, with_current_names
 from data2vec_jax.core.errors import UserError
+from data2vec_jax.core.trees import flatten
 from data2vec_jax.metrics.collapse import CollapseConfig, CollapseMonitor, Limit
 from data2vec_jax.metrics.writer import FILE, Line, read_lines
 
@@ -41,7 +42,7 @@ class RunRecord:
 
     def options(self) -> dict[str, Any]:
         """The config with dotted names."""
-        return flatten(self.config)
+        return flatten(self.config, separator=".", keep_empty=True)
 
     def warnings(self) -> list[str]:
         """What is wrong in the last training line: non-finite scalars, the monitor's alarms."""
@@ -69,15 +70,6 @@ class ProbeScores:
     @property
     def label(self) -> str:
         return f"{self.recipe} · {self.probe.replace('_', ' ')}"
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{'a': {'b': 1}} -> {'a.b': 1}; an empty section stays as it is."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        path = f"{prefix}.{key}" if prefix else str(key)
-        flat |= flatten(value, path) if isinstance(value, Mapping) and value else {path: value}
-    return flat
 
 
 def read_json(path: Path) -> dict[str, Any]:

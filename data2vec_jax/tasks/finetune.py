@@ -356,7 +356,7 @@ def _init_dependent(sites, params, new, path):
     shared in pretraining (conversion spec 2.1). DoRA magnitudes are recomputed from the loaded
     kernels.
     """
-    if f"encoder/blocks/{BIAS}" in new and (BIAS,) in checkpoints.held_paths(path, "params"):
+    if f"encoder/blocks/{BIAS}" in new and BIAS in checkpoints.held_paths(path, "params"):
         own = params["encoder"]["blocks"][BIAS]
         shared = {BIAS: jax.ShapeDtypeStruct(own.shape[1:], own.dtype)}
         shared = checkpoints.load_params(path, shared)[BIAS]

@@ -563,4 +563,6 @@ def vision(case: Case) -> Setup:
 def make_optimizer(setup: Setup) -> tuple[Any, Callable]:
     """(optimiser, schedule), as the loop makes them."""
     schedule = optimizer.make_schedule(setup.config["total_steps"], **setup.config["schedule"])
-    return optimizer.make_optimizer(schedule, **setup.config["optim"]), schedule
+    return optimizer.make_optimizer(
+        schedule, optimizer.OptimizerConfig(**setup.config["optim"])
+    ), schedule

@@ -61,7 +61,7 @@ ITEM = {
 
 
 def test_windows_overlap_and_know_their_answer():
-    found = windows.windows(ITEM, Words(), length=11, stride=2, question=2)
+    found = windows.windows(ITEM, Words(), windows.WindowConfig(length=11, stride=2, question=2))
     # <s> two words </s></s> five words </s>: from 0, 2 and 4 (which reaches the end).
     assert [row[5:-1] for row, _ in found] == [
         [11, 12, 13, 14, 15], [13, 14, 15, 16, 11], [15, 16, 11, 12],
@@ -76,7 +76,7 @@ def test_windows_overlap_and_know_their_answer():
     part = ITEM | {"answers": ["ddd eee"], "starts": [10]}  # whole tokens that touch it
     assert windows.place_of(part, found[0][1]) == (8, 9)
     with pytest.raises(UserError, match="1 to 6"):
-        windows.layout(length=20, question=10, stride=7)
+        windows.WindowConfig(length=20, question=10, stride=7)
 
 
 def test_the_best_pair_equals_exhaustive_search():

@@ -295,7 +295,7 @@ def test_every_example_is_evaluated_once(rows):
             return {"x": np.full(self.layout.buckets[bucket], index, np.float32)}
 
     examples = Numbers()
-    options = finetune.data_options(source="", batch_size=rows)
+    options = finetune.DataConfig(source="", batch_size=rows)
     predict = lambda params, batch: {"sum": batch["x"].sum(-1) + params}  # noqa: E731
     run = finetune.evaluation(predict, examples, options, lambda found: found)
     mesh = jax.make_mesh((8, 1, 1), ("slice", "data", "fsdp"))
@@ -316,19 +316,25 @@ def test_scores_of_classes_numbers_and_several_classes():
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(30, 4)).astype(np.float32), rng.integers(0, 4, 30)
     rows = [{"logits": a, "label": b} for a, b in zip(logits, labels.astype(np.int32), strict=True)]
-    found = classify.score([*rows, None], None, metrics=("accuracy", "macro_f1", "top5_accuracy"))
+    found = classify.score(
+        [*rows, None],
+        None,
+        classify.ScoringConfig(metrics=("accuracy", "macro_f1", "top5_accuracy")),
+    )
     assert found["accuracy"] == np.mean(logits.argmax(1) == labels)
     assert found["top5_accuracy"] == 1.0
     wanted = np.mean(np.log(np.exp(logits).sum(1)) - logits[np.arange(30), labels])
     assert found["loss"] == pytest.approx(wanted, rel=1e-5)
     numbers = [{"logits": a[:1], "label": np.float32(a[0] * 3 + 1)} for a in logits]
-    assert classify.score(numbers, None, metrics=("pearson",))["pearson"] == pytest.approx(1.0)
+    assert classify.score(numbers, None, classify.ScoringConfig(metrics=("pearson",)))[
+        "pearson"
+    ] == pytest.approx(1.0)
     marks = [{"logits": a, "label": (a > 0.5).astype(np.float32)} for a in logits]
-    assert classify.score(marks, None, metrics=("mean_average_precision",)) == {
-        "mean_average_precision": 1.0
-    }
+    assert classify.score(
+        marks, None, classify.ScoringConfig(metrics=("mean_average_precision",))
+    ) == {"mean_average_precision": 1.0}
     with pytest.raises(UserError, match="did you mean 'accuracy'"):
-        classify.score(rows, None, metrics=("acuracy",))
+        classify.score(rows, None, classify.ScoringConfig(metrics=("acuracy",)))
     np.testing.assert_array_equal(classify.several("0, 2", 4), [1, 0, 1, 0])
     with pytest.raises(UserError, match="classes: 4, but a label is 7"):
         classify.several("7", 4)
@@ -400,7 +406,7 @@ def test_a_regression_learns_whole_numbers_as_they_are(tmp_path):
         rows = "".join(f"text {label},{label}\n" for label in labels)
         (tmp_path / f"{name}.csv").write_text(f"text,label\n{rows}")
     targets = targets_of(("pearson",), classes=1)
-    options = finetune.data_options(source=f"manifest:{tmp_path}/{{split}}.csv", batch_size=2)
+    options = finetune.DataConfig(source=f"manifest:{tmp_path}/{{split}}.csv", batch_size=2)
     train_set = finetune.open_part(options, TEXT, targets.names)
     test_set = finetune.open_split(options, "test", TEXT, train_set.label_names)
     for source, wanted in ((train_set, [10, 20, 100]), (test_set, [15, 3])):

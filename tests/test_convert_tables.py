@@ -82,7 +82,7 @@ def random_tree(kind):
     """(table, random parameters of a model of ours)."""
     table, shapes, options = MODELS[kind]
     options = options | dict(encoder=options["encoder"] | dict(depth=3, heads=2, mlp=12))
-    model = contract.get(kind.split(",")[0]).model(width=8, **options)
+    model = contract.make_model(contract.get(kind.split(",")[0]), dict(width=8, **options))
     batch = {
         k: jax.ShapeDtypeStruct(v, "int32" if k == "tokens" else "float32")
         for k, v in shapes.items()

@@ -268,12 +268,15 @@ def unit_adam(compare, names, params):
             flags, raw = fairseq_flags, "raw"
         else:
             flags, raw = params["adamw"], "corrected"
-        tx = optimizer.make_optimizer(
-            optimizer.make_schedule(len(grads), kind="constant", peak=flags["lr"]),
-            betas=flags.get("betas", (0.9, 0.999)), eps=flags.get("eps", 1e-8), eps_on=raw,
+        config = optimizer.OptimizerConfig(
+            betas=flags.get("betas", (0.9, 0.999)),
+            eps=flags.get("eps", 1e-8),
+            eps_on=raw,
             weight_decay=flags.get("weight_decay", flags.get("wd")),
             clip=flags.get("clip_norm") or None,
-        )  # fmt: skip
+        )
+        schedule = optimizer.make_schedule(len(grads), kind="constant", peak=flags["lr"])
+        tx = optimizer.make_optimizer(schedule, config)
         p, state, after, norms = jnp.asarray(p), None, [], []
         state = tx.init(p)
         for grad in grads:

@@ -52,7 +52,7 @@ def test_speech_labels_are_the_phone_at_the_middle_of_a_frame():
 
 def test_crops_must_ascend():
     with pytest.raises(UserError, match=r"config\.examples\.crops"):
-        speech.layout(crops=(4.0, 2.0))
+        speech.CropConfig(crops=(4.0, 2.0))
 
 
 def test_random_boxes_follow_the_recipe():

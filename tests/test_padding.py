@@ -45,13 +45,15 @@ def make(name, version, padding="exact", dtype=jnp.float32, **objective):
         dtype=dtype,
         **MODELS[name],
         **(only_2 if version == 2 else {}),
-    )
+    ).make()
     options = dict(top_k=2) | NORMS | objective | (dict(clones=M) if version == 2 else {})
-    make_loss = {1: data2vec1, 2: data2vec2}[version].make_loss
-    return model, make_loss(
-        model, lambda shapes: masking.make("independent", model.mask_shape(shapes), ratio=0.4),
-        modality.corrupt, **options,
-    )  # fmt: skip
+    objective = {1: data2vec1, 2: data2vec2}[version]
+    return model, objective.make_loss(
+        objective.Config(**options),
+        model,
+        lambda shapes: masking.make("independent", model.mask_shape(shapes), ratio=0.4),
+        modality.corrupt,
+    )
 
 
 def examples(name):
@@ -196,8 +198,10 @@ def test_batch_norm_of_targets_refuses_padding(name, version):
 
 @pytest.mark.parametrize("only_2", [{}, ONLY_2], ids=["1.0", "2.0"])
 def test_group_norm_of_features_refuses_padding(only_2):
-    model = contract.get("speech").model(
-        width=D, encoder=ENCODER, frontend=dict(convs=((8, 10, 5),), norm="group"), **only_2
+    model = (
+        contract.get("speech")
+        .model(width=D, encoder=ENCODER, frontend=dict(convs=((8, 10, 5),), norm="group"), **only_2)
+        .make()
     )
     batch, singles = examples("speech")
     random_params(model, singles[0], 0)  # without padding it is welcome
@@ -207,4 +211,4 @@ def test_group_norm_of_features_refuses_padding(only_2):
 
 def test_ways_of_padding_are_named():
     with pytest.raises(UserError, match="did you mean 'exact'"):
-        contract.get("text").model(width=D, encoder=ENCODER, padding="exat")
+        contract.get("text").model(width=D, encoder=ENCODER, padding="exat").make()

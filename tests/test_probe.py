@@ -8,7 +8,7 @@ import pytest
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.modalities.contract import Labelled
 from data2vec_jax.modalities.text.modality import MODALITY
-from data2vec_jax.modalities.vision.model import make_model
+from data2vec_jax.modalities.vision.model import VisionConfig
 from data2vec_jax.tasks import probe
 
 
@@ -58,9 +58,9 @@ def test_knn_equals_a_loop():
 
 
 def test_features_are_means_of_tokens_in_any_batching():
-    model = make_model(
+    model = VisionConfig(
         width=16, image=8, patch=4, mean=(0.5,), std=(0.5,), encoder=dict(depth=2, heads=2, mlp=32)
-    )
+    ).make()
     images = np.random.default_rng(0).integers(0, 255, (10, 8, 8, 1), dtype=np.uint8)
     params = model.init(jax.random.key(0), {"image": jnp.asarray(images)})["params"]
     data = Labelled({"image": images}, np.arange(10) % 3)

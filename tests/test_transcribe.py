@@ -1,5 +1,6 @@
 """CTC fine-tuning: PyTorch's losses and gradients, Hugging Face's, masks, what is frozen."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from data2vec_jax.models.losses import ctc_losses
 from data2vec_jax.tasks import decoding, finetune, ngrams, transcribe
 from data2vec_jax.tasks.pretrain import make_model
 from data2vec_jax.tasks.registry import check_config
+from data2vec_jax.tasks.specaugment import SpecAugmentConfig, augment
 
 GOLDENS = Path(__file__).parent / "goldens"
 
@@ -124,7 +126,7 @@ def test_batch_mates_and_padding_do_not_change_a_loss(tiny):
 
 def test_only_the_head_learns_at_first(tiny):
     model, head, params, batch = tiny
-    loss = transcribe.make_loss(model, head, freeze_updates=10)
+    loss = transcribe.make_loss(model, head, transcribe.LossConfig(freeze_updates=10))
     free = transcribe.make_loss(model, head)
     both = jax.jit(
         lambda step: [
@@ -242,13 +244,22 @@ def test_error_rates_of_the_best_path_and_of_a_beam_search(tmp_path):
     model = ngrams.train([["AB", "C"], ["CAB"], ["CAB", "C"]] * 3, 2)
     ngrams.write_arpa(model, tmp_path / "lm.arpa")
     found = transcribe.score(
-        said[:2], Said(texts[:2]), characters=characters, step=320, lm=str(tmp_path / "lm.arpa")
+        said[:2],
+        Said(texts[:2]),
+        transcribe.ScoringConfig(lm=str(tmp_path / "lm.arpa")),
+        characters=characters,
+        step=320,
     )
     assert found["wer"] == 1 / 3 and found["wer_lm"] == found["cer_lm"] == 0.0
     found = transcribe.score(  # of the weights that are tried, 0 leaves CBB as it is
-        said, Said(texts), characters=characters, step=320, lm=str(tmp_path / "lm.arpa"),
-        lm_weight=[0.0, 2.0], word_score=-1.0,
-    )  # fmt: skip
+        said,
+        Said(texts),
+        transcribe.ScoringConfig(
+            lm=str(tmp_path / "lm.arpa"), lm_weight=[0.0, 2.0], word_score=-1.0
+        ),
+        characters=characters,
+        step=320,
+    )
     assert (found["lm_weight"], found["word_score"], found["wer_lm"]) == (2.0, -1.0, 1 / 4)
 
 
@@ -374,7 +385,7 @@ def test_recipes(variant):
 
 # Masks ------------------------------------------------------------------------------------------
 
-OPTIONS = dict(time_prob=0.65, time_width=10, channel_prob=0.25, channel_width=16)
+OPTIONS = SpecAugmentConfig(time_prob=0.65, time_width=10, channel_prob=0.25, channel_width=16)
 
 
 def test_masks_depend_on_the_example_and_the_step_alone():
@@ -386,7 +397,7 @@ def test_masks_depend_on_the_example_and_the_step_alone():
     def masked(rows, step=0, seed=0):
         part = Tokens(tokens.x[rows], valid[rows])
         key = jax.random.key(1)
-        return transcribe.augment(part, fill, key, step_keys(step, seed), ids[rows], **OPTIONS).x
+        return augment(part, fill, key, step_keys(step, seed), ids[rows], OPTIONS).x
 
     whole = masked(np.array([0, 1, 2]))
     order = np.array([2, 1])
@@ -399,16 +410,21 @@ def test_masks_depend_on_the_example_and_the_step_alone():
 
 def test_encoders_without_an_embedding_get_noise_or_zeros():
     tokens, ids = Tokens(jnp.ones((20, 60, 32)), None), jnp.arange(20, dtype=jnp.uint32)
-    options = OPTIONS | {"channel_prob": 0.0}
+    options = dataclasses.replace(OPTIONS, channel_prob=0.0)
     noisy, zeros = (
-        transcribe.augment(
-            tokens, None, jax.random.key(2), step_keys(), ids, zero_mask=z, **options
+        augment(
+            tokens,
+            None,
+            jax.random.key(2),
+            step_keys(),
+            ids,
+            dataclasses.replace(options, zero_mask=z),
         ).x
         for z in (False, True)
     )
     changed = np.asarray(noisy != 1)
     assert np.std(np.asarray(noisy)[changed]) == pytest.approx(0.01, rel=0.05)
     np.testing.assert_array_equal(zeros, jnp.where(changed, 0, 1))
-    options |= {"time_prob": 0.0}
-    same = transcribe.augment(tokens, None, jax.random.key(2), step_keys(), ids, **options)
+    options = dataclasses.replace(options, time_prob=0.0)
+    same = augment(tokens, None, jax.random.key(2), step_keys(), ids, options)
     assert same.x is tokens.x

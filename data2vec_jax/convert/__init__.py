@@ -18,8 +18,8 @@ Everything is a chain of four steps, and a layout supplies the middle two:
     layout.describe(config) -> their config     for export; what we cannot say raises UserError
 
 A config of ours is {"modality": "speech", "model": {...}, "adapter": {...}, "task": {...},
-"origin": {...}}. `model` is the keyword arguments of the modality's `make_model`. `task` (absent:
-none) is {"name": ..., options of the head in models/heads.py or models/segmentation.py}. `adapter`
+"origin": {...}}. `model` is a training config's section. `task` (absent: none) is
+{"name": ..., options of the head in models/heads.py or models/segmentation.py}. `adapter`
 (speech): what shortens the encoder's output. `teacher` (absent: none): 'encoder' or 'model', what
 it averages. `prenet` (2.0): how many of the blocks are called that there. `adapters`: see peft.
 `hf_major`: 4 if a segmentation head has the names of transformers 4. `origin`: {"layout": name,

@@ -200,7 +200,7 @@ def _processors(folder: Path | None) -> tuple[Path, ...]:
 def model_of(config: Config) -> Any:
     """The linen module of a config; computes in float32."""
     modality = contract.get(config["modality"])
-    return contract.build(modality.model, "model", config["model"], dtype=jnp.float32)
+    return contract.make_model(modality, config["model"])
 
 
 def inference_of(config: Config) -> contract.Inference:

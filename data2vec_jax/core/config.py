@@ -1,6 +1,7 @@
-"""Sections of a config: their schema is the signature of the function that they are for."""
+"""Sections of a config: their schema is the function or frozen dataclass that they are for."""
 
 import copy
+import dataclasses
 import inspect
 import numbers
 import types
@@ -16,8 +17,9 @@ def check_section(
     """Refuses keys of a config section that are not arguments of `function`, and values that are
     not of the annotated type.
 
-    Every section of a config is the keyword arguments of exactly one function, so its signature
-    is the schema. `given` names the arguments that the caller supplies itself.
+    Every section of a config is the keyword arguments of exactly one function, or the fields of a
+    frozen dataclass, so its signature is the schema. `given` names the arguments that the caller
+    supplies itself.
     """
     parameters = {
         name: p
@@ -38,10 +40,13 @@ def check_section(
 
 # What the annotations of options are called, and the values that they take.
 KINDS = {
-    bool: ("true or false", bool), int: ("a whole number", numbers.Integral),
-    float: ("a number", numbers.Real), str: ("a text", str), Sequence: ("a list", (list, tuple)),
+    bool: ("true or false", bool),
+    int: ("a whole number", numbers.Integral),
+    float: ("a number", numbers.Real),
+    str: ("a text", str),
+    Sequence: ("a list", (list, tuple)),
     types.NoneType: ("null", types.NoneType),
-}  # fmt: skip
+}
 
 
 def misfit(value: Any, annotation: Any) -> str:
@@ -57,6 +62,29 @@ def misfit(value: Any, annotation: Any) -> str:
             return ""
         names.append(name)
     return " or ".join(names)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What the configs of all tasks have. A section is a mapping; its options stand beside what it
+    is for."""
+
+    modality: str  # a folder in `data2vec_jax.modalities`, or the dotted path of a user's module
+    model: Mapping  # `Modality.model`
+    examples: Mapping  # `Modality.layout`; in fine-tuning `Modality.input_layout`
+    data: Mapping  # `DataConfig` of the task
+    schedule: Mapping  # `optimizer.make_schedule`: the learning rate
+    optim: Mapping  # `optimizer.OptimizerConfig`
+    seed: int  # of parameters, masks, dropout and the order of the examples
+    total_steps: int
+    log_every: int  # steps; 0 for never
+    eval_every: int  # steps; 0 for never
+    accumulate: int  # micro-batches per update
+    dtype: str  # of the computation: 'float32' or 'bfloat16'
+    mesh: Mapping  # `sharding.make_mesh`
+    checkpoint: Mapping  # `Checkpoints`
+    # `sharding.shardings`, if its rule is not what you want.
+    sharding: Mapping = dataclasses.field(default_factory=dict)
 
 
 # Options of configs that users and their workdirs hold: old dotted path -> today's. A section comes

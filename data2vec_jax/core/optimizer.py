@@ -1,5 +1,6 @@
 """Learning-rate schedules and one optax chain: clip, AdamW (or SGD, LARS), schedule."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -15,9 +16,14 @@ Schedule = Callable[[Any], jax.Array]
 
 
 def cosine(
-    total_steps: int, *, peak: float, warmup: float, floor: float = 0.0, start: float = 0.0,
+    total_steps: int,
+    *,
+    peak: float,
+    warmup: float,
+    floor: float = 0.0,
+    start: float = 0.0,
     inclusive: bool = False,
-) -> Schedule:  # fmt: skip
+) -> Schedule:
     """Linear from `start` to `peak`, then half a cosine down to `floor` at `total_steps`.
 
     `warmup` is a share of `total_steps`. `inclusive`: the last warm-up step is already at the
@@ -37,9 +43,15 @@ def cosine(
 
 
 def tri_stage(
-    total_steps: int, *, peak: float, warmup: float, hold: float, decay: float,
-    start_scale: float = 0.01, end_scale: float = 0.01,
-) -> Schedule:  # fmt: skip
+    total_steps: int,
+    *,
+    peak: float,
+    warmup: float,
+    hold: float,
+    decay: float,
+    start_scale: float = 0.01,
+    end_scale: float = 0.01,
+) -> Schedule:
     """Linear warm-up, constant, then *exponential* decay; the three shares of `total_steps`.
 
     The paper says linear decay, the code decays exponentially (spec 11, trap 17).
@@ -80,8 +92,11 @@ def constant(total_steps: int, *, peak: float, warmup: float = 0.0) -> Schedule:
 
 
 SCHEDULES = {
-    "cosine": cosine, "tri_stage": tri_stage, "linear": linear, "constant": constant,
-}  # fmt: skip
+    "cosine": cosine,
+    "tri_stage": tri_stage,
+    "linear": linear,
+    "constant": constant,
+}
 
 
 def make_schedule(total_steps: int, *, kind: str, **options: Any) -> Schedule:
@@ -164,45 +179,48 @@ def scale_by_path(rates: Sequence[tuple[str, Any]]) -> optax.GradientTransformat
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-def make_optimizer(
-    schedule: Schedule,
-    *,
-    kind: str = "adamw",
-    momentum: float = 0.9,
-    trust: float = 0.001,
-    betas: Sequence[float] = (0.9, 0.999),
-    eps: float = 1e-8,
-    eps_on: str = "corrected",
-    weight_decay: float = 0.0,
-    no_decay: Sequence[str] = (),
-    clip: float | None = None,
-    frozen: Sequence[str] = (),
-    rates: Sequence[tuple[str, Any]] = (),
-) -> optax.GradientTransformation:
-    """AdamW with decoupled decay lr * weight_decay * p. Config section `optim`.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Config section `optim`. Moments are float32, like the parameters."""
 
-    `kind`: 'adamw'; or 'sgd' and 'lars', for linear probes, with `momentum` (PyTorch's), decay as a
-    part of the gradients, and in 'lars' the `trust` ratio for matrices (You 2017; conversion spec
-    2.3).
-    `no_decay`, `frozen`: path patterns of parameters that do not decay, or never change. `rates`:
-    (path pattern, factor of the learning rate, or one for each stacked layer), the first match
-    counts, 1 where none does. `clip`: limit of the global gradient norm, None for none. Moments are
-    float32, like the parameters.
+    kind: str = "adamw"  # or 'sgd' and 'lars', for linear probes
+    momentum: float = 0.9  # of 'sgd' and 'lars', PyTorch's
+    # Of 'lars': the trust ratio, for matrices (You 2017; conversion spec 2.3).
+    trust: float = 0.001
+    betas: Sequence[float] = (0.9, 0.999)  # of 'adamw'
+    eps: float = 1e-8  # of 'adamw'
+    eps_on: str = "corrected"  # or 'raw', see `scale_by_adam`
+    # Decoupled: lr * weight_decay * p; in 'sgd' and 'lars' a part of the gradients.
+    weight_decay: float = 0.0
+    no_decay: Sequence[str] = ()  # path patterns of parameters that do not decay
+    clip: float | None = None  # limit of the global gradient norm, None for none
+    frozen: Sequence[str] = ()  # path patterns of parameters that never change
+    # (path pattern, factor of the learning rate, or one for each stacked layer); the first match
+    # counts, 1 where none does.
+    rates: Sequence[tuple[str, Any]] = ()
+
+
+def make_optimizer(schedule: Schedule, config: OptimizerConfig) -> optax.GradientTransformation:
+    """Clip, direction, decay, learning rate. schedule: completed updates -> learning rate.
+
+    Raises UserError: no such kind of optimiser.
     """
+    no_decay, frozen, rates = config.no_decay, config.frozen, config.rates
     decay, decayed = [], lambda params: jax.tree.map(lambda m: not m, by_path(params, no_decay))
-    if weight_decay:
-        decay = [optax.add_decayed_weights(weight_decay, decayed)]
+    if config.weight_decay:
+        decay = [optax.add_decayed_weights(config.weight_decay, decayed)]
     matrices = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)  # noqa: E731
-    slow = optax.masked(optax.scale_by_trust_ratio(trust_coefficient=trust), matrices)
+    slow = optax.masked(optax.scale_by_trust_ratio(trust_coefficient=config.trust), matrices)
     directions = {
-        "adamw": [scale_by_adam(*betas, eps, eps_on), *decay],
-        "sgd": [*decay, optax.trace(momentum)],
-        "lars": [*decay, slow, optax.trace(momentum)],
+        "adamw": [scale_by_adam(*config.betas, config.eps, config.eps_on), *decay],
+        "sgd": [*decay, optax.trace(config.momentum)],
+        "lars": [*decay, slow, optax.trace(config.momentum)],
     }
-    if kind not in directions:
-        raise UserError(f"config.optim.kind: no optimiser '{kind}'{nearest(kind, directions)}")
-    steps = [clip_by_norm(clip)] if clip else []
-    steps += directions[kind]
+    if config.kind not in directions:
+        hint = nearest(config.kind, directions)
+        raise UserError(f"config.optim.kind: no optimiser '{config.kind}'{hint}")
+    steps = [clip_by_norm(config.clip)] if config.clip else []
+    steps += directions[config.kind]
     steps.append(optax.scale_by_learning_rate(schedule))
     if rates:
         steps.append(scale_by_path(rates))

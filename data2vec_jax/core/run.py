@@ -19,14 +19,17 @@ class Run:
     """
 
     def __init__(
-        self, config: Mapping[str, Any], task: Task, mesh: jax.sharding.Mesh,
+        self,
+        config: Mapping[str, Any],
+        task: Task,
+        mesh: jax.sharding.Mesh,
         programs: dict[Any, Callable] | None = None,
-    ):  # fmt: skip
+    ):
         self.config, self.task, self.mesh = config, task, mesh
         self.programs = {} if programs is None else programs
         steps = config["total_steps"]
         schedule = optimizer.make_schedule(steps, **config["schedule"])
-        self.tx = optimizer.make_optimizer(schedule, **config["optim"])
+        self.tx = optimizer.make_optimizer(schedule, optimizer.OptimizerConfig(**config["optim"]))
         decay = ema_decay(steps, **config["ema"]) if task.averaged else None
         self.train_step = make_train_step(
             task, self.tx, decay, schedule, config["accumulate"], mesh.size

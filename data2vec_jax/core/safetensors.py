@@ -15,10 +15,20 @@ import numpy as np
 from data2vec_jax.core.errors import UserError
 
 TYPES = {
-    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64",
-    "I32": "int32", "I16": "int16", "I8": "int8", "U64": "uint64", "U32": "uint32",
-    "U16": "uint16", "U8": "uint8", "BOOL": "bool",
-}  # fmt: skip
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
 NAMES = {dtype: name for name, dtype in TYPES.items()}
 
 
@@ -89,9 +99,10 @@ def write_safetensors(
     for entry in entries:
         size = entry.dtype.itemsize * int(np.prod(entry.shape, dtype=np.int64))
         places[entry.name] = {
-            "dtype": NAMES[entry.dtype.name], "shape": list(entry.shape),
+            "dtype": NAMES[entry.dtype.name],
+            "shape": list(entry.shape),
             "data_offsets": [offset, offset + size],
-        }  # fmt: skip
+        }
         offset += size
     header = json.dumps({"__metadata__": dict(metadata), **places}).encode()
     header += b" " * (-len(header) % 8)  # arrays start at a multiple of 8

@@ -25,9 +25,12 @@ MIN_SIZE = 2**16  # smaller arrays are cheaper to copy than to gather
 
 
 def make_mesh(
-    data: int = -1, fsdp: int = 1, slices: int | None = None, *,
+    data: int = -1,
+    fsdp: int = 1,
+    slices: int | None = None,
+    *,
     devices: Sequence[Any] | None = None,
-) -> Mesh:  # fmt: skip
+) -> Mesh:
     """The mesh `(slice, data, fsdp)` over all devices. Config section `mesh`.
 
     data: copies of the model in a slice, each split over `fsdp` devices; -1 means "the rest".

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from data2vec_jax.core.config import check_section
@@ -131,12 +132,14 @@ class Modality:
     """One kind of signal.
 
     codec: how it is read from files and records; the published sets and shipped samples.
-    model: config section `model` -> a `models.base.Model` with the methods `features(batch, key)`
+    model: (**section `model`, dtype) -> a `models.base.Model`, or a frozen dataclass whose fields are
+      these options and whose method `make()` returns one. It has the methods `features(batch, key)`
       -> Tokens, `encode(tokens, mask, key, record, collect, keep)` -> Encoded and, without
       parameters, `mask_shape(shapes)`: positions of a mask, or the two sides of their grid; with
       `frontend_params`, the name of the parameters that `features` reads; and, if its inputs are
       padded, with `padding` (see `check_padding`) and `valid_lengths(batch)`.
-    layout: config section `examples` -> Layout.
+    layout: (**section `examples`) -> Layout, or a frozen dataclass whose fields are these options
+      and which has a layout's attributes, too.
     examples: (source, like=None, **section `examples`) -> Examples. With `like`, the training
       examples, nothing is random and what they learned from the data (a tokenizer) is kept.
     labelled: (source, like, **section `examples`) -> Labelled, of a source that has labels; by
@@ -160,7 +163,7 @@ class Modality:
 
     name: str
     codec: Codec
-    model: Callable[..., nn.Module]
+    model: Callable[..., Any]
     layout: Callable[..., Layout]
     examples: Callable[..., Examples]
     flops: Callable[..., Mapping[str, float]]
@@ -236,6 +239,12 @@ def check_padding(padding: str) -> str:
         hint = nearest(padding, ("exact", "reference", "attention"))
         raise UserError(f"config.model.padding: no '{padding}'{hint}")
     return padding
+
+
+def make_model(modality: Modality, options: Options, dtype: Any = jnp.float32) -> nn.Module:
+    """The model of a modality. options: config section `model`. dtype: of the computation."""
+    made = build(modality.model, "model", options, dtype=dtype)
+    return made if isinstance(made, nn.Module) else made.make()
 
 
 def build(

@@ -10,6 +10,7 @@ its own moving average, makes of the whole input.
 B batch, T tokens, M masked positions of a row, D width.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -33,38 +34,46 @@ from data2vec_jax.objectives.targets import (
 Array = jax.Array
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Config section `objective` with the name 'data2vec1'."""
+
+    top_k: int | Sequence[int]  # K uppermost blocks averaged, or the numbers of the blocks
+    # What is averaged: the output of a block's feed-forward part, or of the block ('block').
+    target: str = "ffn"
+    layer_norms: Sequence[Norm] = ()  # of each block's output
+    final_norms: Sequence[Norm] = ()  # of the average
+    beta: float = 0.0  # of smooth L1; 0 for squared error
+    scale: str | float = "rsqrt_width"  # factor on the sum over channels, see `targets.scale_of`
+    variance_weight: float = 0.0  # of `targets.variance_penalty`
+    variance_margin: float = 0.5  # of `targets.variance_penalty`
+
+
 def make_loss(
+    config: Config,
     model: Any,
     sampler: Callable[[Mapping[str, Any]], masking.Sampler],
     corrupt: Callable[..., Any] | None = None,
-    *,
-    top_k: int | Sequence[int],
-    target: str = "ffn",
-    layer_norms: Sequence[Norm] = (),
-    final_norms: Sequence[Norm] = (),
-    beta: float = 0.0,
-    scale: str | float = "rsqrt_width",
-    variance_weight: float = 0.0,
-    variance_margin: float = 0.5,
 ) -> Objective:
-    """The objective of a batch. Config section `objective`.
+    """The objective of a batch.
 
     model: see `modalities.contract.Modality`. sampler: shapes of a batch -> its mask sampler.
     corrupt: masks the input rather than the features (text).
-
-    top_k: K uppermost blocks averaged, or the numbers of the blocks. target: 'ffn' or 'block'.
-    layer_norms, final_norms: of each block's output, and of the average. beta: of smooth L1, 0 for
-    squared error. scale: factor on the sum over channels (see `targets.scale_of`).
-    variance_weight, variance_margin: of `targets.variance_penalty`.
     """
     apply = model.apply
-    factor = scale_of(scale, model.width)
-    teach = make_teacher(model, top_k, target, layer_norms, final_norms)
+    factor = scale_of(config.scale, model.width)
+    teach = make_teacher(model, config.top_k, config.target, config.layer_norms, config.final_norms)
 
     def forward_with_masks(
-        params: Any, teacher: Any, batch: Mapping[str, Array], visible: Mapping[str, Array],
-        mask: Array, most: int, key: Array | None, collect: bool = False,
-    ) -> Intermediates:  # fmt: skip
+        params: Any,
+        teacher: Any,
+        batch: Mapping[str, Array],
+        visible: Mapping[str, Array],
+        mask: Array,
+        most: int,
+        key: Array | None,
+        collect: bool = False,
+    ) -> Intermediates:
         """Everything after the masks. mask bool [B, T], at most `most` = M True in a row.
 
         batch, visible: what the teacher and the student see. collect: keep every layer's output.
@@ -90,16 +99,27 @@ def make_loss(
         # Objective: summed over the masked positions; their number divides it in the train step.
         count = jnp.sum(weights)
         parts = {
-            "regression": factor * jnp.sum(regression(prediction, masked_targets, beta) * weights)
+            "regression": factor
+            * jnp.sum(regression(prediction, masked_targets, config.beta) * weights)
         }
         total = parts["regression"]
-        if variance_weight:
-            parts["variance"] = variance_penalty(prediction, weights, variance_margin)
-            total = total + count * variance_weight * parts["variance"]
+        if config.variance_weight:
+            parts["variance"] = variance_penalty(prediction, weights, config.variance_margin)
+            total = total + count * config.variance_weight * parts["variance"]
         return Intermediates(
-            total, count, tokens, prediction, targets, masked_targets, weights, encoded, teaching,
-            parts, mask, visible,
-        )  # fmt: skip
+            total,
+            count,
+            tokens,
+            prediction,
+            targets,
+            masked_targets,
+            weights,
+            encoded,
+            teaching,
+            parts,
+            mask,
+            visible,
+        )
 
     def forward(params, teacher, batch, draw: StepKeys):
         masks = sampler(batch)  # an exact count per row: every shape is static

@@ -11,6 +11,7 @@ their moving average, makes of all of it. One teacher's pass serves the M studen
 B batch, M masks of an example, T tokens, V of them visible and N masked, D width.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -49,38 +50,50 @@ def draw_noise(draw: StepKeys, example_ids: Array, shape: tuple[int, ...]) -> Ar
     return jax.vmap(one)(example_ids).reshape(-1, *shape[1:])
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Config section `objective` with the name 'data2vec2'."""
+
+    clones: int  # M, masks of an example
+    top_k: int | Sequence[int]  # K uppermost blocks averaged, or the numbers of the blocks
+    # What is averaged: the output of a block's feed-forward part, or of the block ('block').
+    target: str = "ffn"
+    layer_norms: Sequence[Norm] = ()  # of each block's output
+    final_norms: Sequence[Norm] = ()  # of the average
+    beta: float = 0.0  # of smooth L1; 0 for squared error
+    scale: str | float = "rsqrt_width"  # factor on the sum over channels, see `targets.scale_of`
+    # Of the class token's loss, a mean over rows, beside the regression, a mean over masked
+    # positions.
+    class_weight: float = 0.0
+    noise_std: float = 0.01  # of what the decoder gets at masked positions
+
+
 def make_loss(
+    config: Config,
     model: Any,
     sampler: Callable[[Mapping[str, Any]], masking.Sampler],
     corrupt: Callable[..., Any] | None = None,
-    *,
-    clones: int,
-    top_k: int | Sequence[int],
-    target: str = "ffn",
-    layer_norms: Sequence[Norm] = (),
-    final_norms: Sequence[Norm] = (),
-    beta: float = 0.0,
-    scale: str | float = "rsqrt_width",
-    class_weight: float = 0.0,
-    noise_std: float = 0.01,
 ) -> Objective:
-    """The objective of a batch. Config section `objective`.
+    """The objective of a batch.
 
-    model, sampler, top_k, target, layer_norms, final_norms, beta, scale: as in
-    `data2vec1.make_loss`; the model has a `decoder`. corrupt: not used, masked tokens are left out
-    of the input rather than replaced. clones: M. class_weight: of the class token's loss, a mean
-    over rows, beside the regression, a mean over masked positions. noise_std: of what the decoder
-    gets at masked positions.
+    model, sampler: as in `data2vec1.make_loss`; the model has a `decoder`. corrupt: not used,
+    masked tokens are left out of the input rather than replaced.
     """
     del corrupt
     apply = model.apply
-    factor = scale_of(scale, model.width)
-    teach = make_teacher(model, top_k, target, layer_norms, final_norms)
+    factor = scale_of(config.scale, model.width)
+    teach = make_teacher(model, config.top_k, config.target, config.layer_norms, config.final_norms)
 
     def forward_with_masks(
-        params: Any, teacher: Any, batch: Mapping[str, Array], mask: Array, most: int, noise: Array,
-        key: Array | None, collect: bool = False,
-    ) -> Intermediates:  # fmt: skip
+        params: Any,
+        teacher: Any,
+        batch: Mapping[str, Array],
+        mask: Array,
+        most: int,
+        noise: Array,
+        key: Array | None,
+        collect: bool = False,
+    ) -> Intermediates:
         """Everything after the draws. mask bool [B, M, T], at most `most` = N True in a row.
 
         noise: [B * M, T, D], used at masked positions. collect: keep the outputs of every layer.
@@ -113,33 +126,46 @@ def make_loss(
 
         # Objective: summed over the masked positions of all students; see 1.0.
         parts = {
-            "regression": factor * jnp.sum(regression(prediction, masked_targets, beta) * weights)
+            "regression": factor
+            * jnp.sum(regression(prediction, masked_targets, config.beta) * weights)
         }
-        if class_weight:
+        if config.class_weight:
             # The class token regresses the mean target. Weighted by the row's masked positions,
             # because the sum of all terms will be divided by their number in the whole batch.
             middle = repeat(jnp.mean(targets, 1), rows)  # [B * M, D]
-            each = factor * regression(encoded.class_tokens[:, -1], middle, beta)  # [B * M]
-            parts["class"] = class_weight * jnp.sum(each * jnp.sum(weights, -1))
+            each = factor * regression(encoded.class_tokens[:, -1], middle, config.beta)  # [B * M]
+            parts["class"] = config.class_weight * jnp.sum(each * jnp.sum(weights, -1))
         total = sum(parts.values())
         return Intermediates(
-            total, jnp.sum(weights), tokens, prediction, targets, masked_targets, weights, encoded,
-            teaching, parts, mask, batch,
-        )  # fmt: skip
+            total,
+            jnp.sum(weights),
+            tokens,
+            prediction,
+            targets,
+            masked_targets,
+            weights,
+            encoded,
+            teaching,
+            parts,
+            mask,
+            batch,
+        )
 
     def forward(params, teacher, batch, draw: StepKeys):
         masks = sampler(batch)  # an exact count per row: every shape is static
         valid = model.valid_lengths(batch)
-        mask = masking.sample(masks, draw.masks, draw.step, batch["example_id"], clones, valid)
-        shape = clones, masks.length, model.width
-        noise = noise_std * draw_noise(draw, batch["example_id"], shape)
+        mask = masking.sample(
+            masks, draw.masks, draw.step, batch["example_id"], config.clones, valid
+        )
+        shape = config.clones, masks.length, model.width
+        noise = config.noise_std * draw_noise(draw, batch["example_id"], shape)
         most = masks.count(masks.length)
         return forward_with_masks(params, teacher, batch, mask, most, noise, draw.noise)
 
     def loss(params, teacher, batch, draw: StepKeys):
         found = forward(params, teacher, batch, draw)
         scalars = monitor(found)
-        if class_weight:
+        if config.class_weight:
             scalars |= {f"loss_{k}": part / found.count for k, part in found.parts.items()}
         return found.total, found.count, scalars
 

@@ -117,13 +117,16 @@ def owns_features(model: Any, teacher: Mapping[str, Any]) -> bool:
 
 
 def make_teacher(
-    model: Any, top_k: int | Sequence[int], target: str, layer_norms: Sequence[Norm],
+    model: Any,
+    top_k: int | Sequence[int],
+    target: str,
+    layer_norms: Sequence[Norm],
     final_norms: Sequence[Norm],
-) -> Callable[..., tuple[Encoded, Array]]:  # fmt: skip
+) -> Callable[..., tuple[Encoded, Array]]:
     """The targets of both papers: y = norm(1/K sum_l norm(a_l)), over the teacher's top K layers.
 
     a_l: what layer l makes of the whole input, without dropout: the output of its feed-forward part
-    ('ffn') or of the block ('block'). The other options: see `data2vec1.make_loss`.
+    ('ffn') or of the block ('block'). The other options: see `data2vec1.Config`.
 
     Returns (params, teacher, batch, tokens, collect) -> (what the encoder returned, y [B, T, D]).
     teacher: averaged leaves, which stand in for the student's (`state.ema_update`). tokens: the

@@ -4,6 +4,7 @@ B batch, T tokens. A batch holds tokens [B, T], and the first and last token of 
 and end int [B], 0 (`<s>`) for rows without it.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,10 +21,12 @@ from data2vec_jax.tasks import finetune, scores
 
 Array = jax.Array
 ENDS = ("start", "end")
-settings, resolve_config = finetune.settings, finetune.resolve_config
+CONFIG, resolve_config = finetune.FinetuneConfig, finetune.resolve_config
 
 
-def make_loss(model: Any, head: Any) -> Callable[..., tuple[Array, Array, dict[str, Array]]]:
+def make_loss(
+    model: Any, head: Any, config: finetune.NoOptions | None = None
+) -> Callable[..., tuple[Array, Array, dict[str, Array]]]:
     """A task's loss: the mean of the cross-entropies of start and end, summed over rows."""
 
     def loss(params, teacher, batch, draw):
@@ -88,13 +91,23 @@ def answers(
     }
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoringConfig:
+    """Config section `scoring`; see `best_span`."""
+
+    top: int = 20  # starts and ends that are paired
+    longest: int = 30  # answer, in tokens
+
+
 def score(
-    predictions: Sequence[Any], inputs: windows.Windows, *, top: int = 20, longest: int = 30
+    predictions: Sequence[Any],
+    inputs: windows.Windows,
+    config: ScoringConfig = ScoringConfig(),
 ) -> dict[str, float]:
-    """Config section `scoring`: exact and f1, as SQuAD's own script has them."""
+    """exact and f1, as SQuAD's own script has them."""
     questions = inputs.questions
     right = {questions.field(i, "id"): questions.field(i, "answers") for i in range(len(questions))}
-    return scores.squad(answers(predictions, inputs, top=top, longest=longest), right)
+    return scores.squad(answers(predictions, inputs, top=config.top, longest=config.longest), right)
 
 
 def targets(config: Mapping[str, Any], head: Any) -> finetune.Targets:
@@ -107,7 +120,9 @@ def targets(config: Mapping[str, Any], head: Any) -> finetune.Targets:
     return finetune.Targets(lambda length: {}, lambda item, length: {}, check)
 
 
-SPEC = finetune.FinetuneSpec(make_loss, make_predict, score, targets, windows)
+SPEC = finetune.FinetuneSpec(
+    make_loss, make_predict, score, targets, windows, scoring_config=ScoringConfig
+)
 
 
 def make(config: Mapping[str, Any]) -> Task:

@@ -5,6 +5,7 @@ regression, float [B, C] for several classes at once, or int [B, T] for one of e
 none). The parameters are the encoder's and, under `task`, those of a head of `heads`.
 """
 
+import dataclasses
 import functools
 import json
 import math
@@ -20,14 +21,17 @@ from data2vec_jax.core.errors import UserError, nearest
 from data2vec_jax.core.task import Task
 from data2vec_jax.data.sources import check_field, class_of
 from data2vec_jax.models.layers import wide
-from data2vec_jax.tasks import finetune, mixing, scores, transcribe
+from data2vec_jax.tasks import finetune, mixing, scores
+from data2vec_jax.tasks.specaugment import SpecAugmentConfig, augment
 
 Array = jax.Array
 REGRESSION, SINGLE, SEVERAL = (
-    "regression", "single_label_classification", "multi_label_classification",
-)  # fmt: skip
+    "regression",
+    "single_label_classification",
+    "multi_label_classification",
+)
 
-settings, resolve_config = finetune.settings, finetune.resolve_config
+CONFIG, resolve_config = finetune.FinetuneConfig, finetune.resolve_config
 
 
 def problem_of(head: Any) -> str:
@@ -36,21 +40,37 @@ def problem_of(head: Any) -> str:
     return problem or (REGRESSION if head.classes == 1 else SINGLE)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Config section `loss` of classification and regression."""
+
+    smoothing: float = 0.0  # share of a target that all classes have alike
+    mixup: float = 0.0  # of images, see `mixing.mix`
+    cutmix: float = 0.0  # of images, see `mixing.mix`
+    mix_probability: float = 1.0  # see `mixing.mix`
+    switch: float = 0.5  # see `mixing.mix`
+    erasing: float = 0.0  # of images: probability of `mixing.erase`
+    scale: float = 1.0  # of the labels of a regression
+    time_prob: float = 0.0  # of speech: masked frames, see `specaugment.augment`
+    time_width: int = 5  # of speech: frames of a mask's span
+
+
 def make_loss(
-    model: Any, head: Any, *, smoothing: float = 0.0, mixup: float = 0.0, cutmix: float = 0.0,
-    mix_probability: float = 1.0, switch: float = 0.5, erasing: float = 0.0, scale: float = 1.0,
-    time_prob: float = 0.0, time_width: int = 5,
-) -> Callable[..., tuple[Array, Array, dict[str, Array]]]:  # fmt: skip
+    model: Any, head: Any, config: LossConfig = LossConfig()
+) -> Callable[..., tuple[Array, Array, dict[str, Array]]]:
     """A task's loss: (params, teacher, batch, draw) -> (sum, count, metrics).
 
-    smoothing: share of a target that all classes have alike. mixup, cutmix, mix_probability,
-    switch: of images, see `mixing.mix`. erasing: probability of `mixing.erase`. time_prob,
-    time_width: of masked frames of speech, see `transcribe.augment`. scale: of the labels of a
-    regression. Without `draw` (None) nothing is dropped, mixed, masked or erased. The count is of
-    rows (tokens) with a label.
+    Without `draw` (None) nothing is dropped, mixed, masked or erased. The count is of rows (tokens)
+    with a label. Raises UserError: mixing is not for this model or head.
     """
     problem = problem_of(head)
-    mixes = mixup > 0 or cutmix > 0
+    mixes = config.mixup > 0 or config.cutmix > 0
+    masks = SpecAugmentConfig(
+        time_prob=config.time_prob,
+        time_width=config.time_width,
+        channel_prob=0.0,
+        channel_width=1,
+    )
     if mixes and (problem != SINGLE or not hasattr(model, "pixels")):
         raise UserError("config.loss: mixup and cutmix are for images with one class each")
 
@@ -60,23 +80,28 @@ def make_loss(
         targets = used = None
         if problem == SINGLE:
             used = (label >= 0) & (label < head.classes)
-            targets = jax.nn.one_hot(label, head.classes) * (1 - smoothing)
-            targets = targets + smoothing / head.classes
+            targets = jax.nn.one_hot(label, head.classes) * (1 - config.smoothing)
+            targets = targets + config.smoothing / head.classes
         if draw is not None:
             keys = jax.random.split(draw.noise, 3)
             batch, targets = augmented(batch, targets, draw, keys[2])
         change = lambda tokens: tokens  # noqa: E731
-        if draw is not None and time_prob:
+        if draw is not None and config.time_prob:
             change = functools.partial(
-                transcribe.augment, embedding=params.get("mask_embedding"), key=keys[2], draw=draw,
-                example_id=batch["example_id"], time_prob=time_prob, time_width=time_width,
-                channel_prob=0.0, channel_width=1,
-            )  # fmt: skip
+                augment,
+                embedding=params.get("mask_embedding"),
+                key=keys[2],
+                draw=draw,
+                example_id=batch["example_id"],
+                config=masks,
+            )
         features = finetune.encode(model, head, params, batch, keys[0], change)
         outputs = head.apply({"params": params["task"]}, features, keys[1])
         logits = wide(outputs["logits"])
         if problem == REGRESSION:
-            errors = jnp.square(logits.reshape(label.shape) - scale * label).reshape(len(label), -1)
+            errors = jnp.square(logits.reshape(label.shape) - config.scale * label).reshape(
+                len(label), -1
+            )
             return jnp.sum(jnp.mean(errors, -1)), jnp.float32(len(label)), {}
         if problem == SEVERAL:
             losses = optax.sigmoid_binary_cross_entropy(logits, label.astype(jnp.float32))
@@ -90,18 +115,23 @@ def make_loss(
         return jnp.sum(jnp.where(used, losses, 0.0)), count, metrics
 
     def augmented(batch, targets, draw, key):
-        if not (mixes or erasing):
+        if not (mixes or config.erasing):
             return batch, targets
         image = model.pixels(batch["image"])
-        if erasing:
+        if config.erasing:
             step = jax.random.fold_in(draw.masks, draw.step)
             rows = jax.vmap(lambda i: jax.random.fold_in(step, i))(batch["example_id"])
-            image = mixing.erase(image, rows, erasing)
+            image = mixing.erase(image, rows, config.erasing)
         if mixes:
             image, targets = mixing.mix(
-                image, targets, key, mixup=mixup, cutmix=cutmix, probability=mix_probability,
-                switch=switch,
-            )  # fmt: skip
+                image,
+                targets,
+                key,
+                mixup=config.mixup,
+                cutmix=config.cutmix,
+                probability=config.mix_probability,
+                switch=config.switch,
+            )
         return {**batch, "image": image}, targets
 
     return loss
@@ -124,15 +154,24 @@ METRICS = {  # that mean something
     SEVERAL: ("mean_average_precision",),
 }
 OF_LOGITS = {  # scores of a number for each class [N, C]; the others are of numbers or classes [N]
-    "mean_average_precision": scores.mean_average_precision, "top5_accuracy": scores.top_accuracy,
-}  # fmt: skip
+    "mean_average_precision": scores.mean_average_precision,
+    "top5_accuracy": scores.top_accuracy,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoringConfig:
+    """Config section `scoring` of classification and regression."""
+
+    metrics: Sequence[str] = ("accuracy",)  # names in `METRICS`
 
 
 def score(
-    predictions: Sequence[Any], inputs: Any, *, metrics: Sequence[str] = ("accuracy",)
+    predictions: Sequence[Any], inputs: Any, config: ScoringConfig = ScoringConfig()
 ) -> dict[str, float]:
-    """Scores by name (`scores.BY_NAME`, top5_accuracy), and `loss` where there are classes."""
+    """Scores by name, and `loss` where there are classes. Raises UserError: no such score."""
     del inputs
+    metrics = config.metrics
     known = {**scores.BY_NAME, **OF_LOGITS}
     for name in metrics:
         if name not in known:
@@ -165,8 +204,7 @@ def targets(config: Mapping[str, Any], head: Any) -> finetune.Targets:
     column = "labels" if problem == SEVERAL else "label"
     if problem == REGRESSION and classes != 1:
         raise UserError(f"config.head.classes: {classes}, but a regression has 1 number a row")
-    metrics = {**score.__kwdefaults__, **config.get("scoring", {})}["metrics"]
-    for name in metrics:
+    for name in ScoringConfig(**config.get("scoring", {})).metrics:
         if name not in METRICS[problem]:
             hint = nearest(name, METRICS[problem])
             raise UserError(f"config.scoring.metrics: no '{name}' of a {problem}{hint}")
@@ -236,7 +274,14 @@ def several(label: Any, classes: int) -> np.ndarray:
     return marks
 
 
-SPEC = finetune.FinetuneSpec(make_loss, make_predict, score, targets)
+SPEC = finetune.FinetuneSpec(
+    make_loss,
+    make_predict,
+    score,
+    targets,
+    loss_config=LossConfig,
+    scoring_config=ScoringConfig,
+)
 
 
 def make(config: Mapping[str, Any]) -> Task:

@@ -7,9 +7,8 @@ B batch, T frames or tokens, D width. Parameters are the encoder's at the top, t
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -18,7 +17,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from data2vec_jax.core import checkpoints
-from data2vec_jax.core.config import check_section
+from data2vec_jax.core.config import RunConfig, check_section
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.core.state import matches, overlay, path_name
 from data2vec_jax.core.task import Task
@@ -32,25 +31,32 @@ from data2vec_jax.tasks.pretrain import check_rows, data_notes, make_model, plac
 
 Array = jax.Array
 ALONE = r"^(?!adapters/|task/)"  # what adapters leave as it is
-NONE: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """A section without options."""
 
 
 @dataclass(frozen=True)
 class FinetuneSpec:
-    """What one fine-tuning task adds to the others.
-
-    loss: (model, head, **section `loss`) -> a task's loss. predict: (model, head) -> a function
-    (parameters, batch) -> {name: [B, ...]}. score: (predictions, inputs, **section `scoring`) ->
-    {name: number}, where predictions are {name: array} of each example, by its index, None for one
-    that was left out. targets: what is learned of an example, see `Targets`. inputs: a module with
-    `layout` and `Windows`, None for the modality's.
-    """
+    """What one fine-tuning task adds to the others."""
 
     loss: Callable[..., Any]
+    """(model, head, `loss_config`) -> a task's loss."""
     predict: Callable[..., Any]
+    """(model, head) -> a function (parameters, batch) -> {name: [B, ...]}."""
     score: Callable[..., Mapping[str, float]]
+    """(predictions, inputs, `scoring_config`) -> {name: number}, where predictions are
+    {name: array} of each example, by its index, None for one that was left out."""
     targets: Callable[[Mapping[str, Any], Any], "Targets"]
+    """(config, head) -> what is learned of an example."""
     inputs: Any = None
+    """A module with `layout` and `Windows`, None for the modality's."""
+    loss_config: type = NoOptions
+    """Config section `loss`, a frozen dataclass."""
+    scoring_config: type = NoOptions
+    """Config section `scoring`, a frozen dataclass."""
 
 
 @dataclass(frozen=True)
@@ -68,86 +74,52 @@ class Targets:
     names: Sequence[str] | None = None
 
 
-def settings(
-    *,
-    task: str,
-    modality: str,
-    model: Mapping,
-    head: Mapping,
-    examples: Mapping,
-    data: Mapping,
-    schedule: Mapping,
-    optim: Mapping,
-    seed: int,
-    total_steps: int,
-    log_every: int,
-    eval_every: int,
-    accumulate: int,
-    dtype: str,
-    mesh: Mapping,
-    checkpoint: Mapping,
-    model_overrides: Mapping = NONE,
-    loss: Mapping = NONE,
-    scoring: Mapping = NONE,
-    layerwise_lr: Mapping | None = None,
-    adapter: Mapping | None = None,
-    characters: str = "",
-    sharding: Mapping = NONE,
-    init_from: str = "",
-) -> None:
-    """A fine-tuning config. Each section is the keyword arguments of one function.
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(RunConfig):
+    """A fine-tuning config. The last step is always evaluated.
 
-    task: a module of `data2vec_jax.tasks`. modality, dtype, schedule, optim, mesh, sharding,
-    checkpoint: as in pretraining. model: of a run from scratch; with `--init_from` it is that
-    of the checkpoint. model_overrides: options of the model that differ from either, such as
-    dropouts.
-    head: `heads.make`. examples: `layout` of the modality's inputs. data: `data_options`. loss:
-    `make_loss` of the task. scoring: `scores` of the task. layerwise_lr: `layerwise.layer_rates`,
-    None for one rate. adapter: `adapter_options`, without `targets` to train all. characters: of
-    transcripts, most frequent first.
-    log_every, eval_every: in steps, 0 for never; the last step is always evaluated. init_from: for
-    the record, the checkpoint that `--init_from` named.
+    `model` is that of a run from scratch; with `--init_from` it is the checkpoint's.
     """
 
-
-def data_options(
-    *,
-    source: str,
-    batch_size: int,
-    split: str = "train",
-    eval_split: str = "test",
-    eval_source: str | None = None,
-    share: float = 1.0,
-    key: str | None = None,
-    workers: int = 0,
-    prefetch: int = 4,
-    rows_multiple_of: int | None = None,
-    equal_rows: bool = False,
-    repeat: int = 1,
-) -> dict[str, Any]:
-    """Config section `data`.
-
-    source, key: see `data.sources.open_source`. batch_size, rows_multiple_of, workers,
-    prefetch: as in pretraining. equal_rows: as many rows of short examples as of long ones.
-    eval_split: of held-out
-    examples, several as 'a,b', '' for none. eval_source: None for `source`. share: of the training
-    examples that are used, always the same ones. repeat: how often each is in an epoch, for sets
-    that are smaller than a batch.
-    """
-    return locals()
+    task: str  # a module of `data2vec_jax.tasks`
+    head: Mapping  # `heads.make`
+    model_overrides: Mapping = field(default_factory=dict)  # options of `model`, such as dropouts
+    loss: Mapping = field(default_factory=dict)  # `FinetuneSpec.loss_config` of the task
+    scoring: Mapping = field(default_factory=dict)  # `FinetuneSpec.scoring_config` of the task
+    layerwise_lr: Mapping | None = None  # `layerwise.layer_rates`; None for one rate
+    adapter: Mapping | None = None  # `AdapterConfig`; without its `targets` all is trained
+    characters: str = ""  # of transcripts, most frequent first
+    init_from: str = ""  # for the record: the checkpoint that `--init_from` named
 
 
-def adapter_options(
-    *,
-    targets: Sequence[str] = (),
-    rank: int = 8,
-    alpha: float | None = None,
-    dora: bool = False,
-    rank_stabilised: bool = False,
-    dropout: float = 0.0,
-) -> dict[str, Any]:
-    """Config section `adapter`: `adapters.find`, and dropout of what adapters read."""
-    return locals()
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Config section `data` of fine-tuning."""
+
+    source: str  # see `data.sources.open_source`
+    batch_size: int  # global rows of a batch of the longest bucket
+    split: str = "train"
+    eval_split: str = "test"  # of held-out examples; several as 'a,b', '' for none
+    eval_source: str | None = None  # None for `source`
+    share: float = 1.0  # of the training examples that are used, always the same ones
+    key: str | None = None  # see `data.sources.open_named`
+    workers: int = 0  # processes that read; 0 for threads
+    prefetch: int = 4  # batches read ahead by each
+    rows_multiple_of: int | None = None  # see `batches.rows_of`
+    equal_rows: bool = False  # as many rows of short examples as of long ones
+    repeat: int = 1  # how often an example is in an epoch, for sets smaller than a batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """Config section `adapter`: LoRA or DoRA, see `adapters.find`."""
+
+    targets: Sequence[str] = ()  # path patterns of the kernels that have adapters
+    rank: int = 8
+    alpha: float | None = None  # numerator of the scale
+    dora: bool = False
+    rank_stabilised: bool = False  # scale by the root of the rank
+    dropout: float = 0.0  # of what adapters read
 
 
 # The config ---------------------------------------------------------------------------------------
@@ -189,7 +161,7 @@ def resolve_config(config: Mapping[str, Any], init_from: str | None = None) -> d
         check_section("layerwise_lr", options, layerwise.layer_rates, given=("depth",))
         optim["rates"] = layerwise.layer_rates(model["encoder"]["depth"], **options)
     if config.get("adapter"):
-        check_section("adapter", config["adapter"], adapter_options)
+        check_section("adapter", config["adapter"], AdapterConfig)
     if adapters.switched_on(config.get("adapter")):
         optim["frozen"] = (*optim.get("frozen", ()), ALONE)
     config["optim"] = optim
@@ -289,7 +261,8 @@ class Examples:
 def with_targets(layout: contract.Layout, targets: Targets) -> contract.Layout:
     """A layout of inputs with the targets' arrays."""
     pairs = zip(layout.buckets, layout.shapes, strict=True)
-    return replace(layout, shapes=[{**s, **targets.shapes(length)} for length, s in pairs])
+    shapes = [{**s, **targets.shapes(length)} for length, s in pairs]
+    return contract.Layout(layout.buckets, shapes, layout.padded)
 
 
 def abstract_task(config: Mapping[str, Any], job: FinetuneSpec) -> Task:
@@ -305,23 +278,20 @@ def _outline(config, job):
     layout = job.inputs.layout if job.inputs else modality.input_layout
     if layout is None:
         raise UserError(f"config.modality: {modality.name} has no inputs for fine-tuning")
-    options = config.get("loss", {})
-    check_section("data", config["data"], data_options)
+    check_section("data", config["data"], DataConfig)
     check_section("examples", config["examples"], layout)
-    check_section("loss", options, job.loss, given=("model", "head"))
-    given = ("predictions", "inputs")
-    check_section("scoring", config.get("scoring", {}), job.score, given=given)
-    data = data_options(**config["data"])
+    check_section("loss", config.get("loss", {}), job.loss_config)
+    check_section("scoring", config.get("scoring", {}), job.scoring_config)
+    data = DataConfig(**config["data"])
     targets = job.targets(config, head)
     layout = with_targets(layout(**config["examples"]), targets)
-    rows = batches.rows_of(
-        layout.buckets, data["batch_size"], data["rows_multiple_of"], data["equal_rows"]
-    )
+    rows = batches.rows_of(layout.buckets, data.batch_size, data.rows_multiple_of, data.equal_rows)
     shapes = [batches.batch_shapes(s, n) for s, n in zip(layout.shapes, rows, strict=True)]
-    loss, predict = job.loss(model, head, **options), job.predict(model, head)
+    loss = job.loss(model, head, job.loss_config(**config.get("loss", {})))
+    predict = job.predict(model, head)
     sites = []
     if adapters.switched_on(config.get("adapter")):
-        options = adapter_options(**config["adapter"])
+        options = asdict(AdapterConfig(**config["adapter"]))
         dropout = options.pop("dropout")
         base = jax.eval_shape(initialiser(model, head, (), shapes[0]), jax.random.key(0))
         sites = adapters.find({k: v for k, v in base.items() if k != "task"}, **options)
@@ -416,19 +386,19 @@ def make(config: Mapping[str, Any], job: FinetuneSpec) -> Task:
     plan = batches.TrainSampler(
         examples.bucket_of,
         examples.layout.buckets,
-        options["batch_size"],
+        options.batch_size,
         config["seed"],
-        options["rows_multiple_of"],
+        options.rows_multiple_of,
         examples.layout.padded,
-        options["equal_rows"],
+        options.equal_rows,
     )
     shapes = batches.global_shapes(plan, examples)
     check_rows(shapes, config)
 
     evals = {}
-    for split in filter(None, options["eval_split"].split(",")):
+    for split in filter(None, options.eval_split.split(",")):
         held_out = open_split(options, split, modality.codec, source.label_names)
-        if split != options["split"] and source.rows and held_out.rows == source.rows:
+        if split != options.split and source.rows and held_out.rows == source.rows:
             raise UserError(
                 f"config.data.eval_split: '{split}' of {held_out.uri} is the training examples "
                 "themselves; name others (a folder, a file or a column `split` for each split, or "
@@ -436,7 +406,11 @@ def make(config: Mapping[str, Any], job: FinetuneSpec) -> Task:
             )
         targets.check(held_out)
         held_out = Examples(inputs_of(held_out, like=inputs, **config["examples"]), targets)
-        scoring = functools.partial(job.score, inputs=held_out.inputs, **config.get("scoring", {}))
+        scoring = functools.partial(
+            job.score,
+            inputs=held_out.inputs,
+            config=job.scoring_config(**config.get("scoring", {})),
+        )
         evals[split] = evaluation(predict, held_out, options, scoring)
 
     def save_assets(folder):
@@ -456,11 +430,11 @@ def make(config: Mapping[str, Any], job: FinetuneSpec) -> Task:
 
 
 def open_part(
-    options: Mapping[str, Any], codec: Codec, names: Sequence[str] | None = None
+    options: DataConfig, codec: Codec, names: Sequence[str] | None = None
 ) -> sources.Source:
     """The training examples of the section `data`, or a share of them."""
-    source = sources.open_named(options["source"], options["split"], codec, names, options["key"])
-    share, repeat = options["share"], options["repeat"]
+    source = sources.open_named(options.source, options.split, codec, names, options.key)
+    share, repeat = options.share, options.repeat
     if not 0 < share <= 1 or repeat < 1:
         raise UserError(
             f"config.data: share={share}, repeat={repeat}; a share is above 0 and at most 1, and "
@@ -474,21 +448,21 @@ def open_part(
 
 
 def open_split(
-    options: Mapping[str, Any], split: str, codec: Codec, names: Sequence[str] | None
+    options: DataConfig, split: str, codec: Codec, names: Sequence[str] | None
 ) -> sources.Source:
     """Held-out examples of the section `data`, with the classes of the training examples."""
-    uri = options["eval_source"] or options["source"]
-    return sources.open_named(uri, split, codec, names, options["key"])
+    uri = options.eval_source or options.source
+    return sources.open_named(uri, split, codec, names, options.key)
 
 
-def evaluation(predict: Callable, examples: Any, options: Mapping[str, Any], score: Callable):
+def evaluation(predict: Callable, examples: Any, options: DataConfig, score: Callable):
     """An eval: the scores of a state's predictions for every example, each once."""
     plan = batches.EvalSampler(
         examples.bucket_of,
         examples.layout.buckets,
-        options["batch_size"],
-        options["rows_multiple_of"],
-        options["equal_rows"],
+        options.batch_size,
+        options.rows_multiple_of,
+        options.equal_rows,
     )
     compiled: dict[Any, Callable] = {}
 

@@ -44,9 +44,13 @@ def layer_rates(depth: int, decay: float, slow_embeddings: bool = True) -> Rates
 
 
 def table(
-    params: Any, depth: int, decay: float, *, slow_embeddings: bool = True,
+    params: Any,
+    depth: int,
+    decay: float,
+    *,
+    slow_embeddings: bool = True,
     no_decay: Sequence[str] = NO_DECAY,
-) -> list[Row]:  # fmt: skip
+) -> list[Row]:
     """Layer, factor of the rate and weight decay of every parameter (arrays or their shapes).
 
     no_decay: path patterns of parameters without weight decay. Raises UserError: the blocks are

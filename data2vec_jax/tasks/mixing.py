@@ -49,9 +49,15 @@ def box(H: int, W: int, top: Array, left: Array, bottom: Array, right: Array) ->
 
 
 def mix(
-    image: Array, targets: Array, key: Array, *, mixup: float, cutmix: float,
-    probability: float = 1.0, switch: float = 0.5,
-) -> tuple[Array, Array]:  # fmt: skip
+    image: Array,
+    targets: Array,
+    key: Array,
+    *,
+    mixup: float,
+    cutmix: float,
+    probability: float = 1.0,
+    switch: float = 0.5,
+) -> tuple[Array, Array]:
     """Each row with the row as far from the other end: [B, H, W, C], targets [B, K].
 
     One share for the batch, from Beta(a, a) with a = `mixup` or `cutmix` (0: never; of both, cutmix

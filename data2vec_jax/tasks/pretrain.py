@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import importlib
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -13,7 +12,7 @@ import numpy as np
 
 from data2vec_jax import masking
 from data2vec_jax.core import sharding
-from data2vec_jax.core.config import check_section
+from data2vec_jax.core.config import RunConfig, check_section
 from data2vec_jax.core.errors import UserError, nearest
 from data2vec_jax.core.state import select
 from data2vec_jax.core.task import Task
@@ -27,41 +26,34 @@ OBJECTIVES = ("data2vec1", "data2vec2")
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-def settings(
-    *,
-    modality: str,
-    model: Mapping,
-    mask: Mapping,
-    objective: Mapping,
-    averaged: Sequence[str],
-    examples: Mapping,
-    data: Mapping,
-    ema: Mapping,
-    schedule: Mapping,
-    optim: Mapping,
-    seed: int,
-    total_steps: int,
-    log_every: int,
-    eval_every: int,
-    accumulate: int,
-    dtype: str,
-    mesh: Mapping,
-    checkpoint: Mapping,
-    collapse: Mapping,
-    sharding: Mapping = MappingProxyType({}),
-    task: str = "pretrain",
-) -> None:
-    """A pretraining config. Each section is the keyword arguments of one function.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainConfig(RunConfig):
+    """A pretraining config."""
 
-    modality: 'speech', 'vision' or 'text'. model, examples: `make_model` and `layout` of the
-    modality. mask: `masking.make`. objective: `make_loss` of the objective `name`. averaged: path
-    patterns of the teacher's own parameters. data: `pretrain.data_options`. ema:
-    `state.ema_decay`. schedule: `optim.make_schedule`. optim: `optim.make_optimizer`. mesh:
-    `parallel.make_mesh`. sharding: `parallel.shardings`, if its rule is not what you want.
-    checkpoint: `Checkpoints`. collapse: `metrics.collapse.CollapseConfig`.
-    log_every, eval_every: in steps, 0 for never. accumulate: micro-batches per update. dtype: of
-    the computation, 'float32' or 'bfloat16'.
-    """
+    task: str = "pretrain"
+    mask: Mapping  # `masking.make`
+    objective: Mapping  # `Config` of the objective `name`: 'data2vec1' or 'data2vec2'
+    averaged: Sequence[str]  # path patterns of the teacher's own parameters
+    ema: Mapping  # `state.ema_decay`: the teacher's
+    collapse: Mapping  # `metrics.collapse.CollapseConfig`
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Config section `data` of pretraining."""
+
+    source: str  # see `data.sources.open_source`
+    # Global rows of a batch of the longest bucket; shorter buckets have more rows.
+    batch_size: int
+    split: str = "train"
+    workers: int = 0  # processes that read; 0 for threads
+    prefetch: int = 4  # batches read ahead by each
+    rows_multiple_of: int | None = None  # see `batches.rows_of`
+    eval_split: str | None = None  # of held-out examples for the validation loss; None for none
+    eval_batches: int = 8  # of the validation loss
+
+
+CONFIG = PretrainConfig
 
 
 def resolve_config(config: Mapping[str, Any], init_from: str | None = None) -> dict[str, Any]:
@@ -76,7 +68,7 @@ def make_model(config: Mapping[str, Any]) -> tuple[contract.Modality, Any]:
         hint = nearest(config["dtype"], DTYPES)
         raise UserError(f"config.dtype: no '{config['dtype']}'{hint}")
     dtype = DTYPES[config["dtype"]]
-    return modality, contract.build(modality.model, "model", config["model"], dtype=dtype)
+    return modality, contract.make_model(modality, config["model"], dtype)
 
 
 def make_objective(config: Mapping[str, Any], modality: contract.Modality, model: Any):
@@ -95,8 +87,7 @@ def make_objective(config: Mapping[str, Any], modality: contract.Modality, model
     def sampler(shapes):
         return sampler_of(model.mask_shape(shapes))
 
-    given = dict(model=model, sampler=sampler, corrupt=modality.corrupt)
-    check_section("objective", options, objective.make_loss, given)
+    check_section("objective", options, objective.Config)
     if (name == "data2vec2") != (model.decoder is not None):
         raise UserError(
             f"config.model.decoder: {name} needs "
@@ -115,51 +106,30 @@ def make_objective(config: Mapping[str, Any], modality: contract.Modality, model
             "config.accumulate: target norm 'batch' and objective.variance_weight are statistics "
             "of the whole batch; use accumulate=1"
         )
-    return objective.make_loss(**given, **options), sampler
-
-
-def data_options(
-    *,
-    source: str,
-    batch_size: int,
-    split: str = "train",
-    workers: int = 0,
-    prefetch: int = 4,
-    rows_multiple_of: int | None = None,
-    eval_split: str | None = None,
-    eval_batches: int = 8,
-) -> dict[str, Any]:
-    """Config section `data`.
-
-    source: see `data.sources.open_source`. batch_size: global rows of a batch of the longest
-    bucket; shorter buckets have more rows, a multiple of `rows_multiple_of`. workers: processes
-    that read (0: threads). prefetch: batches read ahead by each.
-    eval_split, eval_batches: held-out batches
-    for the validation loss; None for none.
-    """
-    return locals()
+    loss = objective.make_loss(objective.Config(**options), model, sampler, modality.corrupt)
+    return loss, sampler
 
 
 def make(config: Mapping[str, Any]) -> Task:
     """The pretraining task of a config. Reads the source's index, not its data (text: all)."""
     task, options, modality, model = _outline(config)
-    source = open_source(options["source"], options["split"], codec=modality.codec)
+    source = open_source(options.source, options.split, codec=modality.codec)
     examples = modality.examples(source, **config["examples"])
     examples.check(model)
     plan = batches.TrainSampler(
         examples.bucket_of,
         examples.layout.buckets,
-        options["batch_size"],
+        options.batch_size,
         config["seed"],
-        options["rows_multiple_of"],
+        options.rows_multiple_of,
         examples.layout.padded,
     )
     shapes = batches.global_shapes(plan, examples)
     check_rows(shapes, config)
 
     evals = {}
-    if options["eval_split"] and config["eval_every"]:
-        held_out = open_source(options["source"], options["eval_split"], codec=modality.codec)
+    if options.eval_split and config["eval_every"]:
+        held_out = open_source(options.source, options.eval_split, codec=modality.codec)
         held_out = modality.examples(held_out, like=examples, **config["examples"])
         evals["validation"] = validation(task.loss, held_out, options, config["seed"])
 
@@ -175,16 +145,16 @@ def make(config: Mapping[str, Any]) -> Task:
     )
 
 
-def placed(plan: Any, examples: Any, options: Mapping[str, Any], start: int, stop: int):
-    """Batches `start` to `stop` of a plan on the mesh in use. options: section `data`."""
+def placed(plan: Any, examples: Any, options: Any, start: int, stop: int):
+    """Batches `start` to `stop` of a plan on the mesh in use. options: a task's `DataConfig`."""
     mesh = jax.sharding.get_mesh()
     read = batches.HostBatchReader(plan, examples, sharding.own_blocks(mesh), mesh.size)
     return batches.stream(
         read,
         start,
         stop,
-        workers=options["workers"],
-        prefetch=options["prefetch"],
+        workers=options.workers,
+        prefetch=options.prefetch,
         place=lambda batch: sharding.to_global(batch, mesh),
     )
 
@@ -203,11 +173,11 @@ def _outline(config):
     """A task without data, and what it was made of: options of the data, modality, model."""
     modality, model = make_model(config)
     objective, sampler = make_objective(config, modality, model)
-    check_section("data", config["data"], data_options)
-    options = data_options(**config["data"])
+    check_section("data", config["data"], DataConfig)
+    options = DataConfig(**config["data"])
     check_section("examples", config["examples"], modality.layout)
     layout = modality.layout(**config["examples"])
-    rows = batches.rows_of(layout.buckets, options["batch_size"], options["rows_multiple_of"])
+    rows = batches.rows_of(layout.buckets, options.batch_size, options.rows_multiple_of)
     shapes = [batches.batch_shapes(s, n) for s, n in zip(layout.shapes, rows, strict=True)]
     init, averaged = initialiser(model, shapes[0]), tuple(config["averaged"])
     clones = config["objective"].get("clones", 1)
@@ -289,14 +259,14 @@ def step_flops(
     return batch["example_id"].shape[0] * (3.0 * trained + parts["teacher"])
 
 
-def validation(loss: Any, examples: Any, options: Mapping[str, Any], seed: int):
+def validation(loss: Any, examples: Any, options: DataConfig, seed: int):
     """An eval: the pretraining loss of held-out batches, with the same masks at every step."""
     plan = batches.TrainSampler(
         examples.bucket_of,
         examples.layout.buckets,
-        options["batch_size"],
+        options.batch_size,
         seed,
-        options["rows_multiple_of"],
+        options.rows_multiple_of,
         examples.layout.padded,
     )
     key = jax.random.key(seed)
@@ -306,7 +276,7 @@ def validation(loss: Any, examples: Any, options: Mapping[str, Any], seed: int):
         total = count = 0.0
         mesh = jax.sharding.get_mesh()
         read = batches.HostBatchReader(plan, examples, sharding.own_blocks(mesh), mesh.size)
-        for n in range(min(options["eval_batches"], plan.per_epoch)):
+        for n in range(min(options.eval_batches, plan.per_epoch)):
             batch = sharding.to_global(read(n), mesh)
             part = jitted(state.params, state.teacher, batch, StepKeys(key, jnp.int32(n), key))
             total, count = total + float(part[0]), count + float(part[1])

@@ -107,9 +107,12 @@ def _fit(x, y, classes, steps, decay):
 
 
 def linear(
-    train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], *,
-    steps: int = 60, prior: float = 10.0,
-) -> float:  # fmt: skip
+    train: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+    *,
+    steps: int = 60,
+    prior: float = 10.0,
+) -> float:
     """Accuracy on `test` of a linear classifier on standardised features (x [N, D], y [N]).
 
     prior: weight of the squared norm of the classifier beside the *sum* of the losses, so that it
@@ -131,9 +134,12 @@ def _vote(x, y, queries, k, classes, temperature):
 
 
 def knn(
-    train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], *,
-    k: int = 20, temperature: float = 0.07,
-) -> float:  # fmt: skip
+    train: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+    *,
+    k: int = 20,
+    temperature: float = 0.07,
+) -> float:
     """Accuracy of weighted k-nearest neighbours by cosine (the DINO protocol)."""
     (x, y), (x_test, y_test) = train, test
     mean = x.mean(0)
@@ -184,9 +190,12 @@ def _fit_attention(x, valid, y, key, classes, heads, steps, batch, rate, decay):
     keys = jax.random.split(key, 4)
     normal = lambda key, *shape: jax.random.normal(key, shape) / np.sqrt(shape[0])  # noqa: E731
     params = {
-        "query": normal(keys[0], D), "key": normal(keys[1], D, D), "value": normal(keys[2], D, D),
-        "w": jnp.zeros((D, classes)), "b": jnp.zeros(classes),
-    }  # fmt: skip
+        "query": normal(keys[0], D),
+        "key": normal(keys[1], D, D),
+        "value": normal(keys[2], D, D),
+        "w": jnp.zeros((D, classes)),
+        "b": jnp.zeros(classes),
+    }
     tx = optax.adamw(optax.cosine_decay_schedule(rate, steps), weight_decay=decay)
 
     def step(carry, key):
@@ -205,9 +214,16 @@ def _fit_attention(x, valid, y, key, classes, heads, steps, batch, rate, decay):
 
 
 def attentive(
-    train: Tokens, test: Tokens, *, heads: int = 4, steps: int = 500, batch: int = 128,
-    rate: float = 1e-3, decay: float = 0.1, seed: int = 0,
-) -> float:  # fmt: skip
+    train: Tokens,
+    test: Tokens,
+    *,
+    heads: int = 4,
+    steps: int = 500,
+    batch: int = 128,
+    rate: float = 1e-3,
+    decay: float = 0.1,
+    seed: int = 0,
+) -> float:
     """Accuracy on `test` of attention pooling (one learned query) and a linear classifier.
 
     As in the evaluation of I-JEPA and its like: for encoders whose features are not meant to be

@@ -12,7 +12,7 @@ from data2vec_jax.core.errors import UserError, nearest
 from data2vec_jax.core.state import ema_decay
 from data2vec_jax.metrics.collapse import CollapseConfig
 
-# A task's module has: settings, whose arguments are the config; resolve_config, (config, init_from)
+# A task's module has: CONFIG, the dataclass of its configs; resolve_config, (config, init_from)
 # -> the config with what the checkpoint `init_from` decides; make, config -> Task; abstract_task,
 # the same without data.
 MODULES = ("pretrain", "classify", "transcribe", "answer")
@@ -34,15 +34,10 @@ def check_config(config: Mapping[str, Any]) -> None:
         if key in ("total_steps", "accumulate") and (not isinstance(value, int) or value < 1):
             raise UserError(f"config.{key}: {value} is not a positive integer")
     module = task_module(config)
-    try:
-        check_section("", config, module.settings)
-    except UserError as error:
-        raise UserError(
-            str(error).replace("config..", "config.").replace("config.:", "config:")
-        ) from None
+    check_section("", config, module.CONFIG)
     check_section("mesh", config["mesh"], sharding.make_mesh, given=("devices",))
     check_section("sharding", config.get("sharding", {}), sharding.shardings, ("tree", "mesh"))
-    check_section("optim", config["optim"], optimizer.make_optimizer, given=("schedule",))
+    check_section("optim", config["optim"], optimizer.OptimizerConfig)
     schedule = dict(config["schedule"])
     kind = optimizer.SCHEDULES.get(schedule.pop("kind", None), optimizer.make_schedule)
     if kind is not optimizer.make_schedule:

@@ -15,67 +15,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data2vec_jax import masking
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.core.task import Task
-from data2vec_jax.core.train_step import StepKeys
 from data2vec_jax.data.characters import SPACE, SPECIALS, Characters, normalise_transcript
-from data2vec_jax.modalities.contract import Tokens
 from data2vec_jax.modalities.speech.model import CONVS, frames, hop
 from data2vec_jax.models.heads import Ctc, Features
 from data2vec_jax.models.layers import wide
 from data2vec_jax.models.losses import ctc_losses
 from data2vec_jax.tasks import decoding, finetune, ngrams, scores
+from data2vec_jax.tasks.specaugment import SpecAugmentConfig, augment
 
 Array = jax.Array
 
 # The front end that stays as it was pretrained: all but the last norm and the projection. For
 # `optim.frozen`; `model.frontend.gradient=0` keeps its gradients out of the norm, too.
 FRONTEND = r"^frontend/(conv\d+/|norm\d+/|time_norm/)"
-settings, resolve_config = finetune.settings, finetune.resolve_config
-NOISE = 0.01  # standard deviation of what stands for masked frames in 2.0 encoders
-
-
-@functools.cache
-def spans(length: int, prob: float, width: int, min_masks: int) -> masking.Sampler:
-    """Spans as they are drawn, without an exact count: no shape depends on it here.
-
-    The authors cut all rows to the smallest count of their batch; ours do not depend on it.
-    """
-    sampler = masking.spans(length, prob=prob, width=width, min_masks=min_masks, masked=0.5)
-    return dataclasses.replace(sampler, exact=True)
-
-
-def augment(
-    tokens: Tokens, embedding: Array | None, key: Array, draw: StepKeys, example_id: Array, *,
-    time_prob: float, time_width: int, channel_prob: float, channel_width: int,
-    zero_mask: bool = False,
-) -> Tokens:  # fmt: skip
-    """Spans of frames become `embedding` [D], spans of channels 0 (conversion spec 1.3).
-
-    Without an embedding (2.0) masked frames are noise from `key`, or 0 with `zero_mask`. A
-    probability of 0 masks nothing. Masks are functions of (draw.masks, draw.step, example id); at
-    least one span of frames a row.
-    """
-    x, valid = tokens
-    _, frames, width = x.shape
-    time_key, channel_key = jax.random.split(draw.masks)
-    if time_prob:
-        lengths = None if valid is None else jnp.sum(valid, -1, dtype=jnp.int32)
-        sampler = spans(frames, time_prob, time_width, 1)
-        mask = masking.sample(sampler, time_key, draw.step, example_id, 1, lengths)[:, 0]
-        if embedding is not None:
-            fill = embedding.astype(x.dtype)
-        elif zero_mask:
-            fill = jnp.zeros((), x.dtype)
-        else:
-            fill = (NOISE * jax.random.normal(key, x.shape)).astype(x.dtype)
-        x = jnp.where(mask[..., None], fill, x)
-    if channel_prob:
-        sampler = spans(width, channel_prob, channel_width, 0)
-        mask = masking.sample(sampler, channel_key, draw.step, example_id, 1)[:, 0]
-        x = jnp.where(mask[:, None], 0, x)
-    return Tokens(x, valid)
+CONFIG, resolve_config = finetune.FinetuneConfig, finetune.resolve_config
 
 
 def head_only(params: Mapping[str, Any], step: Array, updates: int) -> dict[str, Any]:
@@ -90,16 +45,21 @@ def head_only(params: Mapping[str, Any], step: Array, updates: int) -> dict[str,
     return {k: v if k == "task" else jax.tree.map(held, v) for k, v in params.items()}
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossConfig(SpecAugmentConfig):
+    """Config section `loss` of speech recognition."""
+
+    freeze_updates: int = 0  # updates in which the head alone learns, see `head_only`
+
+
 def make_loss(
-    model: Any, head: Ctc, *, time_prob: float = 0.65, time_width: int = 10,
-    channel_prob: float = 0.25, channel_width: int = 64, zero_mask: bool = False,
-    freeze_updates: int = 0,
-) -> Callable[..., tuple[Array, Array, dict[str, Array]]]:  # fmt: skip
+    model: Any, head: Ctc, config: LossConfig = LossConfig()
+) -> Callable[..., tuple[Array, Array, dict[str, Array]]]:
     """A task's loss: (params, teacher, batch, draw) -> (sum over rows, rows, metrics).
 
     Rows that no alignment fits (fewer frames than labels, a blank between equal ones counted) cost
-    nothing and have no gradient; `infeasible` is their share. freeze_updates: see `head_only`.
-    Without `draw` (None) nothing is masked or dropped.
+    nothing and have no gradient; `infeasible` is their share. Without `draw` (None) nothing is
+    masked or dropped.
     """
 
     def loss(params, teacher, batch, draw):
@@ -107,16 +67,13 @@ def make_loss(
         keys = (None,) * 4
         if draw is not None:
             keys = jax.random.split(draw.noise, 4)
-            if freeze_updates:
-                params = head_only(params, draw.step, freeze_updates)
+            if config.freeze_updates:
+                params = head_only(params, draw.step, config.freeze_updates)
         apply = functools.partial(model.apply, {"params": params})
         tokens = apply(batch, keys[0], method="features")
         if draw is not None:
-            tokens = augment(
-                tokens, params.get("mask_embedding"), keys[1], draw, batch["example_id"],
-                time_prob=time_prob, time_width=time_width, channel_prob=channel_prob,
-                channel_width=channel_width, zero_mask=zero_mask,
-            )  # fmt: skip
+            embedding = params.get("mask_embedding")
+            tokens = augment(tokens, embedding, keys[1], draw, batch["example_id"], config)
         encoded = apply(tokens, None, keys[2], method="encode")
         lengths = model.valid_lengths(batch)
         features = Features(encoded.x, lengths=lengths)
@@ -143,19 +100,35 @@ def make_predict(model: Any, head: Ctc) -> Callable[..., dict[str, Array]]:
     return predict
 
 
-def score(
-    predictions: Sequence[Any], inputs: Any, *, characters: Characters, step: int,
-    lm: str | None = None, lm_weight: float | Sequence[float] = 2.0,
-    word_score: float | Sequence[float] = -1.0, unit: str = "word", lexicon: str | None = None,
-    beam: int = 50,
-) -> dict[str, float]:  # fmt: skip
-    """Config section `scoring`: wer and cer of the best path; with `lm`, of a beam search too.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoringConfig:
+    """Config section `scoring` of speech recognition; see `decoding.Scorer`.
 
-    lm: an ARPA file. For the others see `decoding.Scorer`; lexicon: a file. Of several weights or
-    word scores the best pair of these examples is used, and told. Utterances that were left out
-    count as empty transcripts, and their share is `left_out`. step: samples from frame to frame.
+    Of several weights or word scores the best pair of these examples is used, and told.
     """
-    if lexicon and not lm:
+
+    lm: str | None = None  # an ARPA file: a beam search beside the best path; None for none
+    lm_weight: float | Sequence[float] = 2.0
+    word_score: float | Sequence[float] = -1.0
+    unit: str = "word"  # of the language model
+    lexicon: str | None = None  # a file; None for any word
+    beam: int = 50
+
+
+def score(
+    predictions: Sequence[Any],
+    inputs: Any,
+    config: ScoringConfig = ScoringConfig(),
+    *,
+    characters: Characters,
+    step: int,
+) -> dict[str, float]:
+    """wer and cer of the best path; with `config.lm`, of a beam search too.
+
+    Utterances that were left out count as empty transcripts, and their share is `left_out`. step:
+    samples from frame to frame.
+    """
+    if config.lexicon and not config.lm:
         raise UserError("config.scoring.lexicon: it is for a beam search, which needs scoring.lm")
     source = inputs.utterances
     references = [
@@ -172,28 +145,44 @@ def score(
     found = rates(references, [characters.decode(labels) for labels in best])
     if missing := sum(x is None for x in logits):
         found["left_out"] = missing / len(logits)
-    if lm:
-        words = decoding.read_lexicon(lexicon, characters) if lexicon else None
-        model, options = ngrams.read_arpa(lm), {"lexicon": words, "unit": unit}
-        if np.ndim(lm_weight) or np.ndim(word_score):
-            pairs = [(x, text) for x, text in zip(logits, references, strict=True) if x is not None]
-            _, lm_weight, word_score = decoding.tune(
-                *zip(*pairs, strict=True), characters, model, np.atleast_1d(lm_weight).tolist(),
-                np.atleast_1d(word_score).tolist(),
-                search=functools.partial(decoding.beam_search, beam=beam), **options,
-            )  # fmt: skip
-            found |= {"lm_weight": lm_weight, "word_score": word_score}
-        scorer = decoding.Scorer(
-            characters, model, lm_weight=lm_weight, word_score=word_score, **options
-        )
-        texts = [
-            "" if x is None else decoding.transcript(
-                decoding.beam_search(x, scorer, beam=beam), characters
-            )
-            for x in logits
-        ]  # fmt: skip
-        found |= {f"{name}_lm": value for name, value in rates(references, texts).items()}
+    if config.lm:
+        found |= beam_search_scores(logits, references, characters, config)
     return found
+
+
+def beam_search_scores(
+    logits: Sequence[np.ndarray | None],
+    references: Sequence[str],
+    characters: Characters,
+    config: ScoringConfig,
+) -> dict[str, float]:
+    """wer_lm and cer_lm, and the weights that were chosen if there were several."""
+    found: dict[str, float] = {}
+    lm_weight, word_score, beam = config.lm_weight, config.word_score, config.beam
+    words = decoding.read_lexicon(config.lexicon, characters) if config.lexicon else None
+    model, options = ngrams.read_arpa(config.lm), {"lexicon": words, "unit": config.unit}
+    if np.ndim(lm_weight) or np.ndim(word_score):
+        pairs = [(x, text) for x, text in zip(logits, references, strict=True) if x is not None]
+        _, lm_weight, word_score = decoding.tune(
+            *zip(*pairs, strict=True),
+            characters,
+            model,
+            np.atleast_1d(lm_weight).tolist(),
+            np.atleast_1d(word_score).tolist(),
+            search=functools.partial(decoding.beam_search, beam=beam),
+            **options,
+        )
+        found |= {"lm_weight": lm_weight, "word_score": word_score}
+    scorer = decoding.Scorer(
+        characters, model, lm_weight=lm_weight, word_score=word_score, **options
+    )
+    texts = [
+        ""
+        if x is None
+        else decoding.transcript(decoding.beam_search(x, scorer, beam=beam), characters)
+        for x in logits
+    ]
+    return found | {f"{name}_lm": value for name, value in rates(references, texts).items()}
 
 
 def stitch(parts: Sequence[tuple[int, np.ndarray]]) -> np.ndarray:
@@ -204,10 +193,12 @@ def stitch(parts: Sequence[tuple[int, np.ndarray]]) -> np.ndarray:
     ends = [at + len(x) for at, x in parts]
     cuts = [(end + at) // 2 for end, (at, _) in zip(ends, parts[1:], strict=False)]
     edges = [parts[0][0], *cuts, ends[-1]]
-    return np.concatenate([
-        x[first - at : last - at]
-        for (at, x), first, last in zip(parts, edges[:-1], edges[1:], strict=True)
-    ])  # fmt: skip
+    return np.concatenate(
+        [
+            x[first - at : last - at]
+            for (at, x), first, last in zip(parts, edges[:-1], edges[1:], strict=True)
+        ]
+    )
 
 
 def rates(references: Sequence[str], texts: Sequence[str]) -> dict[str, float]:
@@ -278,4 +269,11 @@ def job(config: Mapping[str, Any]) -> finetune.FinetuneSpec:
     """What CTC adds to fine-tuning."""
     convs = config["model"].get("frontend", {}).get("convs", CONVS)
     scored = functools.partial(score, characters=characters_of(config), step=hop(convs))
-    return finetune.FinetuneSpec(make_loss, make_predict, scored, targets)
+    return finetune.FinetuneSpec(
+        make_loss,
+        make_predict,
+        scored,
+        targets,
+        loss_config=LossConfig,
+        scoring_config=ScoringConfig,
+    )

@@ -1,26 +1,39 @@
 """Speech examples: whole utterances normalised, then cropped to a few fixed lengths."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
 
 from data2vec_jax.core.errors import UserError
-from data2vec_jax.modalities.contract import Labelled, Layout
+from data2vec_jax.modalities.contract import Labelled
 from data2vec_jax.modalities.speech.codec import RATE
 
 
-def layout(*, crops: Sequence[float]) -> Layout:
-    """Config section `examples` of speech. crops: lengths in seconds, ascending."""
-    if not crops or list(crops) != sorted(set(crops)) or crops[0] <= 0:
-        raise UserError(
-            f"config.examples.crops: {tuple(crops)} is not an ascending list of seconds"
-        )
-    samples = [round(seconds * RATE) for seconds in crops]
-    shapes = [{"audio": jax.ShapeDtypeStruct((n,), np.float32)} for n in samples]
-    return Layout(samples, shapes)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CropConfig:
+    """Config section `examples` of speech, in pretraining; a `Layout`."""
+
+    crops: Sequence[float]  # lengths in seconds, ascending
+    padded: ClassVar[bool] = False
+
+    def __post_init__(self):
+        crops = self.crops
+        if not crops or list(crops) != sorted(set(crops)) or crops[0] <= 0:
+            raise UserError(
+                f"config.examples.crops: {tuple(crops)} is not an ascending list of seconds"
+            )
+
+    @property
+    def buckets(self) -> list[int]:
+        return [round(seconds * RATE) for seconds in self.crops]
+
+    @property
+    def shapes(self) -> list[dict[str, jax.ShapeDtypeStruct]]:
+        return [{"audio": jax.ShapeDtypeStruct((n,), np.float32)} for n in self.buckets]
 
 
 def normalise(audio: np.ndarray) -> np.ndarray:
@@ -38,7 +51,7 @@ class SpeechExamples:
 
     def __init__(self, source: Any, like: "SpeechExamples | None" = None, **options: Any):
         self.source, self.fixed = source, like is not None
-        self.layout = layout(**options)
+        self.layout = CropConfig(**options)
         self.lengths = np.asarray(source.lengths())
         self.bucket_of = np.searchsorted(self.layout.buckets, self.lengths, "right") - 1
 
@@ -71,7 +84,7 @@ def labelled(source: Any, like: SpeechExamples, **options: Any) -> Labelled:
     """Consecutive pieces of the shortest crop with the phone at the middle of each frame."""
     from data2vec_jax.modalities.speech.model import frames
 
-    length = layout(**options).buckets[0]
+    length = CropConfig(**options).buckets[0]
     count = frames(length)
     middle = (np.arange(count) * 320 + 200) / RATE  # seconds from the start of the piece
     pieces, labels = [], []

@@ -1,15 +1,15 @@
 """Whole utterances for fine-tuning: normalised, then padded to a few fixed lengths."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
 
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.data.sources import Subset
-from data2vec_jax.modalities.contract import Layout
 from data2vec_jax.modalities.speech.codec import RATE
 from data2vec_jax.modalities.speech.data import normalise
 from data2vec_jax.modalities.speech.model import hop, reach
@@ -17,26 +17,41 @@ from data2vec_jax.modalities.speech.model import hop, reach
 STEP = 320  # samples; windows are a multiple of them apart, so that they share their frames
 
 
-def layout(*, seconds: Sequence[float], cut: bool = False, overlap: float = 1.0) -> Layout:
-    """Config section `examples` of speech.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UtteranceConfig:
+    """Config section `examples` of speech, in fine-tuning; a `Layout`."""
 
-    seconds: lengths of rows, ascending; an utterance is padded to the shortest that holds it. cut:
-    longer ones are cut (training: at random, evaluation: in the middle); else they are left out of
-    training, and in evaluation are windows of the longest length that share `overlap` seconds.
-    """
-    if not 0 <= overlap < max(seconds, default=0) or round(overlap * RATE) % STEP:
-        raise UserError(
-            f"config.examples.overlap: {overlap}; use a multiple of {STEP / RATE} s below the "
-            "longest length"
-        )
-    if not seconds or list(seconds) != sorted(set(seconds)) or seconds[0] <= 0:
-        raise UserError(
-            f"config.examples.seconds: {tuple(seconds)} is not an ascending list of seconds"
-        )
-    samples = [round(s * RATE) for s in seconds]
-    length = jax.ShapeDtypeStruct((), np.int32)
-    shapes = [{"audio": jax.ShapeDtypeStruct((n,), np.float32), "length": length} for n in samples]
-    return Layout(samples, shapes, padded=True)
+    # Lengths of rows, ascending; an utterance is padded to the shortest that holds it.
+    seconds: Sequence[float]
+    # Longer ones are cut (training: at random, evaluation: in the middle). Otherwise they are left
+    # out of training, and in evaluation are windows of the longest length, see `overlap`.
+    cut: bool = False
+    overlap: float = 1.0  # seconds that windows share
+    padded: ClassVar[bool] = True
+
+    def __post_init__(self):
+        seconds, overlap = self.seconds, self.overlap
+        if not 0 <= overlap < max(seconds, default=0) or round(overlap * RATE) % STEP:
+            raise UserError(
+                f"config.examples.overlap: {overlap}; use a multiple of {STEP / RATE} s below the "
+                "longest length"
+            )
+        if not seconds or list(seconds) != sorted(set(seconds)) or seconds[0] <= 0:
+            raise UserError(
+                f"config.examples.seconds: {tuple(seconds)} is not an ascending list of seconds"
+            )
+
+    @property
+    def buckets(self) -> list[int]:
+        return [round(s * RATE) for s in self.seconds]
+
+    @property
+    def shapes(self) -> list[dict[str, jax.ShapeDtypeStruct]]:
+        length = jax.ShapeDtypeStruct((), np.int32)
+        return [
+            {"audio": jax.ShapeDtypeStruct((n,), np.float32), "length": length}
+            for n in self.buckets
+        ]
 
 
 def window_starts(length: int, size: int, overlap: int) -> range:
@@ -58,10 +73,10 @@ class Utterances:
     """
 
     def __init__(self, source: Any, like: "Utterances | None" = None, **options: Any):
-        self.fixed, self.layout = like is not None, layout(**options)
-        self.cut, longest = options.get("cut", False), self.layout.buckets[-1]
+        self.fixed, self.layout = like is not None, UtteranceConfig(**options)
+        self.cut, longest = self.layout.cut, self.layout.buckets[-1]
         whole = np.asarray(source.lengths())
-        self.overlap = overlap = round((layout.__kwdefaults__ | options)["overlap"] * RATE)
+        self.overlap = overlap = round(self.layout.overlap * RATE)
         windows = self.fixed and not self.cut
         rows = [
             (number, start)
@@ -92,8 +107,9 @@ class Utterances:
             start = spare // 2 if self.fixed else int(rng.integers(spare + 1))
         audio = audio[start : start + size]
         return {
-            "audio": np.pad(audio, (0, size - len(audio))), "length": np.int32(len(audio)),
-        }  # fmt: skip
+            "audio": np.pad(audio, (0, size - len(audio))),
+            "length": np.int32(len(audio)),
+        }
 
     def check(self, model: Any) -> None:
         """The shortest utterance must have a frame; padding must not leak into statistics; windows

@@ -3,6 +3,7 @@
 B batch, M masks of an example, S samples, T frames, V of them visible, D width, C channels.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from data2vec_jax.core.errors import UserError
-from data2vec_jax.modalities.contract import FROZEN, Batch, Options, Tokens, build, check_padding
+from data2vec_jax.modalities.contract import Batch, Options, Tokens, build, check_padding
 from data2vec_jax.models import base
 from data2vec_jax.models.decoder import Decoder
 from data2vec_jax.models.encoder import Encoded, Encoder, TargetSpec
@@ -97,9 +98,14 @@ class SpeechFeatures(nn.Module):
         x = audio[..., None].astype(self.dtype)
         for i, (channels, kernel, stride) in enumerate(self.convs):
             x = Conv(
-                channels, kernel, stride, bias=self.bias, dtype=self.dtype, name=f"conv{i}",
+                channels,
+                kernel,
+                stride,
+                bias=self.bias,
+                dtype=self.dtype,
+                name=f"conv{i}",
                 kernel_init=nn.initializers.he_normal(),
-            )(x)  # fmt: skip
+            )(x)
             if self.norm == "layer":
                 x = LayerNorm(1e-5, dtype=self.dtype, name=f"norm{i}")(x)
             elif i == 0:
@@ -112,7 +118,7 @@ class SpeechFeatures(nn.Module):
 
 
 class SpeechModel(base.Model):
-    """Waveform in, frame representations out. Made from a config section by `make_model`."""
+    """Waveform in, frame representations out. Made by `SpeechConfig`."""
 
     width: int
     frontend: SpeechFeatures
@@ -159,9 +165,14 @@ class SpeechModel(base.Model):
         return Tokens(x, valid)
 
     def encode(
-        self, tokens: Tokens, mask: Array | None = None, key: Key = None,
-        record: TargetSpec | None = None, collect: bool = False, keep: Array | None = None,
-    ) -> Encoded:  # fmt: skip
+        self,
+        tokens: Tokens,
+        mask: Array | None = None,
+        key: Key = None,
+        record: TargetSpec | None = None,
+        collect: bool = False,
+        keep: Array | None = None,
+    ) -> Encoded:
         """mask bool [B * M, T]: frames replaced by the learned vector, or by 0 with a decoder.
 
         keep: int [B * M, V], the frames that the blocks see, None for all. The positional
@@ -189,37 +200,51 @@ class SpeechModel(base.Model):
         return out if post else out._replace(x=self.norm(out.x))
 
 
-def make_model(
-    *, width: int, encoder: Options, frontend: Options = FROZEN, positions: Options = FROZEN,
-    head: Options = FROZEN, decoder: Options | None = None, alibi: Options | None = None,
-    dropout: float = 0.0, padding: str = "exact", mask_embedding: bool = True,
-    dtype: Any = jnp.float32,
-) -> SpeechModel:  # fmt: skip
-    """Config section `model` of speech; nested sections are the options of the parts.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpeechConfig:
+    """Config section `model` of speech; nested sections are the options of the parts."""
 
-    width: D. dropout: after positions and norm, before the blocks. decoder: None if the student
-    sees masked frames as a learned vector (1.0) and not only the others (2.0). alibi: None for
-    none. padding: 'exact' (padded frames are zeroed before every convolution over frames and take
-    part in no statistic), 'reference' (zeroed before the first only, and part of all statistics)
-    or 'attention' (kept out of attention only). mask_embedding: there is a learned vector for
-    masked frames.
-    """
-    common = dict(dtype=dtype)
-    exact = check_padding(padding) == "exact"
-    encoder = build(Encoder, "model.encoder", encoder, width=width, **common)
-    return SpeechModel(
-        width,
-        build(SpeechFeatures, "model.frontend", frontend, width=width, **common),
-        build(ConvPositions, "model.positions", positions, exact_padding=exact, **common),
-        encoder,
-        build(Mlp, "model.head", head, out=width, **common),
-        build(Decoder, "model.decoder", decoder, exact_padding=exact, **common),
-        build(Alibi, "model.alibi", alibi, layers=encoder.depth, heads=encoder.heads),
-        dropout,
-        padding,
-        mask_embedding,
-        dtype,
-    )
+    width: int  # D
+    encoder: Options  # of `Encoder`
+    frontend: Options = dataclasses.field(default_factory=dict)  # of `SpeechFeatures`
+    positions: Options = dataclasses.field(default_factory=dict)  # of `ConvPositions`
+    head: Options = dataclasses.field(default_factory=dict)  # of `Mlp`
+    # Of `Decoder`. None: the student sees masked frames as a learned vector (1.0); with a decoder
+    # it does not see them (2.0).
+    decoder: Options | None = None
+    alibi: Options | None = None  # of `Alibi`; None for none
+    dropout: float = 0.0  # after positions and norm, before the blocks
+    # 'exact': padded frames are zeroed before every convolution over frames, and take part in no
+    # statistic. 'reference': zeroed before the first only, and part of all statistics.
+    # 'attention': kept out of attention only.
+    padding: str = "exact"
+    mask_embedding: bool = True  # there is a learned vector for masked frames
+    dtype: Any = jnp.float32
+
+    def make(self) -> SpeechModel:
+        """The model. Raises UserError: an option that a part does not have."""
+        common = dict(dtype=self.dtype)
+        exact = check_padding(self.padding) == "exact"
+        encoder = build(Encoder, "model.encoder", self.encoder, width=self.width, **common)
+        return SpeechModel(
+            width=self.width,
+            frontend=build(
+                SpeechFeatures, "model.frontend", self.frontend, width=self.width, **common
+            ),
+            positions=build(
+                ConvPositions, "model.positions", self.positions, exact_padding=exact, **common
+            ),
+            encoder=encoder,
+            head=build(Mlp, "model.head", self.head, out=self.width, **common),
+            decoder=build(Decoder, "model.decoder", self.decoder, exact_padding=exact, **common),
+            alibi=build(
+                Alibi, "model.alibi", self.alibi, layers=encoder.depth, heads=encoder.heads
+            ),
+            dropout=self.dropout,
+            padding=self.padding,
+            mask_embedding_used=self.mask_embedding,
+            dtype=self.dtype,
+        )
 
 
 def flops(

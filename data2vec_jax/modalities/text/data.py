@@ -1,57 +1,80 @@
 """Text examples: documents -> token blocks -> rows padded to a few fixed lengths."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
 
 from data2vec_jax.core.errors import UserError
-from data2vec_jax.modalities.contract import Labelled, Layout
+from data2vec_jax.modalities.contract import Labelled
 from data2vec_jax.modalities.text import tokenizer as tokenizers
 from data2vec_jax.modalities.text.blocks import documents_of, pad_row, token_blocks
 
 
-def layout(
-    *, lengths: Sequence[int] = (512,), mode: str = "complete_doc", tokenizer: str | None = None,
-    vocab_size: int = 8_000,
-) -> Layout:  # fmt: skip
-    """Config section `examples` of text.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BlockConfig:
+    """Config section `examples` of text, in pretraining; a `Layout`."""
 
-    lengths: of rows in tokens with `<s>`, ascending; blocks are at most as long as the last and are
-    padded to the shortest that holds them. mode: 'complete_doc' (whole lines up to a document's
-    end, spec 1.3) or 'none' (one stream cut into equal pieces). tokenizer: folder of a tokenizer;
-    None trains sentencepiece with `vocab_size` pieces on the source.
-    """
+    # Of rows in tokens with `<s>`, ascending; blocks are at most as long as the last, and are
+    # padded to the shortest that holds them.
+    lengths: Sequence[int] = (512,)
+    # 'complete_doc': whole lines up to a document's end (spec 1.3); 'none': one stream cut into
+    # equal pieces.
+    mode: str = "complete_doc"
+    tokenizer: str | None = None  # folder of one; None trains sentencepiece on the source
+    vocab_size: int = 8_000  # pieces of a new tokenizer
+    padded: ClassVar[bool] = True
+
+    def __post_init__(self):
+        check_lengths(self.lengths)
+
+    @property
+    def buckets(self) -> list[int]:
+        return list(self.lengths)
+
+    @property
+    def shapes(self) -> list[dict[str, jax.ShapeDtypeStruct]]:
+        return token_shapes(self.lengths)
+
+
+def check_lengths(lengths: Sequence[int]) -> None:
+    """Raises UserError unless the lengths of rows ascend."""
     if not lengths or list(lengths) != sorted(set(lengths)) or lengths[0] < 8:
         raise UserError(f"config.examples.lengths: {tuple(lengths)} is not ascending from 8")
-    shapes = [{"tokens": jax.ShapeDtypeStruct((n,), np.int32)} for n in lengths]
-    return Layout(list(lengths), shapes, padded=True)
 
 
-def tokenizer_of(
-    source: Any, tokenizer: str | None = None, vocab_size: int = 8_000, **_: Any
-) -> tokenizers.Tokenizer:
-    """That of the options of `layout`: read from a folder, or trained on the source."""
-    if tokenizer:
-        return tokenizers.load(tokenizer)
+def token_shapes(lengths: Sequence[int]) -> list[dict[str, jax.ShapeDtypeStruct]]:
+    """Shapes of rows of each length."""
+    return [{"tokens": jax.ShapeDtypeStruct((n,), np.int32)} for n in lengths]
+
+
+def tokenizer_of(source: Any, config: Any) -> tokenizers.Tokenizer:
+    """That of a config's `tokenizer` and `vocab_size`: read from a folder, or trained on the
+    source."""
+    if config.tokenizer:
+        return tokenizers.load(config.tokenizer)
     texts = (source[i]["text"] for i in range(len(source)))
-    return tokenizers.train_sentencepiece(texts, vocab_size)
+    return tokenizers.train_sentencepiece(texts, config.vocab_size)
 
 
 class TextExamples:
     """Blocks of token ids, `<s>` first. With `like`, its tokenizer is used."""
 
     def __init__(self, source: Any, like: "TextExamples | None" = None, **options: Any):
-        self.layout = layout(**options)
-        self.tokenizer = like.tokenizer if like else tokenizer_of(source, **options)
+        self.layout = BlockConfig(**options)
+        self.tokenizer = like.tokenizer if like else tokenizer_of(source, self.layout)
         ids = self.tokenizer
         documents = documents_of((source[i] for i in range(len(source))), ids)
         self.blocks = token_blocks(
-            documents, length=self.layout.buckets[-1], bos=ids.bos, eos=ids.eos,
-            mode=options.get("mode", "complete_doc"),
-        )  # fmt: skip
+            documents,
+            length=self.layout.buckets[-1],
+            bos=ids.bos,
+            eos=ids.eos,
+            mode=self.layout.mode,
+        )
         self.lengths = self.blocks.lengths()
         self.bucket_of = np.searchsorted(self.layout.buckets, self.lengths)
 
@@ -82,7 +105,7 @@ class TextExamples:
 
 def labelled(source: Any, like: TextExamples, **options: Any) -> Labelled:
     """Every text as one row, cut to the longest length, with its class."""
-    ids, length = like.tokenizer, layout(**options).buckets[-1]
+    ids, length = like.tokenizer, BlockConfig(**options).buckets[-1]
     items = [source[i] for i in range(len(source))]
     rows = [[ids.bos, *ids.encode(item["text"])[: length - 2], ids.eos] for item in items]
     tokens = np.stack([pad_row(row, length, ids.pad) for row in rows])

@@ -1,27 +1,41 @@
 """Texts and pairs of texts as rows for fine-tuning: `<s> A </s>` or `<s> A </s></s> B </s>`."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import jax
 import numpy as np
 
 from data2vec_jax.core.errors import UserError
-from data2vec_jax.modalities.contract import Layout
 from data2vec_jax.modalities.text import data
 from data2vec_jax.modalities.text.blocks import pad_row
 
 
-def layout(
-    *, lengths: Sequence[int] = (128, 512), tokenizer: str | None = None, vocab_size: int = 8_000
-) -> Layout:
-    """Config section `examples` of text.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RowConfig:
+    """Config section `examples` of text, in fine-tuning; a `Layout`."""
 
-    lengths: of rows in tokens, ascending; a text is padded to the shortest that holds it, and cut
-    to the longest. tokenizer: folder of a tokenizer; None for that of the checkpoint that the run
-    starts from, and without one, a new one of `vocab_size` pieces.
-    """
-    return data.layout(lengths=lengths, tokenizer=tokenizer, vocab_size=vocab_size)
+    # Of rows in tokens, ascending; a text is padded to the shortest that holds it, and cut to the
+    # longest.
+    lengths: Sequence[int] = (128, 512)
+    # Folder of one; None for that of the checkpoint that the run starts from, and without a
+    # checkpoint a new one.
+    tokenizer: str | None = None
+    vocab_size: int = 8_000  # pieces of a new tokenizer
+    padded: ClassVar[bool] = True
+
+    def __post_init__(self):
+        data.check_lengths(self.lengths)
+
+    @property
+    def buckets(self) -> list[int]:
+        return list(self.lengths)
+
+    @property
+    def shapes(self) -> list[dict[str, jax.ShapeDtypeStruct]]:
+        return data.token_shapes(self.lengths)
 
 
 def row_of(first: Sequence[int], second: Sequence[int] | None, ids: Any, size: int) -> list[int]:
@@ -41,8 +55,8 @@ class Rows:
     """
 
     def __init__(self, source: Any, like: "Rows | None" = None, **options: Any):
-        self.source, self.layout = source, layout(**options)
-        self.tokenizer = like.tokenizer if like else data.tokenizer_of(source, **options)
+        self.source, self.layout = source, RowConfig(**options)
+        self.tokenizer = like.tokenizer if like else data.tokenizer_of(source, self.layout)
         items = [source[i] for i in range(len(source))]
         texts = self.tokenizer.encode_batch((item["text"] for item in items), literal=True)
         pairs: list[Any] = [None] * len(items)

@@ -3,6 +3,7 @@
 B batch, M masks of an example, T tokens, V of them visible, D width.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from data2vec_jax.core.errors import UserError, nearest
-from data2vec_jax.modalities.contract import FROZEN, Batch, Options, Tokens, build, check_padding
+from data2vec_jax.modalities.contract import Batch, Options, Tokens, build, check_padding
 from data2vec_jax.models import base
 from data2vec_jax.models.decoder import Decoder
 from data2vec_jax.models.encoder import Encoded, Encoder, TargetSpec
@@ -80,7 +81,7 @@ class Embeddings(nn.Module):
 
 
 class TextModel(base.Model):
-    """Token ids in, token representations out. Made from a config section by `make_model`."""
+    """Token ids in, token representations out. Made by `TextConfig`."""
 
     width: int
     embeddings: Embeddings
@@ -137,78 +138,79 @@ class TextModel(base.Model):
         return out if self.encoder.norm == "post" else out._replace(x=self.norm(out.x))
 
 
-def make_model(
-    *,
-    width: int,
-    encoder: Options,
-    vocab_size: int = 50_265,
-    max_length: int = 512,
-    scale: bool = False,
-    head: Options = FROZEN,
-    decoder: Options | None = None,
-    alibi: Options | None = None,
-    dropout: float = 0.0,
-    input_norm: bool = False,
-    keep_prob: float = 0.0,
-    replace_prob: float = 0.0,
-    teacher_sees: str = "all",
-    padding: str = "exact",
-    pad_rows: bool = False,
-    types: int = 0,
-    pad: int = PAD,
-    eps: float = 1e-5,
-    dtype: Any = jnp.float32,
-) -> TextModel:
-    """Config section `model` of text; nested sections are the options of the parts.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """Config section `model` of text; nested sections are the options of the parts."""
 
-    width: D. dropout: after the embedding norm. decoder: None if the student sees masked tokens as
-    `<mask>` (1.0) and not only the others (2.0). alibi: None for none. input_norm: a norm before
-    post-norm blocks (2.0, where some blocks are "prenet"). keep_prob, replace_prob: shares of the
-    masked tokens that stay, or become a random token, in place of `<mask>`. teacher_sees: 'all'
-    (the whole text, as in the paper) or 'targets' (its masked tokens, as in the authors' code of
-    1.0).
-    padding: 'exact' (pads are zero in every convolution and take part in no statistic of the
-    targets), 'reference' (they are zero at the start, and part of all statistics) or 'attention'
-    (kept out of attention only). eps: of the embeddings' norm. For the rest see `Embeddings`,
-    `Encoder`.
-    """
-    if input_norm and encoder.get("norm") == "pre":
-        raise UserError("config.model.input_norm: pre-norm blocks have their own")
-    if teacher_sees not in ("all", "targets"):
-        hint = nearest(teacher_sees, ("all", "targets"))
-        raise UserError(f"config.model.teacher_sees: no '{teacher_sees}'{hint}")
-    if teacher_sees == "targets" and decoder is not None:
-        raise UserError("config.model.teacher_sees: 'targets' is of data2vec 1.0; use 'all'")
-    common = dict(dtype=dtype)
-    exact = check_padding(padding) == "exact"
-    encoder = build(Encoder, "model.encoder", encoder, width=width, **common)
-    head = {"depth": 2, "hidden": 2 * width, "initializer": "bert"} | dict(head)
-    return TextModel(
-        width,
-        Embeddings(
-            width,
-            vocab_size,
-            max_length,
-            scale,
-            dropout,
-            padding != "attention",
-            pad_rows,
-            types,
-            pad,
-            eps,
-            **common,
-        ),
-        encoder,
-        build(Mlp, "model.head", head, out=width, **common),
-        build(Decoder, "model.decoder", decoder, exact_padding=exact, **common),
-        build(Alibi, "model.alibi", alibi, layers=encoder.depth, heads=encoder.heads),
-        input_norm,
-        keep_prob,
-        replace_prob,
-        teacher_sees,
-        padding,
-        dtype,
-    )
+    width: int  # D
+    encoder: Options  # of `Encoder`
+    vocab_size: int = 50_265  # rows of the token table, `<mask>` included
+    max_length: int = 512  # longest row in tokens, `<s>` included
+    scale: bool = False  # see `Embeddings`
+    head: Options = dataclasses.field(default_factory=dict)  # of `Mlp`
+    # Of `Decoder`. None: the student sees masked tokens as `<mask>` (1.0); with a decoder it does
+    # not see them (2.0).
+    decoder: Options | None = None
+    alibi: Options | None = None  # of `Alibi`; None for none
+    dropout: float = 0.0  # after the embedding norm
+    input_norm: bool = False  # before post-norm blocks (2.0, where some blocks are "prenet")
+    keep_prob: float = 0.0  # share of the masked tokens that stay, in place of `<mask>`
+    replace_prob: float = 0.0  # share that become a random token
+    # 'all': the whole text, as in the paper; 'targets': its masked tokens, as in the authors' code
+    # of 1.0.
+    teacher_sees: str = "all"
+    # 'exact': pads are zero in every convolution, and take part in no statistic of the targets.
+    # 'reference': zero at the start, and part of all statistics. 'attention': kept out of attention
+    # only.
+    padding: str = "exact"
+    pad_rows: bool = False  # see `Embeddings`
+    types: int = 0  # see `Embeddings`
+    pad: int = PAD  # index of <pad> in the vocabulary and in the position table
+    eps: float = 1e-5  # of the embeddings' norm
+    dtype: Any = jnp.float32
+
+    def make(self) -> TextModel:
+        """The model. Raises UserError: options that do not go together."""
+        if self.input_norm and self.encoder.get("norm") == "pre":
+            raise UserError("config.model.input_norm: pre-norm blocks have their own")
+        if self.teacher_sees not in ("all", "targets"):
+            hint = nearest(self.teacher_sees, ("all", "targets"))
+            raise UserError(f"config.model.teacher_sees: no '{self.teacher_sees}'{hint}")
+        if self.teacher_sees == "targets" and self.decoder is not None:
+            raise UserError("config.model.teacher_sees: 'targets' is of data2vec 1.0; use 'all'")
+        common = dict(dtype=self.dtype)
+        exact = check_padding(self.padding) == "exact"
+        encoder = build(Encoder, "model.encoder", self.encoder, width=self.width, **common)
+        head = {"depth": 2, "hidden": 2 * self.width, "initializer": "bert"} | dict(self.head)
+        embeddings = Embeddings(
+            width=self.width,
+            vocab_size=self.vocab_size,
+            max_length=self.max_length,
+            scale=self.scale,
+            dropout=self.dropout,
+            zero_pads=self.padding != "attention",
+            pad_rows=self.pad_rows,
+            types=self.types,
+            pad=self.pad,
+            eps=self.eps,
+            dtype=self.dtype,
+        )
+        return TextModel(
+            width=self.width,
+            embeddings=embeddings,
+            encoder=encoder,
+            head=build(Mlp, "model.head", head, out=self.width, **common),
+            decoder=build(Decoder, "model.decoder", self.decoder, exact_padding=exact, **common),
+            alibi=build(
+                Alibi, "model.alibi", self.alibi, layers=encoder.depth, heads=encoder.heads
+            ),
+            input_norm=self.input_norm,
+            keep_prob=self.keep_prob,
+            replace_prob=self.replace_prob,
+            teacher_sees=self.teacher_sees,
+            padding=self.padding,
+            dtype=self.dtype,
+        )
 
 
 def flops(model: TextModel, shapes: Mapping[str, Any], masked: int, seen: int) -> dict[str, float]:

@@ -3,38 +3,52 @@
 A text that does not fit is cut into overlapping windows, each a row of its own.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
 
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.data.sources import Subset
-from data2vec_jax.modalities.contract import Layout
 from data2vec_jax.modalities.text import data
 from data2vec_jax.modalities.text.blocks import pad_row
 from data2vec_jax.modalities.text.inputs import Rows
 
 
-def layout(
-    *, length: int = 384, stride: int = 128, question: int = 64, tokenizer: str | None = None,
-    vocab_size: int = 8_000,
-) -> Layout:  # fmt: skip
-    """Config section `examples` of questions.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WindowConfig:
+    """Config section `examples` of questions; a `Layout`."""
 
-    length: of rows in tokens. stride: how far a window starts after the one before. question:
-    longest, in tokens; what is longer is cut. tokenizer, vocab_size: as of texts.
-    """
-    if not 1 <= stride <= length - question - 4:
-        raise UserError(
-            f"config.examples.stride: {stride}; between two windows of {length} tokens with "
-            f"questions of {question} it is 1 to {length - question - 4}"
-        )
-    place = jax.ShapeDtypeStruct((), np.int32)
-    tokens = jax.ShapeDtypeStruct((length,), np.int32)
-    return Layout([length], [{"tokens": tokens, "start": place, "end": place}], padded=True)
+    length: int = 384  # of rows in tokens
+    stride: int = 128  # how far a window starts after the one before, in tokens
+    question: int = 64  # longest, in tokens; what is longer is cut
+    tokenizer: str | None = None  # as of texts
+    vocab_size: int = 8_000  # as of texts
+    padded: ClassVar[bool] = True
+
+    def __post_init__(self):
+        longest = self.length - self.question - 4
+        if not 1 <= self.stride <= longest:
+            raise UserError(
+                f"config.examples.stride: {self.stride}; between two windows of {self.length} "
+                f"tokens with questions of {self.question} it is 1 to {longest}"
+            )
+
+    @property
+    def buckets(self) -> list[int]:
+        return [self.length]
+
+    @property
+    def shapes(self) -> list[dict[str, jax.ShapeDtypeStruct]]:
+        place = jax.ShapeDtypeStruct((), np.int32)
+        tokens = jax.ShapeDtypeStruct((self.length,), np.int32)
+        return [{"tokens": tokens, "start": place, "end": place}]
+
+
+layout = WindowConfig  # of a `FinetuneSpec.inputs`
 
 
 class Windows:
@@ -46,13 +60,12 @@ class Windows:
     """
 
     def __init__(self, source: Any, like: "Windows | None" = None, **options: Any):
-        defaults = layout.__kwdefaults__ | options
-        self.layout = layout(**options)
-        self.tokenizer = like.tokenizer if like else data.tokenizer_of(source, **defaults)
+        self.layout = WindowConfig(**options)
+        self.tokenizer = like.tokenizer if like else data.tokenizer_of(source, self.layout)
         self.rows, self.spans, self.places, owner = [], [], [], []
         for number in range(len(source)):
             item = source[number]
-            for row, spans in windows(item, self.tokenizer, **sizes(defaults)):
+            for row, spans in windows(item, self.tokenizer, self.layout):
                 self.rows.append(row)
                 self.spans.append(spans)
                 self.places.append(place_of(item, spans))
@@ -81,19 +94,14 @@ class Windows:
         self.tokenizer.save(folder / "tokenizer")
 
 
-def sizes(options: Mapping[str, Any]) -> dict[str, int]:
-    """Those of the options that say how a text is cut."""
-    return {name: options[name] for name in ("length", "stride", "question")}
-
-
 def windows(
-    item: Mapping[str, Any], ids: Any, *, length: int, stride: int, question: int
+    item: Mapping[str, Any], ids: Any, config: WindowConfig
 ) -> list[tuple[list[int], np.ndarray]]:
     """Rows of a question, with the spans of their tokens; the last window reaches the end."""
-    asked = ids.encode(item["question"], literal=True)[:question]
+    asked = ids.encode(item["question"], literal=True)[: config.question]
     head = [ids.bos, *asked, ids.eos, ids.eos]
     tokens, spans = ids.encode_with_offsets(item["text"])
-    room, found, start = length - len(head) - 1, [], 0
+    room, found, start = config.length - len(head) - 1, [], 0
     while True:
         part = tokens[start : start + room]
         row = [*head, *part, ids.eos]
@@ -102,7 +110,7 @@ def windows(
         found.append((row, where))
         if start + room >= len(tokens):
             return found
-        start += stride
+        start += config.stride
 
 
 def place_of(item: Mapping[str, Any], spans: np.ndarray) -> tuple[int, int]:

@@ -1,43 +1,55 @@
 """Image examples: colour jitter, flip, random resized crop. Pixels stay uint8 until the device."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
 from PIL import Image, ImageEnhance
 
 from data2vec_jax.core.errors import UserError
-from data2vec_jax.modalities.contract import Layout
 
 TRIES = 10  # of a random crop, before the fallback to a centre crop
 
 
-def layout(
-    *, image: int, channels: int = 3, jitter: float = 0.4, flip: float = 0.5,
-    scale: Sequence[float] = (0.08, 1.0), aspect: Sequence[float] = (3 / 4, 4 / 3),
-) -> Layout:  # fmt: skip
-    """Config section `examples` of vision.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageConfig:
+    """Config section `examples` of vision, in pretraining; a `Layout`.
 
-    image: side in pixels. jitter: strength of brightness, contrast and saturation, each a factor
-    uniform in [1 - jitter, 1 + jitter], in random order, before the crop. flip: probability of a
-    mirror image. scale: share of the area that a crop covers; aspect: its width / height,
-    log-uniform. Crops are resized with bicubic interpolation (spec 1.2).
+    Crops are resized with bicubic interpolation (spec 1.2).
     """
-    shape = jax.ShapeDtypeStruct((image, image, channels), np.uint8)
-    return Layout([1], [{"image": shape}])
+
+    image: int  # side in pixels
+    channels: int = 3
+    # Strength of brightness, contrast and saturation, each a factor uniform in
+    # [1 - jitter, 1 + jitter], in random order, before the crop.
+    jitter: float = 0.4
+    flip: float = 0.5  # probability of a mirror image
+    scale: Sequence[float] = (0.08, 1.0)  # share of the area that a crop covers
+    aspect: Sequence[float] = (3 / 4, 4 / 3)  # its width / height, log-uniform
+    buckets: ClassVar[Sequence[int]] = (1,)
+    padded: ClassVar[bool] = False
+
+    @property
+    def shapes(self) -> list[dict[str, jax.ShapeDtypeStruct]]:
+        return image_shapes(self.image, self.channels)
 
 
-def _options(image, channels=3, jitter=0.4, flip=0.5, scale=(0.08, 1.0), aspect=(3 / 4, 4 / 3)):
-    return image, jitter, flip, scale, aspect
+def image_shapes(side: int, channels: int) -> list[dict[str, jax.ShapeDtypeStruct]]:
+    """Shapes of examples: there is one size of images."""
+    return [{"image": jax.ShapeDtypeStruct((side, side, channels), np.uint8)}]
 
 
 def random_box(
-    width: int, height: int, scale: Sequence[float], aspect: Sequence[float],
+    width: int,
+    height: int,
+    scale: Sequence[float],
+    aspect: Sequence[float],
     rng: np.random.Generator,
-) -> tuple[int, int, int, int]:  # fmt: skip
+) -> tuple[int, int, int, int]:
     """(left, top, right, bottom) of a random resized crop; a centre crop after `TRIES` misfits."""
     for _ in range(TRIES):
         area = width * height * rng.uniform(*scale)
@@ -78,9 +90,7 @@ class VisionExamples:
 
     def __init__(self, source: Any, like: "VisionExamples | None" = None, **options: Any):
         self.source, self.fixed = source, like is not None
-        self.layout = layout(**options)
-        self.channels = self.layout.shapes[0]["image"].shape[-1]
-        self.image, self.jitter, self.flip, self.scale, self.aspect = _options(**options)
+        self.layout = self.config = ImageConfig(**options)
         self.lengths = np.ones(len(source), np.int64)
         self.bucket_of = np.zeros(len(source), np.int32)
 
@@ -89,27 +99,28 @@ class VisionExamples:
         pixels = self.source[index]["image"]
         picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
         picture = self._fit(picture) if self.fixed else self._augment(picture, rng)
-        if self.channels == 3:
+        if self.config.channels == 3:
             picture = picture.convert("RGB")
-        return {"image": np.asarray(picture, np.uint8).reshape(self.image, self.image, -1)}
+        return {"image": np.asarray(picture, np.uint8).reshape(*(self.config.image,) * 2, -1)}
 
     def _augment(self, picture, rng):
-        if self.jitter:
-            picture = colour_jitter(picture, self.jitter, rng)
-        if rng.random() < self.flip:
+        config = self.config
+        if config.jitter:
+            picture = colour_jitter(picture, config.jitter, rng)
+        if rng.random() < config.flip:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        box = random_box(*picture.size, self.scale, self.aspect, rng)
-        return picture.resize((self.image,) * 2, Image.Resampling.BICUBIC, box=box)
+        box = random_box(*picture.size, config.scale, config.aspect, rng)
+        return picture.resize((config.image,) * 2, Image.Resampling.BICUBIC, box=box)
 
     def _fit(self, picture):
         side = min(picture.size)
         left, top = ((edge - side) / 2 for edge in picture.size)
         box = (left, top, left + side, top + side)
-        return picture.resize((self.image,) * 2, Image.Resampling.BICUBIC, box=box)
+        return picture.resize((self.config.image,) * 2, Image.Resampling.BICUBIC, box=box)
 
     def check(self, model: Any) -> None:
         """The sizes of images must agree."""
-        check_size(model, self.image)
+        check_size(model, self.config.image)
 
     def save_assets(self, folder: Path) -> None:
         """Nothing beside the config."""

@@ -3,43 +3,46 @@
 Conversion spec 2.1.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import jax
 import numpy as np
 from PIL import Image
 
-from data2vec_jax.modalities.contract import Layout
 from data2vec_jax.modalities.vision import data
 from data2vec_jax.modalities.vision.randaugment import randaugment
 
 
-def layout(
-    *, image: int, channels: int = 3, scale: Sequence[float] = (0.08, 1.0),
-    aspect: Sequence[float] = (3 / 4, 4 / 3), flip: float = 0.5, operations: int = 2,
-    magnitude: float = 9.0, crop: float = 224 / 256,
-) -> Layout:  # fmt: skip
-    """Config section `examples` of vision.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageInputConfig:
+    """Config section `examples` of vision, in fine-tuning; a `Layout`."""
 
-    image: side in pixels. scale, aspect, flip: as in pretraining. operations, magnitude: of
-    `randaugment`. crop: in evaluation the shorter side becomes `image / crop` pixels before the
-    centre crop.
-    """
-    return data.layout(image=image, channels=channels)
+    image: int  # side in pixels
+    channels: int = 3
+    scale: Sequence[float] = (0.08, 1.0)  # share of the area that a random crop covers
+    aspect: Sequence[float] = (3 / 4, 4 / 3)  # its width / height, log-uniform
+    flip: float = 0.5  # probability of a mirror image
+    operations: int = 2  # of `randaugment`, one after the other
+    magnitude: float = 9.0  # of `randaugment`
+    # In evaluation the shorter side becomes `image / crop` pixels before the centre crop.
+    crop: float = 224 / 256
+    buckets: ClassVar[Sequence[int]] = (1,)
+    padded: ClassVar[bool] = False
+
+    @property
+    def shapes(self) -> list[dict[str, jax.ShapeDtypeStruct]]:
+        return data.image_shapes(self.image, self.channels)
 
 
 class Images:
     """image uint8 [side, side, channels]. With `like` (evaluation) nothing is random."""
 
     def __init__(self, source: Any, like: "Images | None" = None, **options: Any):
-        self.source, self.fixed, self.layout = source, like is not None, layout(**options)
-        self.image, _, self.channels = self.layout.shapes[0]["image"].shape
-        defaults = layout.__kwdefaults__ | options
-        self.scale, self.aspect, self.flip, self.operations, self.magnitude, self.crop = (
-            defaults[name]
-            for name in ("scale", "aspect", "flip", "operations", "magnitude", "crop")
-        )
+        self.source, self.fixed = source, like is not None
+        self.layout = self.config = ImageInputConfig(**options)
         self.lengths = np.ones(len(source), np.int64)
         self.bucket_of = np.zeros(len(source), np.int32)
 
@@ -53,33 +56,39 @@ class Images:
         """{'image': uint8 [side, side, channels]}."""
         pixels = item["image"]
         picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-        if self.channels != len(picture.getbands()):
-            picture = picture.convert("RGB" if self.channels == 3 else "L")
+        channels, side = self.config.channels, self.config.image
+        if channels != len(picture.getbands()):
+            picture = picture.convert("RGB" if channels == 3 else "L")
         picture = self._centre(picture) if self.fixed else self._augment(picture, rng)
-        return {"image": np.asarray(picture, np.uint8).reshape(self.image, self.image, -1)}
+        return {"image": np.asarray(picture, np.uint8).reshape(side, side, -1)}
 
     def _augment(self, picture, rng):
-        box = data.random_box(*picture.size, self.scale, self.aspect, rng)
-        picture = picture.resize((self.image,) * 2, Image.Resampling.BICUBIC, box=box)
-        if rng.random() < self.flip:
+        config = self.config
+        box = data.random_box(*picture.size, config.scale, config.aspect, rng)
+        picture = picture.resize((config.image,) * 2, Image.Resampling.BICUBIC, box=box)
+        if rng.random() < config.flip:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         fill = (124, 116, 104)  # the mean colour of ImageNet
         return randaugment(
-            picture, rng, operations=self.operations, magnitude=self.magnitude,
-            fill=fill if self.channels == 3 else 0,
-        )  # fmt: skip
+            picture,
+            rng,
+            operations=config.operations,
+            magnitude=config.magnitude,
+            fill=fill if config.channels == 3 else 0,
+        )
 
     def _centre(self, picture):
-        shorter = int(self.image / self.crop)
+        side = self.config.image
+        shorter = int(side / self.config.crop)
         size = [int(shorter * edge / min(picture.size)) for edge in picture.size]
         if tuple(size) != picture.size:
             picture = picture.resize(size, Image.Resampling.BICUBIC)
-        left, top = (round((edge - self.image) / 2) for edge in size)
-        return picture.crop((left, top, left + self.image, top + self.image))
+        left, top = (round((edge - side) / 2) for edge in size)
+        return picture.crop((left, top, left + side, top + side))
 
     def check(self, model: Any) -> None:
         """The sizes of images must agree."""
-        data.check_size(model, self.image)
+        data.check_size(model, self.config.image)
 
     def save_assets(self, folder: Path) -> None:
         """Nothing beside the config."""

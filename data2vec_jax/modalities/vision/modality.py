@@ -8,10 +8,10 @@ from data2vec_jax.modalities.vision.codec import CODEC
 MODALITY = Modality(
     name="vision",
     codec=CODEC,
-    model=model.make_model,
-    layout=data.layout,
+    model=model.VisionConfig,
+    layout=data.ImageConfig,
     examples=data.VisionExamples,
-    input_layout=inputs.layout,
+    input_layout=inputs.ImageInputConfig,
     inputs=inputs.Images,
     flops=model.flops,
     bench=BENCH,

@@ -98,9 +98,14 @@ OPERATIONS: dict[str, Operation] = {
 
 
 def randaugment(
-    picture: Image.Image, rng: np.random.Generator, *, operations: int = 2,
-    magnitude: float = 9.0, deviation: float = 0.5, fill: Fill = 0,
-) -> Image.Image:  # fmt: skip
+    picture: Image.Image,
+    rng: np.random.Generator,
+    *,
+    operations: int = 2,
+    magnitude: float = 9.0,
+    deviation: float = 0.5,
+    fill: Fill = 0,
+) -> Image.Image:
     """`operations` random ones; mode L or RGB. fill: colour of what comes from outside."""
     names = list(OPERATIONS)
     for name in rng.choice(names, operations):

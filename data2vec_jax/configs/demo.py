@@ -12,13 +12,11 @@ import importlib
 
 from ml_collections import ConfigDict
 
+from data2vec_jax.configs import common
+
 
 def speech(c: ConfigDict) -> None:
-    c.model.frontend = dict(convs=((32, 20, 10), (64, 11, 4), (64, 4, 4), (64, 2, 2)))
-    c.model.dropout = 0.0
-    # Narrow positions: in rows of 99 frames wide ones tell every frame its place, and predicting
-    # that is a way to a low loss that teaches nothing.
-    c.model.positions = dict(depth=2, width=10, groups=8)
+    c.model.update(**common.DEMO_SPEECH, dropout=0.0)
     c.model.encoder.update(dropout=0.0, attention_dropout=0.0, layerdrop=0.0)
     c.examples.crops = (2.0,)
 
@@ -38,10 +36,8 @@ def speech_v2(c: ConfigDict) -> None:
 
 
 def vision(c: ConfigDict) -> None:
-    c.model.update(
-        mean=(0.13,), std=(0.31,), shared_relative=False, sincos=True, initializer="small"
-    )
-    c.model.encoder = dict(depth=4, heads=4, mlp=192, norm="post", eps=1e-6)
+    c.model.update(**common.DEMO_VISION)
+    c.model.encoder = common.DEMO_VISION["encoder"]  # and nothing of the paper's
     c.examples.scale = (0.6, 1.0)
     c.data.batch_size = 32
 
@@ -50,9 +46,13 @@ def vision_v1(c: ConfigDict) -> None:
     c.total_steps = 620
     c.mask.count = 20
     c.objective = dict(
-        name="data2vec1", top_k=4, target="ffn", layer_norms=("instance",),
-        final_norms=("layer",), scale="mean",
-    )  # fmt: skip
+        name="data2vec1",
+        top_k=4,
+        target="ffn",
+        layer_norms=("instance",),
+        final_norms=("layer",),
+        scale="mean",
+    )
     c.schedule.peak = 2e-3
 
 
@@ -63,7 +63,7 @@ def vision_v2(c: ConfigDict) -> None:
 
 
 def text(c: ConfigDict) -> None:
-    c.model.update(width=192, vocab_size=2_000, dropout=0.0, scale=True)
+    c.model.update(**common.DEMO_TEXT, dropout=0.0)
     c.model.encoder.update(depth=2, mlp=384, dropout=0.0, attention_dropout=0.0)
     c.examples.vocab_size = 2_000
     c.data.split = "train+extra"
@@ -105,8 +105,7 @@ def get_config(variant: str = "vision") -> ConfigDict:
     c.collapse = dict(warn_after=100)
     c.ema.update(start=0.99, end=0.999, anneal=1.0)
     c.schedule = dict(kind="cosine", peak=1e-3, warmup=0.1)
-    c.model.width = 96
-    c.model.encoder.update(depth=4, heads=4, mlp=192, initializer="small")
+    c.model.encoder.update(common.DEMO_ENCODER)
     NETWORKS[modality](c)
     CHANGES[name](c)
     return c

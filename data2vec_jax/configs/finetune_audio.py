@@ -10,23 +10,27 @@ head.problem=multi_label_classification and scoring.metrics=('mean_average_preci
 Numbers: the authors' audio classification, whose mixing of sounds and pooling are not here.
 """
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
+
+from data2vec_jax.configs import common
 
 
 def get_config(variant: str = "base") -> ConfigDict:
     if variant not in ("base", "demo"):
         raise ValueError(f"no variant '{variant}'; choose from base, demo")
     steps = 30_000
-    c = ConfigDict(
-        dict(
-            task="classify", modality="speech", seed=0, total_steps=steps, log_every=100,
-            eval_every=steps // 10, accumulate=1, dtype="bfloat16",
-        )
-    )  # fmt: skip
+    c = common.finetuning(
+        task="classify",
+        modality="speech",
+        steps=steps,
+        eval_every=steps // 10,
+    )
     c.model = dict(  # from scratch; --init_from brings its own
-        width=768, dropout=0.1, positions=dict(depth=5, width=95, groups=16),
+        width=768,
+        dropout=0.1,
+        positions=dict(depth=5, width=95, groups=16),
         encoder=dict(depth=12, heads=12, mlp=3072, norm="post", remat="none"),
-    )  # fmt: skip
+    )
     c.model_overrides = dict(dropout=0.1, frontend=dict(gradient=0.0))
     c.model_overrides.encoder = dict(
         dropout=0.1, attention_dropout=0.2, activation_dropout=0.1, layerdrop=0.1
@@ -35,26 +39,23 @@ def get_config(variant: str = "base") -> ConfigDict:
     c.head.problem = "single_label_classification"
     c.examples = dict(seconds=(2.5, 5.0, 10.0), cut=True)
     c.data = dict(
-        source="folder:/data/sounds", split="train", eval_split="test", batch_size=128,
-        rows_multiple_of=8, share=1.0, workers=8,
-    )  # fmt: skip
+        source="folder:/data/sounds",
+        split="train",
+        eval_split="test",
+        batch_size=128,
+        rows_multiple_of=8,
+        share=1.0,
+        workers=8,
+    )
     c.loss = dict(time_prob=0.6, time_width=5)
     c.scoring = dict(metrics=("accuracy", "macro_f1"))
-    c.adapter = dict(
-        targets=(), rank=8, alpha=16.0, dora=False, rank_stabilised=False, dropout=0.0
-    )  # fmt: skip
     c.schedule = dict(kind="cosine", peak=6e-5, warmup=5_000 / steps)
     c.optim = dict(betas=(0.9, 0.98), eps=1e-8, eps_on="raw", weight_decay=0.0)
     c.optim.frozen = (r"^frontend/(conv\d+/|norm\d+/|time_norm/)",)
-    c.mesh = dict(data=-1, fsdp=1, slices=config_dict.placeholder(int))
-    c.checkpoint = dict(every=1_000, keep=1)
     if variant == "demo":
         c.update(total_steps=300, log_every=10, eval_every=100, dtype="float32")
-        c.model.update(width=96, dropout=0.0, positions=dict(depth=2, width=10, groups=8))
-        c.model.update(mask_embedding=False)
-        c.model.alibi = dict(scale=1.0, learned=True, per_head=True, per_layer=False)
-        c.model.frontend = dict(convs=((32, 20, 10), (64, 11, 4), (64, 4, 4), (64, 2, 2)))
-        c.model.encoder = dict(depth=4, heads=4, mlp=192, norm="post", initializer="small")
+        common.demo_speech(c)
+        c.model.dropout = 0.0
         c.model_overrides = dict(encoder=dict(dropout=0.1))
         c.head.projection = 96
         c.examples.seconds = (2.0,)

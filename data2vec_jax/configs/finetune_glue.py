@@ -11,6 +11,8 @@ Numbers: the authors' config/text (roberta/config/finetuning).
 
 from ml_collections import ConfigDict, config_dict
 
+from data2vec_jax.configs import common
+
 # Folder, rows of a batch, warm-up and all updates, learning rate of 1.0 (2.0: twice, RTE the same),
 # classes, metrics.
 TASKS = {
@@ -30,40 +32,35 @@ def get_config(variant: str = "cola") -> ConfigDict:
     if name not in TASKS or version not in ("", "v2"):
         raise ValueError(f"no variant '{variant}'; choose from {', '.join(TASKS)}")
     folder, rows, warmup, steps, peak, classes, metrics = TASKS[name]
-    c = ConfigDict(
-        dict(
-            task="classify", modality="text", seed=0, total_steps=steps, log_every=100,
-            eval_every=steps // 10, accumulate=1, dtype="bfloat16",
-        )
-    )  # fmt: skip
-    c.model = dict(  # from scratch; --init_from brings its own
-        width=768, vocab_size=50_265, max_length=512, dropout=0.1,
-        encoder=dict(
-            depth=12, heads=12, mlp=3072, norm="post", dropout=0.1, attention_dropout=0.1,
-            remat="none",
-        ),
-    )  # fmt: skip
+    c = common.finetuning(
+        task="classify",
+        modality="text",
+        steps=steps,
+        eval_every=steps // 10,
+    )
+    c.model = common.roberta_base()  # from scratch; --init_from brings its own
     c.model_overrides = dict(encoder=dict(dropout=0.1, attention_dropout=0.1))
     c.head = dict(name="sequence", classes=classes, dropout=0.0)
     c.examples = dict(
         lengths=(64, 128, 512), tokenizer=config_dict.placeholder(str), vocab_size=50_265
-    )  # fmt: skip
+    )
     # All batches have the same number of rows, whatever their length.
     c.data = dict(
-        source=f"glue:/data/glue/{folder}", split="train", eval_split="dev", batch_size=rows,
-        rows_multiple_of=rows, workers=4, share=1.0, equal_rows=True,
-    )  # fmt: skip
+        source=f"glue:/data/glue/{folder}",
+        split="train",
+        eval_split="dev",
+        batch_size=rows,
+        rows_multiple_of=rows,
+        workers=4,
+        share=1.0,
+        equal_rows=True,
+    )
     if name == "mnli":
         c.data.eval_split = "dev_matched,dev_mismatched"
     c.loss = dict(scale=0.2 if name == "stsb" else 1.0)  # scores from 0 to 5 become 0 to 1
     c.scoring = dict(metrics=metrics)
-    c.adapter = dict(
-        targets=(), rank=8, alpha=16.0, dora=False, rank_stabilised=False, dropout=0.0
-    )  # fmt: skip
     if version == "v2" and name != "rte":
         peak *= 2
     c.schedule = dict(kind="linear", peak=peak, warmup=warmup / steps)
     c.optim = dict(betas=(0.9, 0.98), eps=1e-6, eps_on="raw", weight_decay=0.1)
-    c.mesh = dict(data=-1, fsdp=1, slices=config_dict.placeholder(int))
-    c.checkpoint = dict(every=1_000, keep=1)
     return c

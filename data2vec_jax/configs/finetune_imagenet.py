@@ -12,7 +12,9 @@ PRETRAINED: a workdir, or what `python -m data2vec_jax.convert ... --to=jax` wro
 mae_imagenet_{base,large,huge}_clean.yaml (2.0); the probes: linear evaluation of MAE and of DINO.
 """
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
+
+from data2vec_jax.configs import common
 
 IMAGES = 1_281_167
 HALF = (0.5, 0.5, 0.5)  # 1.0 fine-tunes with these statistics, not with ImageNet's
@@ -21,49 +23,67 @@ HALF = (0.5, 0.5, 0.5)  # 1.0 fine-tunes with these statistics, not with ImageNe
 def get_config(variant: str = "base") -> ConfigDict:
     name, _, version = variant.partition("_")
     epoch = IMAGES // 1024
-    c = ConfigDict(
-        dict(
-            task="classify", modality="vision", seed=0, total_steps=100 * epoch, log_every=100,
-            eval_every=5 * epoch, accumulate=1, dtype="bfloat16",
-        )
-    )  # fmt: skip
+    c = common.finetuning(
+        task="classify",
+        modality="vision",
+        steps=100 * epoch,
+        eval_every=5 * epoch,
+    )
     c.model = dict(  # from scratch; --init_from brings its own
-        width=768, image=224, patch=16, shared_relative=True, mask_embedding=False,
+        width=768,
+        image=224,
+        patch=16,
+        shared_relative=True,
+        mask_embedding=False,
         encoder=dict(
-            depth=12, heads=12, mlp=3072, norm="pre", eps=1e-6, qkv_bias="qv", layer_scale=0.1,
+            depth=12,
+            heads=12,
+            mlp=3072,
+            norm="pre",
+            eps=1e-6,
+            qkv_bias="qv",
+            layer_scale=0.1,
             remat="none",
         ),
-    )  # fmt: skip
+    )
     # The head has a norm of its own.
     c.model_overrides = dict(mean=HALF, std=HALF, final_norm=False)
     c.model_overrides.encoder = dict(drop_path=0.2, dropout=0.0, attention_dropout=0.0)
     # Each block's own table of relative positions, as in the released files.
     c.model_overrides.shared_relative = False
     c.model_overrides.encoder.relative = (14, 14)
+    c.checkpoint.every = epoch
     c.head = dict(name="image", classes=1000, pooling="mean", start=1e-3)
     c.examples = dict(
-        image=224, channels=3, scale=(0.08, 1.0), aspect=(3 / 4, 4 / 3), flip=0.5, operations=2,
-        magnitude=9.0, crop=224 / 256,
-    )  # fmt: skip
+        image=224,
+        channels=3,
+        scale=(0.08, 1.0),
+        aspect=(3 / 4, 4 / 3),
+        flip=0.5,
+        operations=2,
+        magnitude=9.0,
+        crop=224 / 256,
+    )
     c.data = dict(
-        source="imagenet:/data/imagenet", split="train", eval_split="val", batch_size=1024,
-        share=1.0, workers=16,
-    )  # fmt: skip
+        source="imagenet:/data/imagenet",
+        split="train",
+        eval_split="val",
+        batch_size=1024,
+        share=1.0,
+        workers=16,
+    )
     c.loss = dict(
         smoothing=0.1, mixup=0.8, cutmix=1.0, mix_probability=1.0, switch=0.5, erasing=0.25
-    )  # fmt: skip
+    )
     c.scoring = dict(metrics=("accuracy", "top5_accuracy"))
     c.layerwise_lr = dict(decay=0.65, slow_embeddings=True)
-    c.adapter = dict(
-        targets=(), rank=8, alpha=16.0, dora=False, rank_stabilised=False, dropout=0.0
-    )  # fmt: skip
     c.schedule = dict(kind="cosine", peak=4e-3, floor=1e-6, inclusive=True, warmup=10 / 100)
     c.optim = dict(
-        betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0,
+        betas=(0.9, 0.999),
+        eps=1e-8,
+        weight_decay=0.0,
         no_decay=(r"(/|q_|v_)bias$", r"scale\d?$", "class_token$", "(^|/)positions$"),
-    )  # fmt: skip
-    c.mesh = dict(data=-1, fsdp=1, slices=config_dict.placeholder(int))
-    c.checkpoint = dict(every=epoch, keep=1)
+    )
 
     if version == "v2":
         _version2(c, name)
@@ -93,10 +113,15 @@ def _version2(c: ConfigDict, name: str) -> None:
     width, depth, heads = sizes[name]
     c.total_steps = 250_200 if base else 125_200  # 100 and 50 epochs of 2,502 and 2,504 steps
     c.model = dict(
-        width=width, image=224, patch=14 if huge else 16, shared_relative=False, sincos=True,
-        initializer="bert", mask_embedding=False,
+        width=width,
+        image=224,
+        patch=14 if huge else 16,
+        shared_relative=False,
+        sincos=True,
+        initializer="bert",
+        mask_embedding=False,
         encoder=dict(depth=depth, heads=heads, mlp=4 * width, norm="post", eps=1e-6, remat="none"),
-    )  # fmt: skip
+    )
     c.model_overrides = dict(encoder=dict(drop_path=0.1 if base else 0.2, dropout=0.0))
     c.head.start = 1.0
     c.data.batch_size = 512
@@ -105,7 +130,7 @@ def _version2(c: ConfigDict, name: str) -> None:
     peak, floor = (1e-3, 1e-6) if base else (5e-4, 1e-20 if huge else 1e-7)
     c.schedule = dict(
         kind="cosine", peak=peak, floor=floor, start=floor, warmup=16_000 / c.total_steps
-    )  # fmt: skip
+    )
     c.optim.update(betas=(0.9, 0.95), weight_decay=0.05)
     if not base:
         c.optim.clip = 4.0
@@ -114,16 +139,10 @@ def _version2(c: ConfigDict, name: str) -> None:
 def _small(c: ConfigDict, variant: str) -> None:
     """The network of configs/demo.py:vision, on the digits."""
     c.update(total_steps=600, log_every=10, eval_every=200, dtype="float32")
-    c.model = dict(
-        width=96, image=28, patch=4, mean=(0.13,), std=(0.31,), shared_relative=False, sincos=True,
-        initializer="small", mask_embedding=False,
-        encoder=dict(depth=4, heads=4, mlp=192, norm="post", eps=1e-6),
-    )  # fmt: skip
+    c.model = common.DEMO_VISION | dict(mask_embedding=False)
     c.model_overrides = dict(encoder=dict(drop_path=0.1))
     c.head.update(classes=10, start=1.0)
-    c.examples.update(
-        image=28, channels=1, scale=(0.6, 1.0), flip=0.0, operations=0, crop=1.0
-    )  # fmt: skip
+    c.examples.update(image=28, channels=1, scale=(0.6, 1.0), flip=0.0, operations=0, crop=1.0)
     c.data.update(source="samples:digits", eval_split="test", batch_size=32, workers=0)
     c.loss = dict(smoothing=0.1, erasing=0.25)
     c.layerwise_lr.decay = 0.75

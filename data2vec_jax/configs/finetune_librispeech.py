@@ -13,6 +13,8 @@ Numbers: base_*.yaml and vox_*.yaml of the authors (config/finetuning of wav2vec
 
 from ml_collections import ConfigDict, config_dict
 
+from data2vec_jax.configs import common
+
 # Updates, peak rate, share of masked frames and channels (before spans overlap), layerdrop, updates
 # of the head alone, how often an example is in an epoch.
 BASE = {
@@ -39,19 +41,14 @@ def get_config(variant: str = "10h") -> ConfigDict:
         raise ValueError(f"no variant '{variant}'; choose from {', '.join(BASE)}, demo, smoke")
     recipe = (LARGE if size else BASE)["10h" if small else split]
     steps, peak, time, channel, layerdrop, freeze, repeat = recipe
-    c = ConfigDict(
-        dict(
-            task="transcribe",
-            modality="speech",
-            seed=1,
-            total_steps=steps,
-            log_every=100,
-            eval_every=steps // 20,
-            accumulate=1,
-            dtype="bfloat16",
-            characters="ETAONIHSRDLUMWCFGYPBVK'XJQZ",
-        )
+    c = common.finetuning(
+        task="transcribe",
+        modality="speech",
+        steps=steps,
+        eval_every=steps // 20,
+        seed=1,
     )
+    c.characters = "ETAONIHSRDLUMWCFGYPBVK'XJQZ"
     c.model = dict(  # from scratch; --init_from brings its own
         width=768,
         dropout=0.0,
@@ -88,13 +85,10 @@ def get_config(variant: str = "10h") -> ConfigDict:
     )
     c.scoring = dict(lm=config_dict.placeholder(str), lm_weight=2.0, word_score=-1.0)
     c.scoring.update(lexicon=config_dict.placeholder(str), beam=50, unit="word")
-    c.adapter = dict(targets=(), rank=8, alpha=16.0, dora=False, rank_stabilised=False, dropout=0.0)
     c.schedule = dict(kind="tri_stage", peak=peak, warmup=0.1, hold=0.4, decay=0.5, end_scale=0.05)
     # The convolutions stay as they were pretrained; the norm and the projection after them learn.
     c.optim = dict(betas=(0.9, 0.98), eps=1e-8, eps_on="raw", weight_decay=0.0)
     c.optim.frozen = (r"^frontend/(conv\d+/|norm\d+/|time_norm/)",)
-    c.mesh = dict(data=-1, fsdp=1, slices=config_dict.placeholder(int))
-    c.checkpoint = dict(every=1_000, keep=1)
     if small:
         _small(c, variant)
     return c
@@ -103,10 +97,7 @@ def get_config(variant: str = "10h") -> ConfigDict:
 def _small(c: ConfigDict, variant: str) -> None:
     """The network of configs/demo.py:speech, on 14 minutes of Russian."""
     c.update(total_steps=300, log_every=10, eval_every=100, dtype="float32", characters=RUSSIAN)
-    c.model.update(width=96, positions=dict(depth=2, width=10, groups=8), mask_embedding=False)
-    c.model.alibi = dict(scale=1.0, learned=True, per_head=True, per_layer=False)
-    c.model.frontend = dict(convs=((32, 20, 10), (64, 11, 4), (64, 4, 4), (64, 2, 2)))
-    c.model.encoder = dict(depth=4, heads=4, mlp=192, norm="post", initializer="small")
+    common.demo_speech(c)
     c.model_overrides.frontend.gradient = 1.0  # the demo's pretraining is short: all of it learns
     c.model_overrides.encoder.update(activation_dropout=0.0, layerdrop=0.0)
     c.head.vocab_size = 5 + len(RUSSIAN)

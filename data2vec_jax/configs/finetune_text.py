@@ -13,6 +13,8 @@ the table names its columns: text, label, and pair if there is one.
 
 from ml_collections import ConfigDict, config_dict
 
+from data2vec_jax.configs import common
+
 VARIANTS = ("base", "lora", "dora", "demo", "demo_lora", "demo_dora", "smoke")
 
 
@@ -20,37 +22,32 @@ def get_config(variant: str = "base") -> ConfigDict:
     if variant not in VARIANTS:
         raise ValueError(f"no variant '{variant}'; choose from {', '.join(VARIANTS)}")
     steps = 3 * 120_000 // 32  # epochs, texts, rows of a batch
-    c = ConfigDict(
-        dict(
-            task="classify", modality="text", seed=0, total_steps=steps, log_every=100,
-            eval_every=steps // 3, accumulate=1, dtype="bfloat16",
-        )
-    )  # fmt: skip
-    c.model = dict(  # from scratch; --init_from brings its own
-        width=768, vocab_size=50_265, max_length=512, dropout=0.1,
-        encoder=dict(
-            depth=12, heads=12, mlp=3072, norm="post", dropout=0.1, attention_dropout=0.1,
-            remat="none",
-        ),
-    )  # fmt: skip
+    c = common.finetuning(
+        task="classify",
+        modality="text",
+        steps=steps,
+        eval_every=steps // 3,
+    )
+    c.model = common.roberta_base()  # from scratch; --init_from brings its own
     c.model_overrides = dict(encoder=dict(dropout=0.1, attention_dropout=0.1))
     c.head = dict(name="sequence", classes=4, dropout=0.0)
     c.examples = dict(
         lengths=(64, 128, 256), tokenizer=config_dict.placeholder(str), vocab_size=50_265
-    )  # fmt: skip
+    )
     c.data = dict(
-        source="ag_news:/data/ag_news", split="train", eval_split="test", batch_size=32,
-        rows_multiple_of=8, share=1.0, workers=4, key=config_dict.placeholder(str),
-    )  # fmt: skip
+        source="ag_news:/data/ag_news",
+        split="train",
+        eval_split="test",
+        batch_size=32,
+        rows_multiple_of=8,
+        share=1.0,
+        workers=4,
+        key=config_dict.placeholder(str),
+    )
     c.loss = dict(smoothing=0.0)
     c.scoring = dict(metrics=("accuracy", "macro_f1"))
-    c.adapter = dict(
-        targets=(), rank=8, alpha=16.0, dora=False, rank_stabilised=False, dropout=0.0
-    )  # fmt: skip
     c.schedule = dict(kind="linear", peak=2e-5, warmup=0.06)
     c.optim = dict(betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01)
-    c.mesh = dict(data=-1, fsdp=1, slices=config_dict.placeholder(int))
-    c.checkpoint = dict(every=1_000, keep=1)
 
     size, _, adapter = variant.rpartition("_")
     adapter = adapter if adapter in ("lora", "dora") else None
@@ -72,8 +69,8 @@ def get_config(variant: str = "base") -> ConfigDict:
 def _small(c: ConfigDict) -> None:
     """The network of configs/demo.py:text, on the glosses."""
     c.update(total_steps=300, log_every=10, eval_every=100, dtype="float32")
-    c.model.update(width=192, vocab_size=2_000, max_length=64, dropout=0.1, scale=True)
-    c.model.encoder = dict(depth=2, heads=4, mlp=384, norm="post", initializer="small")
+    c.model.update(**common.DEMO_TEXT)
+    c.model.encoder = common.DEMO_ENCODER | dict(depth=2, mlp=384)
     c.head.classes = 45
     c.examples.update(lengths=(16, 32, 64), vocab_size=2_000)
     c.data.update(source="samples:glosses", batch_size=32, workers=0)

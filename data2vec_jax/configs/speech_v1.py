@@ -9,20 +9,16 @@ Numbers: base_librispeech.yaml of the authors; the paper where the comment says 
 
 from ml_collections import ConfigDict, config_dict
 
+from data2vec_jax.configs import common
+
 
 def get_config(variant: str = "base") -> ConfigDict:
     steps = 400_000
-    c = ConfigDict(
-        dict(
-            modality="speech",
-            seed=1,
-            total_steps=steps,
-            log_every=100,
-            eval_every=0,
-            accumulate=1,
-            dtype="bfloat16",
-            averaged=("^encoder/", "^norm/"),  # positions and front end are the student's
-        )
+    c = common.pretraining(
+        modality="speech",
+        steps=steps,
+        seed=1,
+        averaged=("^encoder/", "^norm/"),  # positions and front end are the student's
     )
     c.model = dict(
         width=768,
@@ -65,7 +61,6 @@ def get_config(variant: str = "base") -> ConfigDict:
     c.ema = dict(start=0.999, end=0.9999, anneal=30_000 / steps)
     c.schedule = dict(kind="tri_stage", peak=5e-4, warmup=0.03, hold=0.9, decay=0.07)
     c.optim = dict(betas=(0.9, 0.98), eps=1e-6, eps_on="raw", weight_decay=0.01)
-    c.mesh = dict(data=-1, fsdp=1, slices=config_dict.placeholder(int))
     c.checkpoint = dict(every=5_000, keep=2, keep_every=50_000)
     c.collapse = dict(min_target_std=0.1, min_pred_std=0.01, after=5000, abort=True)
 

@@ -7,23 +7,18 @@ Variants: base, large, smoke (4 steps on the speech shipped inside).
 Numbers: config/v2/{base,large}_audio_only_task.yaml of the authors.
 """
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
+
+from data2vec_jax.configs import common
 
 
 def get_config(variant: str = "base") -> ConfigDict:
     steps = 400_000
-    c = ConfigDict(
-        dict(
-            modality="speech",
-            seed=1,
-            total_steps=steps,
-            log_every=100,
-            eval_every=0,
-            accumulate=1,
-            dtype="bfloat16",
-            # All but the convolutional front end, which is the student's, and decoder and head.
-            averaged=("^positions/", "^alibi/", "^norm/", "^encoder/"),
-        )
+    c = common.pretraining(
+        modality="speech",
+        steps=steps,
+        seed=1,
+        averaged=("^positions/", "^alibi/", "^norm/", "^encoder/"),
     )
     c.model = dict(
         width=768,
@@ -68,7 +63,6 @@ def get_config(variant: str = "base") -> ConfigDict:
     c.ema = dict(start=0.999, end=0.99999, anneal=75_000 / steps)
     c.schedule = dict(kind="cosine", peak=7.5e-4, warmup=8_000 / steps)
     c.optim = dict(betas=(0.9, 0.98), eps=1e-6, eps_on="raw", weight_decay=0.01)  # no clipping
-    c.mesh = dict(data=-1, fsdp=1, slices=config_dict.placeholder(int))
     c.checkpoint = dict(every=5_000, keep=2, keep_every=50_000)
     c.collapse = dict(min_target_std=0.1, min_pred_std=0.01, after=5000, abort=True)
 

@@ -10,43 +10,58 @@ Numbers: config/text/pretraining/base.yaml of the authors (4-token spans, the pa
 
 from ml_collections import ConfigDict, config_dict
 
+from data2vec_jax.configs import common
+
 
 def get_config(variant: str = "base") -> ConfigDict:
     steps = 1_000_000
-    c = ConfigDict(
-        dict(
-            modality="text", seed=1, total_steps=steps, log_every=100, eval_every=0,
-            accumulate=1, dtype="bfloat16",
-            averaged=("^encoder/",),  # embeddings are the student's
-        )
-    )  # fmt: skip
+    c = common.pretraining(
+        modality="text",
+        steps=steps,
+        seed=1,
+        averaged=("^encoder/",),  # embeddings are the student's
+    )
     c.model = dict(
-        width=768, vocab_size=50_265, max_length=512, dropout=0.1,
+        width=768,
+        vocab_size=50_265,
+        max_length=512,
+        dropout=0.1,
         encoder=dict(
-            depth=12, heads=12, mlp=3072, norm="post", dropout=0.1, attention_dropout=0.1,
+            depth=12,
+            heads=12,
+            mlp=3072,
+            norm="post",
+            dropout=0.1,
+            attention_dropout=0.1,
             remat="none",
         ),
-        keep_prob=0.0, replace_prob=0.0,  # paper's main recipe: BERT masks, 15 %, 0.1 and 0.1
+        keep_prob=0.0,
+        replace_prob=0.0,  # paper's main recipe: BERT masks, 15 %, 0.1 and 0.1
         teacher_sees="all",  # as in the paper; in the authors' code "targets"
-    )  # fmt: skip
+    )
     # 0.307 is the mean share that the authors' sampler masks at 512 tokens.
     c.mask = dict(kind="token_spans", prob=0.35, width=4, masked=0.307)
     c.objective = dict(
-        name="data2vec1", top_k=10, target="ffn", layer_norms=("layer",), final_norms=(),
-        beta=4.0, scale=1.0,
-    )  # fmt: skip
+        name="data2vec1",
+        top_k=10,
+        target="ffn",
+        layer_norms=("layer",),
+        final_norms=(),
+        beta=4.0,
+        scale=1.0,
+    )
     c.examples = dict(
-        lengths=(512,), mode="complete_doc", tokenizer=config_dict.placeholder(str),
+        lengths=(512,),
+        mode="complete_doc",
+        tokenizer=config_dict.placeholder(str),
         vocab_size=50_265,
-    )  # fmt: skip
+    )
     # 8,192 tokens x 16 GPUs: 256 rows of 512 tokens.
     c.data = dict(source="folder:/data/books_wiki", split="train", batch_size=256, workers=8)
     c.data.update(eval_split=config_dict.placeholder(str), eval_batches=8)  # for eval_every > 0
     c.ema = dict(start=0.999, end=0.9999, anneal=300_000 / steps)  # paper: 100,000 updates
     c.schedule = dict(kind="cosine", peak=2e-4, warmup=10_000 / steps)
     c.optim = dict(betas=(0.9, 0.98), eps=1e-6, eps_on="raw", weight_decay=0.01, clip=5.0)
-    c.mesh = dict(data=-1, fsdp=1, slices=config_dict.placeholder(int))
-    c.checkpoint = dict(every=5_000, keep=2, keep_every=100_000)
     c.collapse = dict(min_target_std=0.0, min_pred_std=0.0)  # no guard in the authors' code
 
     if variant == "large":  # not published; size only, the rest is the base recipe

@@ -10,31 +10,46 @@ Numbers: config/v2/{base,large}_text_only_task.yaml of the authors. Their other 
 
 from ml_collections import ConfigDict, config_dict
 
+from data2vec_jax.configs import common
+
 
 def get_config(variant: str = "base") -> ConfigDict:
     steps = 1_000_000
-    c = ConfigDict(
-        dict(
-            modality="text", seed=1, total_steps=steps, log_every=100, eval_every=0,
-            accumulate=1, dtype="bfloat16",
-            averaged=("^encoder/",),  # embeddings are the student's, with its dropout
-        )
-    )  # fmt: skip
+    c = common.pretraining(
+        modality="text",
+        steps=steps,
+        seed=1,
+        averaged=("^encoder/",),  # embeddings are the student's, with its dropout
+    )
     c.model = dict(
-        width=768, vocab_size=50_265, max_length=512, dropout=0.1,
+        width=768,
+        vocab_size=50_265,
+        max_length=512,
+        dropout=0.1,
         encoder=dict(
-            depth=12, heads=12, mlp=3072, norm="post", dropout=0.1, attention_dropout=0.1,
+            depth=12,
+            heads=12,
+            mlp=3072,
+            norm="post",
+            dropout=0.1,
+            attention_dropout=0.1,
             remat="none",
         ),
         decoder=dict(layers=5, width=768, kernel=9, groups=1, residual=False, dropout=0.1),
         head=dict(depth=2, hidden=1536, initializer="bert"),
-    )  # fmt: skip
+    )
     c.mask = dict(kind="independent", ratio=0.48)  # paper: 0.42
     c.objective = dict(
-        name="data2vec2", clones=8, top_k=12, target="ffn",
-        layer_norms=("instance",), final_norms=(),  # paper: final_norms=("layer",)
-        beta=0.0, scale=1.0, noise_std=0.01,
-    )  # fmt: skip
+        name="data2vec2",
+        clones=8,
+        top_k=12,
+        target="ffn",
+        layer_norms=("instance",),
+        final_norms=(),  # paper: final_norms=("layer",)
+        beta=0.0,
+        scale=1.0,
+        noise_std=0.01,
+    )
     c.examples = dict(
         lengths=(512,), mode="none", tokenizer=config_dict.placeholder(str), vocab_size=50_265
     )
@@ -44,8 +59,6 @@ def get_config(variant: str = "base") -> ConfigDict:
     c.schedule = dict(kind="cosine", peak=2e-4, warmup=4_000 / steps)
     # Everything decays: the yaml's exception for biases and norms has no effect in the code.
     c.optim = dict(betas=(0.9, 0.98), eps=1e-6, eps_on="raw", weight_decay=0.01, clip=1.0)
-    c.mesh = dict(data=-1, fsdp=1, slices=config_dict.placeholder(int))
-    c.checkpoint = dict(every=5_000, keep=2, keep_every=100_000)
     c.collapse = dict(min_target_std=0.1, min_pred_std=0.01, after=5000, abort=True)
 
     if variant == "large":

@@ -9,44 +9,64 @@ Numbers: README commands of the authors' vision code; the paper where the commen
 
 from ml_collections import ConfigDict, config_dict
 
+from data2vec_jax.configs import common
+
 
 def get_config(variant: str = "base") -> ConfigDict:
     steps = 500_000  # 800 epochs of 625 steps
-    c = ConfigDict(
-        dict(
-            modality="vision", seed=0, total_steps=steps, log_every=100, eval_every=0,
-            accumulate=1, dtype="bfloat16",
-            averaged=("",),  # the teacher owns every parameter
-        )
-    )  # fmt: skip
+    c = common.pretraining(
+        modality="vision",
+        steps=steps,
+        seed=0,
+        averaged=("",),  # the teacher owns every parameter
+    )
     c.model = dict(
-        width=768, image=224, patch=16, shared_relative=True,
+        width=768,
+        image=224,
+        patch=16,
+        shared_relative=True,
         encoder=dict(
-            depth=12, heads=12, mlp=3072, norm="pre", eps=1e-6, qkv_bias="qv", layer_scale=1e-4,
-            attention_dropout=0.05, remat="none",
+            depth=12,
+            heads=12,
+            mlp=3072,
+            norm="pre",
+            eps=1e-6,
+            qkv_bias="qv",
+            layer_scale=1e-4,
+            attention_dropout=0.05,
+            remat="none",
             drop_path=0.25,  # paper: 0.2
         ),
-    )  # fmt: skip
+    )
     c.mask = dict(kind="blocks", count=120, min_patches=16)
     c.objective = dict(
-        name="data2vec1", top_k=6, target="block", layer_norms=("layer",), final_norms=("layer",),
-        beta=2.0, scale="mean",
-    )  # fmt: skip
+        name="data2vec1",
+        top_k=6,
+        target="block",
+        layer_norms=("layer",),
+        final_norms=("layer",),
+        beta=2.0,
+        scale="mean",
+    )
     c.examples = dict(image=224, jitter=0.4, flip=0.5, scale=(0.08, 1.0), aspect=(3 / 4, 4 / 3))
     c.data = dict(source="folder:/data/imagenet", split="train", batch_size=2048, workers=16)
     c.data.update(eval_split=config_dict.placeholder(str), eval_batches=8)  # for eval_every > 0
     c.ema = dict(start=0.9998, end=0.9998, anneal=0.0, lag=1)
     c.schedule = dict(
-        kind="cosine", peak=2e-3, floor=1e-5, inclusive=True,
+        kind="cosine",
+        peak=2e-3,
+        floor=1e-5,
+        inclusive=True,
         warmup=10 / 800,  # epochs; paper: 40
-    )  # fmt: skip
+    )
     c.optim = dict(
-        betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05, clip=3.0,
+        betas=(0.9, 0.999),
+        eps=1e-8,
+        weight_decay=0.05,
+        clip=3.0,
         # 1-D parameters, biases and the class token do not decay; the mask token does.
         no_decay=(r"(/|q_|v_)bias$", "scale", "class_token", "^positions$"),
-    )  # fmt: skip
-    c.mesh = dict(data=-1, fsdp=1, slices=config_dict.placeholder(int))
-    c.checkpoint = dict(every=5_000, keep=2, keep_every=100_000)
+    )
     c.collapse = dict(min_target_std=0.0, min_pred_std=0.0)  # no guard in the authors' code
 
     if variant == "large":

@@ -10,35 +10,46 @@ base and large there are too small for the paper's epochs (150 of ViT-L would be
 here they are 37.5); only huge14 agrees with the paper. We keep the yaml.
 """
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
+
+from data2vec_jax.configs import common
 
 
 def get_config(variant: str = "base") -> ConfigDict:
     steps = 375_300  # 75 epochs of 256 images
-    c = ConfigDict(
-        dict(
-            modality="vision", seed=1, total_steps=steps, log_every=100, eval_every=0,
-            accumulate=1, dtype="bfloat16",
-            averaged=("^(?!decoder/|head/)",),  # the teacher owns all that it uses
-        )
-    )  # fmt: skip
+    c = common.pretraining(
+        modality="vision",
+        steps=steps,
+        seed=1,
+        averaged=("^(?!decoder/|head/)",),  # the teacher owns all that it uses
+    )
     c.model = dict(
-        width=768, image=224, patch=16, sincos=True, shared_relative=False, initializer="bert",
+        width=768,
+        image=224,
+        patch=16,
+        sincos=True,
+        shared_relative=False,
+        initializer="bert",
         # Post-norm, with one norm before the first block and none after the last; no dropout.
         encoder=dict(depth=12, heads=12, mlp=3072, norm="post", eps=1e-6, remat="none"),
         decoder=dict(layers=6, width=768, kernel=3, groups=16, residual=True),
         head=dict(initializer="torch"),
-    )  # fmt: skip
+    )
     c.mask = dict(kind="inverse_blocks", ratio=0.8, adjust=0.07, width=3)
     c.objective = dict(
-        name="data2vec2", clones=16,
+        name="data2vec2",
+        clones=16,
         top_k=10,  # the lowest 2 of the 12 blocks are the authors' "prenet", and never targets
-        target="ffn", layer_norms=("instance",), final_norms=("layer",), beta=0.0,
-        scale="rsqrt_width", noise_std=0.01,
+        target="ffn",
+        layer_norms=("instance",),
+        final_norms=("layer",),
+        beta=0.0,
+        scale="rsqrt_width",
+        noise_std=0.01,
         # The yaml's cls_loss 0.01 multiplies a sum over the rows of one GPU, which is then divided
         # like the regression: 0.01 x (16 images x 16 masks) rows x the mean over rows.
         class_weight=2.56,
-    )  # fmt: skip
+    )
     c.examples = dict(image=224, jitter=0.0, flip=0.5, scale=(0.2, 1.0), aspect=(3 / 4, 4 / 3))
     # 16 images x 16 GPUs.
     c.data = dict(source="folder:/data/imagenet", split="train", batch_size=256, workers=16)
@@ -46,8 +57,6 @@ def get_config(variant: str = "base") -> ConfigDict:
     c.schedule = dict(kind="cosine", peak=1e-3, warmup=50_040 / steps)
     # Everything decays: the yaml's exception for biases and norms has no effect in the code.
     c.optim = dict(betas=(0.9, 0.95), eps=1e-8, eps_on="raw", weight_decay=0.05, clip=4.0)
-    c.mesh = dict(data=-1, fsdp=1, slices=config_dict.placeholder(int))
-    c.checkpoint = dict(every=5_000, keep=2, keep_every=100_000)
     c.collapse = dict(min_target_std=0.0, min_pred_std=0.0)  # the yaml switches the guard off
 
     if variant in ("large", "huge", "huge14"):

@@ -134,10 +134,10 @@ class Modality:
     codec: how it is read from files and records; the published sets and shipped samples.
     model: (**section `model`, dtype) -> a `models.base.Model`, or a frozen dataclass whose fields
       are these options and whose method `make()` returns one. It has the methods
-      `features(batch, key)` -> Tokens, `encode(tokens, mask, key, record, collect, keep)` -> Encoded and, without
-      parameters, `mask_shape(shapes)`: positions of a mask, or the two sides of their grid; with
-      `frontend_params`, the name of the parameters that `features` reads; and, if its inputs are
-      padded, with `padding` (see `check_padding`) and `valid_lengths(batch)`.
+      `features(batch, key)` -> Tokens, `encode(tokens, mask, key, record, collect, keep)` ->
+      Encoded and, without parameters, `mask_shape(shapes)`: positions of a mask or sides of their
+      grid; with `frontend_params`, the name of the parameters that `features` reads; and, if its
+      inputs are padded, with `padding` (see `check_padding`) and `valid_lengths(batch)`.
     layout: (**section `examples`) -> Layout, or a frozen dataclass whose fields are these options
       and which has a layout's attributes, too.
     examples: (source, like=None, **section `examples`) -> Examples. With `like`, the training

@@ -72,9 +72,13 @@ def claim_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
 
 
 def train(
-    config: Mapping[str, Any], workdir: str | os.PathLike, *,
-    programs: dict[Any, Callable] | None = None, verbose: bool = True, init_from: str | None = None,
-) -> TrainState:  # fmt: skip
+    config: Mapping[str, Any],
+    workdir: str | os.PathLike,
+    *,
+    programs: dict[Any, Callable] | None = None,
+    verbose: bool = True,
+    init_from: str | None = None,
+) -> TrainState:
     """Runs, or resumes, the run of `config` in `workdir`; returns the last state.
 
     programs: see `Run`. verbose: print the parameter table and notes on the data. init_from: a new

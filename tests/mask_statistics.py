@@ -61,18 +61,24 @@ def translate(params):
     same, add_masks, role = False, False, None
     if kind == "cmi":
         sampler = masking.spans(
-            length, prob=p.pop("mask_prob"), width=p.pop("mask_length"), masked=0.5,
+            length,
+            prob=p.pop("mask_prob"),
+            width=p.pop("mask_length"),
+            masked=0.5,
             min_masks=p.pop("min_masks", 0),
-        )  # fmt: skip
+        )
         dropout = p.pop("mask_dropout", 0.0)
         same, add_masks = p.pop("require_same_masks", True), p.pop("add_masks", False)
     elif kind in ("b1", "b2"):
         factory = masking.block_spans if kind == "b1" else masking.inverse_blocks
         sampler = factory(
-            length if kind == "b1" else grid, ratio=p.pop("mask_prob"),
-            adjust=p.pop("mask_prob_adjust", 0), width=p.pop("mask_length"),
-            inverse=p.pop("inverse_mask", False), dropout=p.pop("mask_dropout", 0.0),
-        )  # fmt: skip
+            length if kind == "b1" else grid,
+            ratio=p.pop("mask_prob"),
+            adjust=p.pop("mask_prob_adjust", 0),
+            width=p.pop("mask_length"),
+            inverse=p.pop("inverse_mask", False),
+            dropout=p.pop("mask_dropout", 0.0),
+        )
         dropout, trim = 0.0, p.pop("require_same_masks", True)
     elif kind == "bert":
         sampler = masking.token_spans(
@@ -80,14 +86,19 @@ def translate(params):
         )
         dropout = 0.0
         role = functools.partial(
-            masking.bert_roles, keep_prob=p.pop("leave_unmasked_prob"),
-            replace_prob=p.pop("random_token_prob"), exact=False,
-        )  # fmt: skip
+            masking.bert_roles,
+            keep_prob=p.pop("leave_unmasked_prob"),
+            replace_prob=p.pop("random_token_prob"),
+            exact=False,
+        )
     elif kind == "beit":
         sampler = masking.blocks(
-            grid, count=p.pop("num_masking_patches"), min_patches=p.pop("min_num_patches", 4),
-            max_patches=p.pop("max_num_patches", None), min_aspect=p.pop("min_aspect", 0.3),
-        )  # fmt: skip
+            grid,
+            count=p.pop("num_masking_patches"),
+            min_patches=p.pop("min_num_patches", 4),
+            max_patches=p.pop("max_num_patches", None),
+            min_aspect=p.pop("min_aspect", 0.3),
+        )
         dropout = 0.0
     elif kind == "rand":
         sampler = masking.independent(length, ratio=p.pop("mask_ratio"))
@@ -248,9 +259,9 @@ def compare(reference, retest, rows, lens, grid, tied=1):
         else:
             spread = np.var([g[name] for g in groups], axis=0, ddof=1)
             error = np.sqrt(spread * (1 / GROUPS + SAMPLES / GROUPS))
-            for i, (d, e) in enumerate(zip(
-                np.ravel(np.abs(ours[name] - expected)), np.ravel(error), strict=True
-            )):  # fmt: skip
+            for i, (d, e) in enumerate(
+                zip(np.ravel(np.abs(ours[name] - expected)), np.ravel(error), strict=True)
+            ):
                 results.append((f"{name}[{i}] se", d, max(ERRORS * e, 1e-7)))
     return results
 

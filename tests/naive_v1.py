@@ -199,9 +199,14 @@ def speech(info, a, student, teacher):
     pred, target = linear(student, "final_proj", last[mask]), out["target_full"][mask]
     loss = fairseq_loss(pred, target, m.get("loss_beta", 0), m.get("loss_scale"))
     return out | dict(
-        features_proj=x, student_layer_out=np.stack(layers), student_encoder_out=last,
-        target_layers_raw=np.stack(results), pred=pred, target=target, loss=loss,
-    )  # fmt: skip
+        features_proj=x,
+        student_layer_out=np.stack(layers),
+        student_encoder_out=last,
+        target_layers_raw=np.stack(results),
+        pred=pred,
+        target=target,
+        loss=loss,
+    )
 
 
 def text(info, a, student, teacher):
@@ -229,9 +234,13 @@ def text(info, a, student, teacher):
     scale = m["loss_scale"] if m["loss_scale"] > 0 else None
     loss = fairseq_loss(pred, target, m.get("loss_beta", 0), scale)
     return out | dict(
-        student_layer_out=np.stack(layers), student_encoder_out=last,
-        target_layers_raw=np.stack(results), pred=pred, target=target, loss=loss,
-    )  # fmt: skip
+        student_layer_out=np.stack(layers),
+        student_encoder_out=last,
+        target_layers_raw=np.stack(results),
+        pred=pred,
+        target=target,
+        loss=loss,
+    )
 
 
 def vision(info, a, student, teacher):
@@ -253,11 +262,20 @@ def vision(info, a, student, teacher):
         return s[f"{name}.relative_position_bias_table"][where].transpose(2, 0, 1)
 
     def encode(s, masked):
-        x = np.stack([
-            (image[:, None, :, y * p : (y + 1) * p, c * p : (c + 1) * p]
-             * s["patch_embed.proj.weight"]).sum((2, 3, 4))
-            for y in range(rows) for c in range(columns)
-        ], 1) + s["patch_embed.proj.bias"]  # fmt: skip
+        x = (
+            np.stack(
+                [
+                    (
+                        image[:, None, :, y * p : (y + 1) * p, c * p : (c + 1) * p]
+                        * s["patch_embed.proj.weight"]
+                    ).sum((2, 3, 4))
+                    for y in range(rows)
+                    for c in range(columns)
+                ],
+                1,
+            )
+            + s["patch_embed.proj.bias"]
+        )
         patches = x
         x = np.where(masked[..., None], s["mask_token"][0], x)
         x = np.concatenate([np.broadcast_to(s["cls_token"], (len(x), 1, x.shape[-1])), x], 1)
@@ -293,10 +311,15 @@ def vision(info, a, student, teacher):
     loss = loss + g.get("var_w0", 0.0) * penalty
     scale = g.get("loss_scale", -1)
     return out | dict(
-        patch_embed=patches, student_blocks_out=np.stack(layers), student_encoder_out=last,
-        target_layers_raw=np.stack(raw), pred=pred, target=target, variance_penalty=penalty,
+        patch_embed=patches,
+        student_blocks_out=np.stack(layers),
+        student_encoder_out=last,
+        target_layers_raw=np.stack(raw),
+        pred=pred,
+        target=target,
+        variance_penalty=penalty,
         loss=loss if scale == -1 else loss * scale,
-    )  # fmt: skip
+    )
 
 
 def forward(info, arrays, student, teacher):

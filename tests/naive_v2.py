@@ -194,8 +194,11 @@ class Naive:
         m = self.model
         raw = jnp.stack(ts[-m["average_top_k_layers"] :])[:, :, self.extra :]
         normed = raw
-        for flag, axes in (("batch_norm_target_layer", (1, 2)), ("instance_norm_target_layer", 2),
-                           ("layer_norm_target_layer", 3)):  # fmt: skip
+        for flag, axes in (
+            ("batch_norm_target_layer", (1, 2)),
+            ("instance_norm_target_layer", 2),
+            ("layer_norm_target_layer", 3),
+        ):
             normed = norm(normed, axes) if m[flag] else normed
         full = average = normed.mean(0)
         full = norm(full, 2) if m["layer_norm_targets"] else full
@@ -225,11 +228,19 @@ class Naive:
         wanted = jnp.repeat(full, clones, 0)[mask == 1]
         pred = decoder_out[mask == 1]
         out = dict(
-            context_out=context, student_blocks_out=jnp.stack(ys), student_encoder_out=ys[-1],
-            decoder_in=decoder_in, decoder_out=decoder_out, target_layers_raw=raw,
-            target_layers_normed=normed, target_avg=average, target_full=full, target=wanted,
-            pred=pred, loss_regression=self.model["d2v_loss"] * self.element(pred - wanted).sum(),
-        )  # fmt: skip
+            context_out=context,
+            student_blocks_out=jnp.stack(ys),
+            student_encoder_out=ys[-1],
+            decoder_in=decoder_in,
+            decoder_out=decoder_out,
+            target_layers_raw=raw,
+            target_layers_normed=normed,
+            target_avg=average,
+            target_full=full,
+            target=wanted,
+            pred=pred,
+            loss_regression=self.model["d2v_loss"] * self.element(pred - wanted).sum(),
+        )
         # Only what was visible is recorded, class tokens first.
         keep = np.argsort(mask, 1, kind="stable")[:, : visible[0].sum()]
         rows = np.arange(len(mask))[:, None]
@@ -299,12 +310,21 @@ def record(info, student, teacher, batch, mask, noise, updates=2):
         now = params | fixed
         teacher = {k: after * t + (1 - after) * now[prefix + k] for k, t in teacher.items()}
     arrays |= {
-        "batch/mask": mask, "batch/ids_keep": naive.keep, "batch/decoder_noise": noise,
-        "train/loss": losses, "train/grad_norm": norms, "train/lr": rates,
-        "train/ema_decay": decays, "fwd/sample_size": count,
-    }  # fmt: skip
-    for name, tree in (("student", first | fixed), ("teacher", second),
-                       ("final_student", params | fixed), ("final_teacher", teacher)):  # fmt: skip
+        "batch/mask": mask,
+        "batch/ids_keep": naive.keep,
+        "batch/decoder_noise": noise,
+        "train/loss": losses,
+        "train/grad_norm": norms,
+        "train/lr": rates,
+        "train/ema_decay": decays,
+        "fwd/sample_size": count,
+    }
+    for name, tree in (
+        ("student", first | fixed),
+        ("teacher", second),
+        ("final_student", params | fixed),
+        ("final_teacher", teacher),
+    ):
         arrays |= {f"{name}/{k}": x for k, x in tree.items()}
     arrays |= {f"batch/{k}": x for k, x in batch.items()}
     return {k: np.asarray(x) for k, x in arrays.items()}

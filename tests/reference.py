@@ -23,37 +23,91 @@ from data2vec_jax.tasks import pretrain
 
 # Sections of a case's json that hold flags. Everything else in it is a note or a result.
 SECTIONS = (
-    "model", "modality_cfg", "decoder", "engine", "encoder", "transformer", "masking", "optimizer",
-    "ema", "extra", "vocab",
-)  # fmt: skip
+    "model",
+    "modality_cfg",
+    "decoder",
+    "engine",
+    "encoder",
+    "transformer",
+    "masking",
+    "optimizer",
+    "ema",
+    "extra",
+    "vocab",
+)
 
 ANY = object()  # a flag that has no effect on what is recorded, whatever its value
 
 DROPOUT = dict.fromkeys(
-    ("dropout", "activation_dropout", "attention_dropout", "dropout_input", "dropout_features",
-     "encoder_layerdrop", "layerdrop", "relu_dropout"), 0,
-)  # fmt: skip
+    (
+        "dropout",
+        "activation_dropout",
+        "attention_dropout",
+        "dropout_input",
+        "dropout_features",
+        "encoder_layerdrop",
+        "layerdrop",
+        "relu_dropout",
+    ),
+    0,
+)
 # Masks are recorded, so these would only matter to who draws them anew; we do not have them.
 SPANS = dict(mask_dropout=0, mask_selection="static", mask_other=0, no_mask_overlap=False)
 CHANNELS = dict(
-    mask_channel_prob=0, mask_channel_before=ANY, mask_channel_selection=ANY,
-    mask_channel_other=ANY, mask_channel_length=ANY, no_mask_channel_overlap=ANY,
+    mask_channel_prob=0,
+    mask_channel_before=ANY,
+    mask_channel_selection=ANY,
+    mask_channel_other=ANY,
+    mask_channel_length=ANY,
+    no_mask_channel_overlap=ANY,
     mask_channel_min_space=ANY,
-)  # fmt: skip
+)
 # Inherited from wav2vec 2.0 and never read by data2vec, or without effect on numbers.
 UNREAD = dict.fromkeys(
-    ("_name", "checkpoint_activations", "codebook_negatives", "cross_sample_negatives",
-     "depthwise_conv_kernel_size", "final_dim", "fp16", "latent_dim", "latent_groups",
-     "latent_temp", "latent_vars", "logit_temp", "mask_min_space", "max_positions", "max_update",
-     "min_pred_var", "min_target_var", "negatives_from_everywhere", "num_negatives",
-     "quantize_input", "quantize_targets", "quantizer_depth", "quantizer_factor",
-     "required_seq_len_multiple", "same_quantizer", "seed", "target_glu", "load_checkpoint_heads",
-     "adp_dim", "adp_act_fn", "adp_trf_idx"), ANY,
-)  # fmt: skip
+    (
+        "_name",
+        "checkpoint_activations",
+        "codebook_negatives",
+        "cross_sample_negatives",
+        "depthwise_conv_kernel_size",
+        "final_dim",
+        "fp16",
+        "latent_dim",
+        "latent_groups",
+        "latent_temp",
+        "latent_vars",
+        "logit_temp",
+        "mask_min_space",
+        "max_positions",
+        "max_update",
+        "min_pred_var",
+        "min_target_var",
+        "negatives_from_everywhere",
+        "num_negatives",
+        "quantize_input",
+        "quantize_targets",
+        "quantizer_depth",
+        "quantizer_factor",
+        "required_seq_len_multiple",
+        "same_quantizer",
+        "seed",
+        "target_glu",
+        "load_checkpoint_heads",
+        "adp_dim",
+        "adp_act_fn",
+        "adp_trf_idx",
+    ),
+    ANY,
+)
 SPEECH_ONLY = dict(
-    activation_fn="gelu", layer_type="transformer", pos_enc_type="abs", attn_type="",
-    conv_pos_batch_norm=False, crop_seq_to_multiple=1, adp_num=-1,
-)  # fmt: skip
+    activation_fn="gelu",
+    layer_type="transformer",
+    pos_enc_type="abs",
+    attn_type="",
+    conv_pos_batch_norm=False,
+    crop_seq_to_multiple=1,
+    adp_num=-1,
+)
 NEUTRAL = {
     "speech": {
         "model": DROPOUT | SPANS | CHANNELS | UNREAD | SPEECH_ONLY,
@@ -63,16 +117,25 @@ NEUTRAL = {
         "model": UNREAD,
         "encoder": dict(layerdrop=0, learned_pos=True, embed_path=None, xformers_att_config=None),
         "masking": dict(mask_stdev=0, mask_whole_words=False, freq_weighted_replacement=False),
-        "transformer": DROPOUT | dict(
-            activation_fn="gelu", layernorm_embedding=True, no_token_positional_embeddings=False,
-            checkpoint_activations=ANY, max_target_positions=ANY, adaptive_input=False,
+        "transformer": DROPOUT
+        | dict(
+            activation_fn="gelu",
+            layernorm_embedding=True,
+            no_token_positional_embeddings=False,
+            checkpoint_activations=ANY,
+            max_target_positions=ANY,
+            adaptive_input=False,
         ),
         "vocab": dict(bos_idx=ANY, eos_idx=ANY, unk_idx=ANY, nspecial=ANY, pad_idx=1),
         "optimizer": dict(composite=False),
     },
     "vision": {
         "model": dict(
-            qk_scale=None, drop_rate=0, attn_drop_rate=0, drop_path_rate=0, attn_head_dim=None,
+            qk_scale=None,
+            drop_rate=0,
+            attn_drop_rate=0,
+            drop_path_rate=0,
+            attn_head_dim=None,
             init_std=ANY,
         ),
         "masking": dict(max_aspect=None),
@@ -80,7 +143,7 @@ NEUTRAL = {
         "engine": dict(var_w1=ANY, var_margin1=ANY, start_lr_decay_at_step=-1),
         "optimizer": dict(name="adamw", weight_decay_end=None, momentum=ANY, warmup_lr=ANY),
     },
-}  # fmt: skip
+}
 # Flags of text whose default is not neutral: they may not be absent.
 DEFAULTS = dict(
     transformer=dict(activation_fn="relu", layernorm_embedding=False),
@@ -191,7 +254,7 @@ def fairseq_schedule(optimizer: Mapping[str, Any]) -> tuple[int, dict[str, Any]]
             zip(("warmup", "hold", "decay"), (n / total for n in phases), strict=True),
             start_scale=sched.pop("init_lr_scale", 0.01),
             end_scale=sched.pop("final_lr_scale", 0.01),
-        )  # fmt: skip
+        )
     else:
         pytest.fail(f"flag optimizer.sched.kind={kind!r} is unknown to the tests")
     for name, value in sched.items():
@@ -238,9 +301,12 @@ def beit_schedule(optimizer: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
     steps = optimizer.get("warmup_steps", -1)
     warmup = steps if steps > 0 else optimizer.get("warmup_epochs", 5) * per_epoch
     return total, dict(
-        kind="cosine", peak=optimizer.get("lr", 5e-4), warmup=warmup / total, inclusive=True,
+        kind="cosine",
+        peak=optimizer.get("lr", 5e-4),
+        warmup=warmup / total,
+        inclusive=True,
         floor=optimizer.get("min_lr", 1e-5),
-    )  # fmt: skip
+    )
 
 
 def beit_decay(start: float, end: float, anneal: int, per_epoch: int) -> Callable[[Any], Any]:
@@ -276,9 +342,12 @@ def fairseq_norms(flags: Flags, speech1: bool = False) -> dict[str, Sequence[Any
     # the other norms that should run over time run over the rows of the batch.
     rows_inside = speech1 and not (batch or instance)
     group, over_time = ((0, 2), (0,)) if rows_inside else ("group", "instance")
-    layer = [("batch", batch), ("instance", instance),
-             (group, speech1 and on("group_norm_target_layer")),
-             ("layer", on("layer_norm_target_layer"))]  # fmt: skip
+    layer = [
+        ("batch", batch),
+        ("instance", instance),
+        (group, speech1 and on("group_norm_target_layer")),
+        ("layer", on("layer_norm_target_layer")),
+    ]
     final = [("layer", on("layer_norm_targets")), (over_time, on("instance_norm_targets"))]
     return dict(
         layer_norms=tuple(norm for norm, used in layer if used),
@@ -341,35 +410,44 @@ def speech(case: Case) -> Setup:
         modality="speech",
         averaged=averaged,
         model=dict(
-            width=width, padding="reference",
+            width=width,
+            padding="reference",
             frontend=dict(
-                convs=convs, norm="layer" if extractor == "layer_norm" else "group",
-                bias=model("conv_bias", False), gradient=max(gradient, 0.0),
+                convs=convs,
+                norm="layer" if extractor == "layer_norm" else "group",
+                bias=model("conv_bias", False),
+                gradient=max(gradient, 0.0),
             ),
             positions=dict(
-                depth=position_depth, width=model("conv_pos", 128),
+                depth=position_depth,
+                width=model("conv_pos", 128),
                 groups=model("conv_pos_groups", 16),
                 norm="layer" if position_depth > 1 else "weight",
             ),
             encoder=dict(
-                depth=depth, heads=model("encoder_attention_heads", 12),
+                depth=depth,
+                heads=model("encoder_attention_heads", 12),
                 mlp=model("encoder_ffn_embed_dim", 3072),
                 norm="pre" if model("layer_norm_first", False) else "post",
             ),
         ),
         mask=dict(
-            kind="spans", prob=model("mask_prob", 0.65), width=model("mask_length", 10),
+            kind="spans",
+            prob=model("mask_prob", 0.65),
+            width=model("mask_length", 10),
             masked=float(masked.mean()),
         ),
         objective=dict(
-            name="data2vec1", target="ffn", beta=beta,
+            name="data2vec1",
+            target="ffn",
+            beta=beta,
             # Quirk: a teacher that is the whole model averages all layers.
             top_k=depth if whole else top_k,
             scale="rsqrt_width" if scale is None else scale,
             **fairseq_norms(flags, speech1=True),
         ),
         **training,
-    )  # fmt: skip
+    )
     decay = fairseq_ema(case, flags)
     batch = {"audio": jnp.asarray(case.arrays["batch/source"])}
     padding = case.arrays.get("batch/padding_mask")
@@ -416,30 +494,37 @@ def text(case: Case) -> Setup:
         modality="text",
         averaged=averaged,
         model=dict(
-            width=width, padding="reference", vocab_size=vocab_size,
+            width=width,
+            padding="reference",
+            vocab_size=vocab_size,
             max_length=flags.take("transformer", "max_source_positions", 1024),
             scale=not flags.take("transformer", "no_scale_embedding", False),
             keep_prob=flags.take("masking", "leave_unmasked_prob", 0.1),
             replace_prob=flags.take("masking", "random_token_prob", 0.1),
             encoder=dict(
-                depth=depth, heads=encoder("attention_heads", 8),
+                depth=depth,
+                heads=encoder("attention_heads", 8),
                 mlp=encoder("ffn_embed_dim", 2048),
                 norm="pre" if encoder("normalize_before", False) else "post",
             ),
             head=dict(depth=head, hidden=2 * width),
         ),
         mask=dict(
-            kind="token_spans", prob=flags.take("masking", "mask_prob", 0.15),
-            width=flags.take("masking", "mask_multiple_length", 1), masked=float(masked.mean()),
+            kind="token_spans",
+            prob=flags.take("masking", "mask_prob", 0.15),
+            width=flags.take("masking", "mask_multiple_length", 1),
+            masked=float(masked.mean()),
         ),
         objective=dict(
-            name="data2vec1", target="ffn", beta=beta,
+            name="data2vec1",
+            target="ffn",
+            beta=beta,
             top_k=min(model("average_top_k_layers", 8), depth),
             scale=scale if scale is not None and scale > 0 else "rsqrt_width",
             **fairseq_norms(flags),
         ),
         **training,
-    )  # fmt: skip
+    )
     decay = fairseq_ema(case, flags)
     return Setup(
         **build(config, flags, {"tokens": jnp.asarray(case.arrays["batch/target_tokens"])}),
@@ -461,8 +546,11 @@ def beit_norms(flags: Flags) -> dict[str, Sequence[str]]:
     def on(name, default=False):
         return flags.take("engine", name, default)
 
-    layer = [("batch", on("target_batch_norm")), ("instance", on("target_instance_norm")),
-             ("layer", on("target_layer_norm_last", True))]  # fmt: skip
+    layer = [
+        ("batch", on("target_batch_norm")),
+        ("instance", on("target_instance_norm")),
+        ("layer", on("target_layer_norm_last", True)),
+    ]
     final = [("instance", on("post_target_instance_norm")), ("layer", on("post_target_layer_norm"))]
     return dict(
         layer_norms=tuple(norm for norm, used in layer if used),
@@ -510,41 +598,55 @@ def vision(case: Case) -> Setup:
         total_steps=total,
         schedule=schedule,
         model=dict(
-            width=width, image=image, patch=patch,
+            width=width,
+            image=image,
+            patch=patch,
             shared_relative=model("use_shared_rel_pos_bias", False),
             absolute=model("use_abs_pos_emb", True),
             encoder=dict(
-                depth=depth, heads=model("num_heads", 12), norm="pre",
-                mlp=int(width * model("mlp_ratio", 4.0)), eps=model("norm_eps", 1e-6),
+                depth=depth,
+                heads=model("num_heads", 12),
+                norm="pre",
+                mlp=int(width * model("mlp_ratio", 4.0)),
+                eps=model("norm_eps", 1e-6),
                 qkv_bias="qv" if model("qkv_bias", True) else "none",
                 layer_scale=model("init_values", None) or None,
                 relative=grid if model("use_rel_pos_bias", False) else None,
             ),
         ),
         mask=dict(
-            kind="blocks", count=count, min_patches=flags.take("masking", "min_num_patches", 4),
+            kind="blocks",
+            count=count,
+            min_patches=flags.take("masking", "min_num_patches", 4),
             max_patches=flags.take("masking", "max_num_patches", None),
             min_aspect=flags.take("masking", "min_aspect", 0.3),
         ),
         objective=dict(
-            name="data2vec1", top_k=tuple(case.info["target_layers"]),
+            name="data2vec1",
+            top_k=tuple(case.info["target_layers"]),
             target="block" if results == "end" else "ffn",
             # Smooth L1 with beta 0 is L1; ours is squared at 0, and L1 for a tiny beta.
             beta=0.0 if squared else beta or 1e-12,
-            scale=scale / width, variance_weight=penalty * scale, variance_margin=margin,
+            scale=scale / width,
+            variance_weight=penalty * scale,
+            variance_margin=margin,
             **beit_norms(flags),
         ),
         optim=dict(
-            betas=optimizer("betas", None) or (0.9, 0.999), eps=optimizer("eps", 1e-8),
-            weight_decay=optimizer("weight_decay", 0.05), clip=optimizer("clip_grad", None),
+            betas=optimizer("betas", None) or (0.9, 0.999),
+            eps=optimizer("eps", 1e-8),
+            weight_decay=optimizer("weight_decay", 0.05),
+            clip=optimizer("clip_grad", None),
             # 1-D tensors, biases, the class token and absolute positions.
             no_decay=(r"(/|q_|v_)bias$", "scale", "^class_token$", "^positions$"),
         ),
-    )  # fmt: skip
+    )
     decay = beit_decay(
-        flags.take("ema", "decay_init", 0.999), flags.take("ema", "decay", 0.9998),
-        flags.take("ema", "start_at", 25000), given["niter_per_ep"],
-    )  # fmt: skip
+        flags.take("ema", "decay_init", 0.999),
+        flags.take("ema", "decay", 0.9998),
+        flags.take("ema", "start_at", 25000),
+        given["niter_per_ep"],
+    )
     masked = case.arrays["batch/bool_masked_pos"].reshape(len(case.arrays["batch/image"]), -1)
     batch = {"image": jnp.asarray(case.arrays["batch/image"].transpose(0, 2, 3, 1))}
     return Setup(

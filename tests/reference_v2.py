@@ -30,7 +30,7 @@ from recorded import (
     Case,
     Comparison,
     quick_jit,
-)  # fmt: skip
+)
 from reference import ANY, Flags
 
 from data2vec_jax.convert import fairseq_v2, tables
@@ -45,33 +45,64 @@ from data2vec_jax.objectives import targets
 
 NEUTRAL = {
     "model": dict(
-        _name=ANY, modalities=ANY, supported_modality=ANY, seed=ANY, max_update=ANY,
-        activation_dropout=0, attention_dropout=0, dropout_input=0, encoder_dropout=0,
-        post_mlp_drop=0, layerdrop=0, start_drop_path_rate=0, end_drop_path_rate=0,
+        _name=ANY,
+        modalities=ANY,
+        supported_modality=ANY,
+        seed=ANY,
+        max_update=ANY,
+        activation_dropout=0,
+        attention_dropout=0,
+        dropout_input=0,
+        encoder_dropout=0,
+        post_mlp_drop=0,
+        layerdrop=0,
+        start_drop_path_rate=0,
+        end_drop_path_rate=0,
         norm_affine=True,
         # The feed-forward part overwrites its own residual there, which nobody means to do.
         layer_norm_first=False,
         # How weights start, and what is watched.
-        mae_init=ANY, log_norms=ANY, min_pred_var=ANY, min_target_var=ANY,
+        mae_init=ANY,
+        log_norms=ANY,
+        min_pred_var=ANY,
+        min_target_var=ANY,
         # A group of the optimiser with the same settings; averages are float32 in any case.
-        decoder_group=ANY, ema_same_dtype=ANY,
-        shared_decoder=None, recon_loss=0, skip_ema=False,
+        decoder_group=ANY,
+        ema_same_dtype=ANY,
+        shared_decoder=None,
+        recon_loss=0,
+        skip_ema=False,
     ),
     "modality_cfg": dict(
-        type=ANY, model_depth=ANY, prenet_layerdrop=0, prenet_dropout=0, start_drop_path_rate=0,
-        end_drop_path_rate=0, dropout=0, mask_channel_prob=0, mask_channel_length=ANY,
-        init_extra_token_zero=ANY, keep_masked_pct=0,
+        type=ANY,
+        model_depth=ANY,
+        prenet_layerdrop=0,
+        prenet_dropout=0,
+        start_drop_path_rate=0,
+        end_drop_path_rate=0,
+        dropout=0,
+        mask_channel_prob=0,
+        mask_channel_length=ANY,
+        init_extra_token_zero=ANY,
+        keep_masked_pct=0,
         # Masks and noise are recorded; these would only matter to who draws them anew.
-        mask_noise_std=ANY, mask_prob_min=ANY, add_masks=ANY, remove_masks=ANY,
-        encoder_zero_mask=True, learned_alibi=False, layernorm_embedding=True, learned_pos=True,
+        mask_noise_std=ANY,
+        mask_prob_min=ANY,
+        add_masks=ANY,
+        remove_masks=ANY,
+        encoder_zero_mask=True,
+        learned_alibi=False,
+        layernorm_embedding=True,
+        learned_pos=True,
         alibi_max_pos=ANY,  # read with learned_alibi only
-        no_token_positional_embeddings=False, transformer_decoder=False,
+        no_token_positional_embeddings=False,
+        transformer_decoder=False,
         enc_dec_transformer=False,
     ),
     "decoder": dict(input_dropout=0, add_positions_all=False),
     "optimizer": dict(composite=ANY),  # groups with the same settings
     "extra": dict(bos_idx=ANY, eos_idx=ANY, unk_idx=ANY, pad_idx=1, ema_copied_not_averaged=ANY),
-}  # fmt: skip
+}
 KEYS = "qkv.bias"  # the middle third are biases of keys, whose true gradient is zero
 NOISE = 1e-6  # share of the global norm below which a gradient counts as zero
 
@@ -105,9 +136,15 @@ class Setup:
     def given(self, params: Any, teacher: Any, collect: bool = False) -> targets.Intermediates:
         """The objective with the recorded draws."""
         return self.objective.forward_with_masks(
-            self.scale_gradient(params), self.share(params, teacher), self.batch, self.mask,
-            self.most, self.noise, None, collect=collect,
-        )  # fmt: skip
+            self.scale_gradient(params),
+            self.share(params, teacher),
+            self.batch,
+            self.mask,
+            self.most,
+            self.noise,
+            None,
+            collect=collect,
+        )
 
     def scale_gradient(self, params: Any) -> Any:
         """`local_grad_mult`: the gradient of the front end's parameters, multiplied."""
@@ -128,8 +165,9 @@ class Setup:
             return teacher
         blocks = jax.tree.map(
             lambda own, mean: jnp.concatenate([own[: self.shared], mean[self.shared :]]),
-            params["encoder"]["blocks"], teacher["encoder"]["blocks"],
-        )  # fmt: skip
+            params["encoder"]["blocks"],
+            teacher["encoder"]["blocks"],
+        )
         return teacher | {"encoder": teacher["encoder"] | {"blocks": blocks}}
 
 
@@ -177,8 +215,12 @@ def setup(case: Case) -> Setup:
         model=dict(
             width=width,
             encoder=dict(
-                depth=prenet + depth, heads=heads, mlp=int(width * model("mlp_ratio", 4)),
-                norm="post", eps=model("norm_eps", 1e-6), initializer="bert",
+                depth=prenet + depth,
+                heads=heads,
+                mlp=int(width * model("mlp_ratio", 4)),
+                norm="post",
+                eps=model("norm_eps", 1e-6),
+                initializer="bert",
             ),
             alibi=alibi(case, flags, heads),
             **decoder(case, flags),
@@ -186,7 +228,10 @@ def setup(case: Case) -> Setup:
         ),
         mask=mask(flags, kind),
         objective=dict(
-            name="data2vec2", clones=clones, beta=beta, noise_std=0.01,
+            name="data2vec2",
+            clones=clones,
+            beta=beta,
+            noise_std=0.01,
             top_k=min(model("average_top_k_layers", 8), depth),
             target="block" if model("end_of_block_targets", False) else "ffn",
             scale=weight * (width**-0.5 if scale is None else scale),
@@ -195,7 +240,7 @@ def setup(case: Case) -> Setup:
             **reference.fairseq_norms(flags),
         ),
         **reference.fairseq_optimizer(flags),
-    )  # fmt: skip
+    )
     if kind == "vision":
         config["model"]["class_tokens"] = extra
     gradient = max(modality("local_grad_mult", 1.0), 0.0)
@@ -261,13 +306,16 @@ def decoder(case: Case, flags: Flags) -> dict[str, Any]:
     depth = option("projection_layers", 1)
     return dict(
         decoder=dict(
-            layers=option("decoder_layers", 5), width=width, kernel=option("decoder_kernel", 5),
-            groups=option("decoder_groups", 16), residual=option("decoder_residual", True),
+            layers=option("decoder_layers", 5),
+            width=width,
+            kernel=option("decoder_kernel", 5),
+            groups=option("decoder_groups", 16),
+            residual=option("decoder_residual", True),
         ),
         head=dict(
             depth=depth if is_deep(case) else 1, hidden=int(width * ratio), initializer="torch"
         ),
-    )  # fmt: skip
+    )
 
 
 def mask(flags: Flags, kind: str) -> dict[str, Any]:
@@ -282,9 +330,13 @@ def mask(flags: Flags, kind: str) -> dict[str, Any]:
     if width == 1:
         return dict(kind="independent", ratio=ratio)
     return dict(
-        kind="inverse_blocks" if kind == "vision" else "block_spans", ratio=ratio, adjust=adjust,
-        width=width, inverse=inverse, dropout=dropout,
-    )  # fmt: skip
+        kind="inverse_blocks" if kind == "vision" else "block_spans",
+        ratio=ratio,
+        adjust=adjust,
+        width=width,
+        inverse=inverse,
+        dropout=dropout,
+    )
 
 
 # The modalities: their sections of `model`, batch, table, and what is added to the noise ----------
@@ -313,13 +365,15 @@ def speech(case: Case, flags: Flags, width: int) -> dict[str, Any]:
                 norm="layer" if extractor == "layer_norm" else "group",
             ),
             positions=dict(
-                depth=modality("conv_pos_depth", 5), width=modality("conv_pos_width", 95),
-                groups=modality("conv_pos_groups", 16), input_norm=input_norm,
+                depth=modality("conv_pos_depth", 5),
+                width=modality("conv_pos_width", 95),
+                groups=modality("conv_pos_groups", 16),
+                input_norm=input_norm,
             ),
         ),
         batch=batch,
         table=fairseq_v2.speech(is_deep(case), input_norm),
-    )  # fmt: skip
+    )
 
 
 def vision(case: Case, flags: Flags, width: int) -> dict[str, Any]:
@@ -364,13 +418,14 @@ def text(case: Case, flags: Flags, width: int) -> dict[str, Any]:
     np.testing.assert_array_equal(padding == 1, tokens == 1)
     return dict(
         model=dict(
-            padding="attention", vocab_size=size,
+            padding="attention",
+            vocab_size=size,
             max_length=modality("max_source_positions", 512),
             scale=not modality("no_scale_embedding", True),
         ),
         batch={"tokens": jnp.asarray(tokens)},
         table=fairseq_v2.text(is_deep(case)),
-    )  # fmt: skip
+    )
 
 
 PARTS = {"speech": speech, "vision": vision, "text": text}
@@ -400,10 +455,15 @@ def read_teacher(setup: Setup, student: Any, arrays: Mapping[str, np.ndarray]) -
     """The averaged leaves of the first teacher; what it shares must equal the student's."""
     owned = read(setup, setup.teacher, arrays)
     if setup.shared:  # a list of the main blocks; the prenet blocks are the student's
-        owned = {"encoder": {"blocks": jax.tree.map(
-            lambda own, main: jnp.concatenate([own[: setup.shared], main]),
-            student["encoder"]["blocks"], owned["encoder"]["blocks"],
-        )}}  # fmt: skip
+        owned = {
+            "encoder": {
+                "blocks": jax.tree.map(
+                    lambda own, main: jnp.concatenate([own[: setup.shared], main]),
+                    student["encoder"]["blocks"],
+                    owned["encoder"]["blocks"],
+                )
+            }
+        }
     teacher = state.select(owned, setup.config["averaged"])
     flat = tables.flatten(state.overlay(state.restrict(student, owned), teacher))
     for path, theirs in tables.flatten(owned).items():
@@ -498,10 +558,17 @@ def forward_and_gradients(setup: Setup):
 
 # Intermediates that the objective does not keep -> the group that they are reported in.
 STAGES = dict(
-    decoder_in="decoder", decoder_out="decoder", target_layers_raw="targets",
-    target_layers_normed="targets", target_avg="targets", target_full="targets",
-    cls_pred="prediction", cls_target="targets", pred_var="loss", target_var="loss",
-)  # fmt: skip
+    decoder_in="decoder",
+    decoder_out="decoder",
+    target_layers_raw="targets",
+    target_layers_normed="targets",
+    target_avg="targets",
+    target_full="targets",
+    cls_pred="prediction",
+    cls_target="targets",
+    pred_var="loss",
+    target_var="loss",
+)
 
 
 def derive(setup: Setup, params: Any, stages: targets.Intermediates) -> dict[str, jax.Array]:
@@ -618,9 +685,13 @@ def train(setup: Setup, compare, student: Any, teacher: Any) -> None:
         return stages.total, stages.count, targets.monitor(stages) | parts
 
     task = Task(
-        shapes=(), shares=(), init=lambda key: student, loss=loss, data=lambda start: (),
+        shapes=(),
+        shares=(),
+        init=lambda key: student,
+        loss=loss,
+        data=lambda start: (),
         averaged=setup.config["averaged"],
-    )  # fmt: skip
+    )
     step = quick_jit(make_train_step(task, tx, setup.decay, schedule))
     now = init_state(task, tx, jax.random.key(0)).replace(teacher=teacher)
     updates, scalars = len(case.arrays["train/grad_norm"]), []

@@ -20,7 +20,7 @@ from recorded import (
     Case,
     Comparison,
     quick_jit,
-)  # fmt: skip
+)
 
 from data2vec_jax.convert import tables
 from data2vec_jax.core.state import overlay, restrict, select
@@ -52,8 +52,9 @@ def run_v1(case: Case) -> dict[str, float]:
         ours = tables.flatten(student)[path]
         np.testing.assert_array_equal(ours, theirs, err_msg=path)  # what is shared starts equal
     assert {*tables.flatten(owned)} == {
-        *tables.flatten(teacher), *tables.flatten(select(owned, setup.copied))
-    }  # fmt: skip
+        *tables.flatten(teacher),
+        *tables.flatten(select(owned, setup.copied)),
+    }
     check_parameters(setup, student)
 
     grads, (stages, seen) = quick_jit(jax.grad(forward(setup), has_aux=True))(student, teacher)
@@ -204,9 +205,13 @@ def replay(setup, student, owned, updates: int):
     copied = () if all(averages) else setup.copied
     averaged = (*setup.config["averaged"], *copied)
     task = Task(
-        shapes=(), shares=(), init=lambda key: student, loss=loss, data=lambda start: (),
+        shapes=(),
+        shares=(),
+        init=lambda key: student,
+        loss=loss,
+        data=lambda start: (),
         averaged=averaged,
-    )  # fmt: skip
+    )
     step = quick_jit(make_train_step(task, tx, setup.decay, schedule))
     state = init_state(task, tx, jax.random.key(0)).replace(teacher=select(owned, averaged))
     for n in range(updates + 1):

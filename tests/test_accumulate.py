@@ -61,10 +61,14 @@ def run(config, state, devices, monkeypatch):
     # Adam's first moments are a weighted sum of the gradients.
     (adam,) = (s for s in jax.tree.leaves(state.opt_state, is_leaf=has_mu) if has_mu(s))
     trees = dict(params=state.params, teacher=state.teacher, gradients=adam.mu)
-    return losses, masks, {
-        what: {path_name(p): np.asarray(x) for p, x in jax.tree.leaves_with_path(tree)}
-        for what, tree in trees.items()
-    }  # fmt: skip
+    return (
+        losses,
+        masks,
+        {
+            what: {path_name(p): np.asarray(x) for p, x in jax.tree.leaves_with_path(tree)}
+            for what, tree in trees.items()
+        },
+    )
 
 
 def has_mu(state):

@@ -55,17 +55,22 @@ class Words:
 
 
 ITEM = {
-    "text": "a bb ccc dddd eeeee ffffff g hh", "question": "what is it", "answers": ["dddd eeeee"],
-    "starts": [9], "id": "q",
-}  # fmt: skip
+    "text": "a bb ccc dddd eeeee ffffff g hh",
+    "question": "what is it",
+    "answers": ["dddd eeeee"],
+    "starts": [9],
+    "id": "q",
+}
 
 
 def test_windows_overlap_and_know_their_answer():
     found = windows.windows(ITEM, Words(), windows.WindowConfig(length=11, stride=2, question=2))
     # <s> two words </s></s> five words </s>: from 0, 2 and 4 (which reaches the end).
     assert [row[5:-1] for row, _ in found] == [
-        [11, 12, 13, 14, 15], [13, 14, 15, 16, 11], [15, 16, 11, 12],
-    ]  # fmt: skip
+        [11, 12, 13, 14, 15],
+        [13, 14, 15, 16, 11],
+        [15, 16, 11, 12],
+    ]
     for row, spans in found:
         assert row[:5] == [0, 14, 12, 2, 2] and row[-1] == 2 and len(spans) == len(row)
         assert (spans[:5] == -1).all() and (spans[-1] == -1).all()

@@ -19,26 +19,40 @@ D, L, H, MLP, PATCH, C = 16, 2, 4, 24, 4, 5
 
 
 def weights(
-    shared=True, own=False, absolute=False, scale=True, bias=True, fine_tuned=None, grid=(3, 3),
+    shared=True,
+    own=False,
+    absolute=False,
+    scale=True,
+    bias=True,
+    fine_tuned=None,
+    grid=(3, 3),
     seed=0,
-):  # fmt: skip
+):
     """A state dict with the names of BEiT's code, of random tensors."""
     rows = (2 * grid[0] - 1) * (2 * grid[1] - 1) + 3
     shapes = {
-        "cls_token": (1, 1, D), "patch_embed.proj.weight": (D, 3, PATCH, PATCH),
+        "cls_token": (1, 1, D),
+        "patch_embed.proj.weight": (D, 3, PATCH, PATCH),
         "patch_embed.proj.bias": (D,),
-    }  # fmt: skip
+    }
     if absolute:
         shapes["pos_embed"] = (1, grid[0] * grid[1] + 1, D)
     if shared:
         shapes["rel_pos_bias.relative_position_bias_table"] = (rows, H)
     for l in range(L):
         block = {
-            "norm1.weight": (D,), "norm1.bias": (D,), "attn.qkv.weight": (3 * D, D),
-            "attn.proj.weight": (D, D), "attn.proj.bias": (D,), "norm2.weight": (D,),
-            "norm2.bias": (D,), "mlp.fc1.weight": (MLP, D), "mlp.fc1.bias": (MLP,),
-            "mlp.fc2.weight": (D, MLP), "mlp.fc2.bias": (D,),
-        }  # fmt: skip
+            "norm1.weight": (D,),
+            "norm1.bias": (D,),
+            "attn.qkv.weight": (3 * D, D),
+            "attn.proj.weight": (D, D),
+            "attn.proj.bias": (D,),
+            "norm2.weight": (D,),
+            "norm2.bias": (D,),
+            "mlp.fc1.weight": (MLP, D),
+            "mlp.fc1.bias": (MLP,),
+            "mlp.fc2.weight": (D, MLP),
+            "mlp.fc2.bias": (D,),
+        }
         block |= {"gamma_1": (D,), "gamma_2": (D,)} if scale else {}
         block |= {"attn.q_bias": (D,), "attn.v_bias": (D,)} if bias else {}
         block |= {"attn.relative_position_bias_table": (rows, H)} if own else {}

@@ -181,14 +181,21 @@ def test_benchmarks_are_made_once(launch, tmp_path, monkeypatch):
             return subprocess.CompletedProcess(command, 2)
         old = "v1" in command[3]
         result = {
-            "config": command[3].removeprefix("--config="), "step_seconds": 2.0,
-            "seconds_of_parts": dict.fromkeys("abcdef", 0.5), "devices": 1, "device": "cpu",
-            "dtype": "float32", "shapes": {"tokens": [4, 512], "example_id": [4]},
-            "seconds_per_masked_view": 0.5 if old else 0.1, "mfu_of_measured_matmul": 0.25,
-            "flops_per_masked_view": 4e9 if old else 1e9, "peak_bytes": 2**31,
-            "compile_seconds": 9.0, "compile_seconds_from_cache": 1.0,
+            "config": command[3].removeprefix("--config="),
+            "step_seconds": 2.0,
+            "seconds_of_parts": dict.fromkeys("abcdef", 0.5),
+            "devices": 1,
+            "device": "cpu",
+            "dtype": "float32",
+            "shapes": {"tokens": [4, 512], "example_id": [4]},
+            "seconds_per_masked_view": 0.5 if old else 0.1,
+            "mfu_of_measured_matmul": 0.25,
+            "flops_per_masked_view": 4e9 if old else 1e9,
+            "peak_bytes": 2**31,
+            "compile_seconds": 9.0,
+            "compile_seconds_from_cache": 1.0,
             "peer": {"step_seconds": 3.0, "ratio": 1.5} if "--peer" in command else None,
-        }  # fmt: skip
+        }
         Path(command[-1].removeprefix("--json=")).write_text(json.dumps(result))
         return subprocess.CompletedProcess(command, 0)
 

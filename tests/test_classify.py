@@ -40,8 +40,11 @@ INPUTS = {"input_values": "audio", "input_ids": "tokens", "pixel_values": "image
 @pytest.mark.parametrize(("name", "run"), LOSSES)
 def test_recorded_losses_through_the_task(name, run):
     with np.load(GOLDENS / name / "golden.npz") as file:
-        golden = {key.removeprefix(f"in_{run}/"): file[key] for key in file.files
-                  if key.startswith((f"in_{run}/", f"{run}/"))}  # fmt: skip
+        golden = {
+            key.removeprefix(f"in_{run}/"): file[key]
+            for key in file.files
+            if key.startswith((f"in_{run}/", f"{run}/"))
+        }
     checkpoint = loaded.load(GOLDENS / name)
     model, head = ours.model_of(checkpoint.config), heads.make(checkpoint.config["head"])
     batch = {INPUTS[k]: jnp.asarray(v) for k, v in golden.items() if k in INPUTS}
@@ -161,10 +164,11 @@ def test_a_linear_probe_equals_batch_norm_and_a_linear_layer_of_torch():
 @pytest.mark.parametrize(
     ("variant", "steps", "peak", "rows", "warmup"),
     [
-        ("base_mae", 90 * 78, 6.4, 16_384, 780), ("large_mae", 50 * 78, 6.4, 16_384, 780),
+        ("base_mae", 90 * 78, 6.4, 16_384, 780),
+        ("large_mae", 50 * 78, 6.4, 16_384, 780),
         ("base_dino", 100 * 1251, 0.004, 1_024, 0),
     ],
-)  # fmt: skip
+)
 def test_recipes_of_linear_probes(variant, steps, peak, rows, warmup):
     config = config_of("finetune_imagenet", variant)
     check_config(config.to_dict())
@@ -362,7 +366,7 @@ def targets_of(metrics=("accuracy",), **head):
         ("accuracy", dict(classes=2, problem=classify.SEVERAL), "mean_average_precision"),
         ("pearson", dict(classes=2, problem=classify.REGRESSION), "classes: 2, but a regression"),
     ],
-)  # fmt: skip
+)
 def test_metrics_and_classes_that_are_not_of_the_problem_are_refused(metrics, head, message):
     with pytest.raises(UserError, match=message):
         targets_of((metrics,), **head)
@@ -377,7 +381,7 @@ def test_metrics_and_classes_that_are_not_of_the_problem_are_refused(metrics, he
         ("label\na,1\nb,x", dict(classes=1), r"t\.csv:3: label 'x' is not a number"),
         ("labels\na,1\nb,x", dict(classes=2, problem=classify.SEVERAL), r"t\.csv:3: labels 'x'"),
     ],
-)  # fmt: skip
+)
 def test_labels_of_tables_are_checked_row_by_row(tmp_path, rows, head, message):
     (tmp_path / "t.csv").write_text(f"text,{rows}\n")
     metrics = {1: "pearson"}.get(head["classes"], "accuracy")
@@ -424,10 +428,16 @@ IMAGENET = {  # steps, peak, floor, warm-up, rows, layer decay, decay, drop path
     "huge_v2": (125_200, 5e-4, 1e-20, 16_000, 512, 0.75, 0.05, 0.2, 0.7, 0.9),
 }
 RATES = {  # of the authors' schedules
-    "base": ((0, 0), (1, 3.197698e-7), (6255, 2.000160e-3), (12509, 4e-3), (68805, 2.0005e-3),
-             (125099, 1.00000078e-6)),
+    "base": (
+        (0, 0),
+        (1, 3.197698e-7),
+        (6255, 2.000160e-3),
+        (12509, 4e-3),
+        (68805, 2.0005e-3),
+        (125099, 1.00000078e-6),
+    ),
     "base_v2": ((8_000, 5.005e-4), (133_100, 5.005e-4), (250_199, 1.00000004e-6)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("variant", IMAGENET)
@@ -435,12 +445,17 @@ def test_recipes_of_images(variant):
     config = config_of("finetune_imagenet", variant)
     check_config(config.to_dict())
     found = (
-        config.total_steps, config.schedule.peak, config.schedule.floor,
-        round(config.schedule.warmup * config.total_steps), config.data.batch_size,
-        config.layerwise_lr.decay, config.optim.weight_decay,
+        config.total_steps,
+        config.schedule.peak,
+        config.schedule.floor,
+        round(config.schedule.warmup * config.total_steps),
+        config.data.batch_size,
+        config.layerwise_lr.decay,
+        config.optim.weight_decay,
         config.model_overrides.encoder.drop_path,
-        config.loss.mixup, config.loss.mix_probability,
-    )  # fmt: skip
+        config.loss.mixup,
+        config.loss.mix_probability,
+    )
     assert found == IMAGENET[variant]
     assert (config.loss.cutmix, config.loss.smoothing, config.loss.erasing) == (1.0, 0.1, 0.25)
     assert config.layerwise_lr.slow_embeddings == ("v2" not in variant)

@@ -92,8 +92,9 @@ def test_a_checkpoint_of_our_own_can_be_begun_from(tmp_path):
     """A teacher that is not there is its student; a head that is not there is new."""
     case = load(next(name for name in CASES if "audio" in name))
     stored(case, tmp_path / "theirs.pt")
-    command.main([str(tmp_path / "theirs.pt"), str(tmp_path / "ours"), "--to=jax",
-                  "--weights=teacher"])  # fmt: skip
+    command.main(
+        [str(tmp_path / "theirs.pt"), str(tmp_path / "ours"), "--to=jax", "--weights=teacher"]
+    )
     setup = reference.setup(case)
     averaged = ("^encoder/", "^norm/", "^frontend/")
     state, new = first_state(setup.model, setup.batch, averaged, tmp_path / "ours")

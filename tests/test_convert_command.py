@@ -37,8 +37,10 @@ def test_every_tensor_is_reported(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     names = set(pickles.tensors(pickles.read(GOLDENS / "fairseq_text_v1/checkpoint.pt")["model"]))
     read = "\n".join(lines[: lines.index("written:")])
-    counted = sum(int(x.split(" of them")[0].split("(")[-1]) if " of them" in x else 1
-                  for x in read.splitlines()[1:])  # fmt: skip
+    counted = sum(
+        int(x.split(" of them")[0].split("(")[-1]) if " of them" in x else 1
+        for x in read.splitlines()[1:]
+    )
     assert counted == len(names)
     block = "encoder.sentence_encoder.layers"
     assert (
@@ -58,8 +60,10 @@ def test_every_tensor_is_reported(tmp_path, capsys):
     ):
         assert any(line.startswith(text) for line in lines), text
     assert {path.name for path in (tmp_path / "hf").iterdir()} == {
-        "config.json", "model.safetensors", "README.md"
-    }  # fmt: skip
+        "config.json",
+        "model.safetensors",
+        "README.md",
+    }
 
 
 def test_verification_prints_each_layer(tmp_path, capsys):
@@ -67,8 +71,12 @@ def test_verification_prints_each_layer(tmp_path, capsys):
     run(SPEECH, tmp_path / "jax", "--to=jax", "--verify")
     lines = [x.split() for x in capsys.readouterr().out.splitlines() if x.startswith("difference")]
     assert [x[1:-1] for x in lines] == [
-        ["layer", "0"], ["layer", "1"], ["layer", "2"], ["last_hidden_state"], ["extract_features"]
-    ]  # fmt: skip
+        ["layer", "0"],
+        ["layer", "1"],
+        ["layer", "2"],
+        ["last_hidden_state"],
+        ["extract_features"],
+    ]
     assert all(0 <= float(x[-1]) < 1e-4 for x in lines)
 
 
@@ -185,18 +193,26 @@ def other_model(content):
 
 
 FILES = {
-    "half": (lambda c: c["model"].pop("mask_emb") is c["model"].pop("post_extract_proj.bias"),
-             "it lacks 'frontend/projection/bias'"),
-    "a layer": (lambda c: c["model"].pop("encoder.layers.0.fc1.weight"),
-                "lack 'encoder.layers.0.fc1.weight'"),
+    "half": (
+        lambda c: c["model"].pop("mask_emb") is c["model"].pop("post_extract_proj.bias"),
+        "it lacks 'frontend/projection/bias'",
+    ),
+    "a layer": (
+        lambda c: c["model"].pop("encoder.layers.0.fc1.weight"),
+        "lack 'encoder.layers.0.fc1.weight'",
+    ),
     "another model": (other_model, "not data2vec"),
     "no settings": (lambda c: c.pop("cfg"), "no settings"),
     "no weights": (lambda c: c.pop("model"), "no weights below 'model'"),
-    "unknown": (lambda c: c["model"].update(extra=np.ones(2, np.float32)),
-                "the weights have 'extra'"),
-    "another layer": (lambda c: c["cfg"]["model"].update(layer_type="conformer"),
-                      "'layer_type' = 'conformer' is not supported"),
-}  # fmt: skip
+    "unknown": (
+        lambda c: c["model"].update(extra=np.ones(2, np.float32)),
+        "the weights have 'extra'",
+    ),
+    "another layer": (
+        lambda c: c["cfg"]["model"].update(layer_type="conformer"),
+        "'layer_type' = 'conformer' is not supported",
+    ),
+}
 
 
 def sharded(folder):
@@ -343,8 +359,11 @@ def test_the_command_exits_with_2(kind, tmp_path, monkeypatch, capsys):
 def test_a_process_that_is_refused_ends_with_2(tmp_path):
     out = subprocess.run(
         [sys.executable, "-m", "data2vec_jax.convert", TEXT, "target", "--to=jaxx"],
-        capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     assert out.returncode == 2 and out.stdout == ""
     assert out.stderr.startswith("error: argument --to: invalid choice: 'jaxx'")
     assert out.stderr.count("\n") == 1
@@ -352,9 +371,14 @@ def test_a_process_that_is_refused_ends_with_2(tmp_path):
 
 @pytest.mark.parametrize(
     "option, message",
-    [("--to=jaxx", "invalid choice: 'jaxx'"), ("--missing=(", "not a regular expression"),
-     ("--weights=both", "invalid choice: 'both'"), ("--base=x", "not an adapter"), ("-x", "-x")],
-)  # fmt: skip
+    [
+        ("--to=jaxx", "invalid choice: 'jaxx'"),
+        ("--missing=(", "not a regular expression"),
+        ("--weights=both", "invalid choice: 'both'"),
+        ("--base=x", "not an adapter"),
+        ("-x", "-x"),
+    ],
+)
 def test_wrong_options_are_named(option, message, tmp_path):
     with pytest.raises(UserError, match=message):
         run(TEXT, tmp_path / "target", "--to=jax", option)

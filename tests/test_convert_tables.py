@@ -57,25 +57,49 @@ def test_recorded_states_go_there_and_back(name):
 
 
 MODELS = {
-    "speech": (fairseq.SPEECH, dict(audio=(1, 800)), dict(
-        frontend=dict(convs=((8, 10, 5), (8, 3, 2)), bias=True),
-        positions=dict(depth=2, width=6, groups=2), encoder=dict(norm="pre"),
-    )),
-    "speech, group and weight norm": (fairseq.SPEECH, dict(audio=(1, 800)), dict(
-        frontend=dict(convs=((8, 10, 5), (8, 3, 2)), norm="group"),
-        positions=dict(depth=1, width=4, groups=2, norm="weight"), encoder={},
-    )),
-    "text": (fairseq.TEXT, dict(tokens=(1, 9)), dict(
-        vocab_size=20, max_length=16, head=dict(depth=3), encoder=dict(norm="pre")
-    )),
-    "vision": (beit.VISION, dict(image=(1, 8, 12, 3)), dict(
-        image=(8, 12), patch=4, absolute=True,
-        encoder=dict(norm="pre", qkv_bias="qv", layer_scale=0.1, relative=(2, 3)),
-    )),
-    "vision, no biases": (beit.VISION, dict(image=(1, 8, 8, 3)), dict(
-        image=8, patch=4, encoder=dict(norm="pre", qkv_bias="none"),
-    )),
-}  # fmt: skip
+    "speech": (
+        fairseq.SPEECH,
+        dict(audio=(1, 800)),
+        dict(
+            frontend=dict(convs=((8, 10, 5), (8, 3, 2)), bias=True),
+            positions=dict(depth=2, width=6, groups=2),
+            encoder=dict(norm="pre"),
+        ),
+    ),
+    "speech, group and weight norm": (
+        fairseq.SPEECH,
+        dict(audio=(1, 800)),
+        dict(
+            frontend=dict(convs=((8, 10, 5), (8, 3, 2)), norm="group"),
+            positions=dict(depth=1, width=4, groups=2, norm="weight"),
+            encoder={},
+        ),
+    ),
+    "text": (
+        fairseq.TEXT,
+        dict(tokens=(1, 9)),
+        dict(vocab_size=20, max_length=16, head=dict(depth=3), encoder=dict(norm="pre")),
+    ),
+    "vision": (
+        beit.VISION,
+        dict(image=(1, 8, 12, 3)),
+        dict(
+            image=(8, 12),
+            patch=4,
+            absolute=True,
+            encoder=dict(norm="pre", qkv_bias="qv", layer_scale=0.1, relative=(2, 3)),
+        ),
+    ),
+    "vision, no biases": (
+        beit.VISION,
+        dict(image=(1, 8, 8, 3)),
+        dict(
+            image=8,
+            patch=4,
+            encoder=dict(norm="pre", qkv_bias="none"),
+        ),
+    ),
+}
 
 
 def random_tree(kind):
@@ -103,11 +127,13 @@ def test_every_parameter_of_ours_has_a_place(kind):
 
 def test_layers_are_stacked_and_projections_fused():
     names = tuple(f"layers.{{l}}.{x}_proj" for x in "qkv")
-    table = Table([
-        Row(tuple(f"{name}.weight" for name in names), "qkv/kernel", FUSED_LINEAR),
-        Row(tuple(f"{name}.bias" for name in names), "qkv/bias", FUSED_BIAS),
-        Row("layers.{l}.out.weight", "out/kernel", LINEAR),
-    ])  # fmt: skip
+    table = Table(
+        [
+            Row(tuple(f"{name}.weight" for name in names), "qkv/kernel", FUSED_LINEAR),
+            Row(tuple(f"{name}.bias" for name in names), "qkv/bias", FUSED_BIAS),
+            Row("layers.{l}.out.weight", "out/kernel", LINEAR),
+        ]
+    )
     random = np.random.default_rng(0)
     state = {}
     for l in range(12):  # two digits: layers are in the order of numbers, not of names

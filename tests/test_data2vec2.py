@@ -110,8 +110,10 @@ def test_flops_grow_with_clones():
     config = config_of("vision_v2", "base").to_dict()
     modality, model = pretrain.make_model(config)
     _, sampler = pretrain.make_objective(config, modality, model)
-    batch = {"image": jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.uint8),
-             "example_id": jax.ShapeDtypeStruct((2,), jnp.uint32)}  # fmt: skip
+    batch = {
+        "image": jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.uint8),
+        "example_id": jax.ShapeDtypeStruct((2,), jnp.uint32),
+    }
     one, four, seven = (
         pretrain.step_flops(modality, model, sampler, batch, True, m) for m in (1, 4, 7)
     )
@@ -128,58 +130,127 @@ def test_flops_grow_with_clones():
 ALIBI = dict(use_alibi_encoder=True, alibi_scale=0.8)
 VARIANTS = {
     "speech, everything else": (
-        "MA_audio_v2", dict(
-            model=dict(depth=2, average_top_k_layers=2, norm_eps=1e-6, clone_batch=2,
-                       end_of_block_targets=True, layer_norm_target_layer=True, loss_beta=0.5,
-                       loss_scale=0.3, instance_norm_targets=True),
-            modality_cfg=dict(prenet_depth=1, ema_local_encoder=True, conv_pos_pre_ln=True,
-                              conv_pos_depth=2, conv_pos_width=8, conv_pos_groups=4,
-                              local_grad_mult=0.1, learned_alibi_scale_per_layer=True,
-                              learned_alibi_scale_per_head=False),
-            decoder=dict(decoder_kernel=4, decoder_dim=24, decoder_groups=4, decoder_layers=3,
-                         projection_layers=2),
+        "MA_audio_v2",
+        dict(
+            model=dict(
+                depth=2,
+                average_top_k_layers=2,
+                norm_eps=1e-6,
+                clone_batch=2,
+                end_of_block_targets=True,
+                layer_norm_target_layer=True,
+                loss_beta=0.5,
+                loss_scale=0.3,
+                instance_norm_targets=True,
+            ),
+            modality_cfg=dict(
+                prenet_depth=1,
+                ema_local_encoder=True,
+                conv_pos_pre_ln=True,
+                conv_pos_depth=2,
+                conv_pos_width=8,
+                conv_pos_groups=4,
+                local_grad_mult=0.1,
+                learned_alibi_scale_per_layer=True,
+                learned_alibi_scale_per_head=False,
+            ),
+            decoder=dict(
+                decoder_kernel=4,
+                decoder_dim=24,
+                decoder_groups=4,
+                decoder_layers=3,
+                projection_layers=2,
+            ),
             extra=dict(loss_kind="smooth_l1"),
-        ), (4_000, 2_900),
+        ),
+        (4_000, 2_900),
     ),
     "vision, blocks averaged": (
-        "MV_image_v2", dict(
-            model=dict(ema_encoder_only=True, cls_loss=0.1, clone_batch=2, norm_eps=1e-5,
-                       d2v_loss=0.5, instance_norm_target_layer=False,
-                       batch_norm_target_layer=True, loss_beta=1.0, num_heads=2),
-            modality_cfg=dict(ALIBI, prenet_depth=2, num_extra_tokens=2, local_grad_mult=0.5,
-                              alibi_distance="euclidean", learned_alibi_scale=False,
-                              num_alibi_heads=2, input_size=32),
+        "MV_image_v2",
+        dict(
+            model=dict(
+                ema_encoder_only=True,
+                cls_loss=0.1,
+                clone_batch=2,
+                norm_eps=1e-5,
+                d2v_loss=0.5,
+                instance_norm_target_layer=False,
+                batch_norm_target_layer=True,
+                loss_beta=1.0,
+                num_heads=2,
+            ),
+            modality_cfg=dict(
+                ALIBI,
+                prenet_depth=2,
+                num_extra_tokens=2,
+                local_grad_mult=0.5,
+                alibi_distance="euclidean",
+                learned_alibi_scale=False,
+                num_alibi_heads=2,
+                input_size=32,
+            ),
             decoder=dict(decoder_kernel=4, decoder_dim=16, decoder_groups=2, decoder_layers=2),
             extra=dict(loss_kind="smooth_l1"),
-        ), None,
+        ),
+        None,
     ),
     "vision, no class token": (
-        "MV_image_v2", dict(
-            model=dict(cls_loss=0, clone_batch=1, depth=1, average_top_k_layers=1,
-                       ema_end_decay=1.0, ema_anneal_end_step=1),
-            modality_cfg=dict(ALIBI, prenet_depth=0, num_extra_tokens=0, ema_local_encoder=False,
-                              learned_alibi_scale=True, fixed_positions=False, input_size=32),
+        "MV_image_v2",
+        dict(
+            model=dict(
+                cls_loss=0,
+                clone_batch=1,
+                depth=1,
+                average_top_k_layers=1,
+                ema_end_decay=1.0,
+                ema_anneal_end_step=1,
+            ),
+            modality_cfg=dict(
+                ALIBI,
+                prenet_depth=0,
+                num_extra_tokens=0,
+                ema_local_encoder=False,
+                learned_alibi_scale=True,
+                fixed_positions=False,
+                input_size=32,
+            ),
             decoder=dict(decoder_residual=False, decoder_layers=2),
-        ), None,
+        ),
+        None,
     ),
     "text, prenet": (
-        "MT_text_v2_alibi", dict(
-            model=dict(depth=2, average_top_k_layers=2, instance_norm_target_layer=False,
-                       layer_norm_target_layer=True, instance_norm_targets=True),
-            modality_cfg=dict(prenet_depth=1, learned_alibi_scale_per_layer=False,
-                              no_scale_embedding=False),
-            decoder=dict(decoder_dim=16, decoder_groups=4, decoder_residual=True,
-                         projection_layers=3, projection_ratio=1.5),
-        ), (14, 9, 11),
+        "MT_text_v2_alibi",
+        dict(
+            model=dict(
+                depth=2,
+                average_top_k_layers=2,
+                instance_norm_target_layer=False,
+                layer_norm_target_layer=True,
+                instance_norm_targets=True,
+            ),
+            modality_cfg=dict(
+                prenet_depth=1, learned_alibi_scale_per_layer=False, no_scale_embedding=False
+            ),
+            decoder=dict(
+                decoder_dim=16,
+                decoder_groups=4,
+                decoder_residual=True,
+                projection_layers=3,
+                projection_ratio=1.5,
+            ),
+        ),
+        (14, 9, 11),
     ),
     "text, all averaged": (
-        "MT_text_v2_base", dict(
+        "MT_text_v2_base",
+        dict(
             model=dict(depth=2, ema_encoder_only=False, layer_norm_targets=True),
             modality_cfg=dict(ema_local_encoder=True),
             decoder=dict(projection_layers=1, decoder_kernel=5),
-        ), (12, 12),
+        ),
+        (12, 12),
     ),
-}  # fmt: skip
+}
 
 
 def case_of(name: str) -> Case:
@@ -221,10 +292,21 @@ def case_of(name: str) -> Case:
     zeros = reference_v2.write(ours, jax.tree.map(lambda x: np.zeros(x.shape), shapes))
     student = {
         k: (rng.normal(size=x.shape) * (0.1 if x.ndim < 2 else 0.25)).astype(np.float32)
-        + np.float32(k.endswith((".norm.weight", "norm1.weight", "norm2.weight", "alibi_scale",
-                                 ".2.1.weight", "project_features.1.weight", "embedding.weight")))
+        + np.float32(
+            k.endswith(
+                (
+                    ".norm.weight",
+                    "norm1.weight",
+                    "norm2.weight",
+                    "alibi_scale",
+                    ".2.1.weight",
+                    "project_features.1.weight",
+                    "embedding.weight",
+                )
+            )
+        )
         for k, x in zeros.items()
-    }  # fmt: skip
+    }
     info["frozen_params"] = []
     if info["modality"] == "image":
         table = f"{prefix}.fixed_positional_encoder.positions"
@@ -244,9 +326,10 @@ def case_of(name: str) -> Case:
         teacher = {k: v for k, v in student.items() if not any(p in k for p in (".decoder.", *own))}
     teacher = {
         k: v + np.float32(0.02) * rng.normal(size=v.shape).astype(np.float32)
-        if k not in info["frozen_params"] else v
+        if k not in info["frozen_params"]
+        else v
         for k, v in teacher.items()
-    }  # fmt: skip
+    }
     played = naive_v2.record(info, student, teacher, batch, mask, noise)
     return Case(name, info, played)
 
@@ -287,9 +370,13 @@ def test_convolution_on_a_grid_equals_xlas(groups, taps):
 
     def xlas(x, kernel):
         return jax.lax.conv_general_dilated(
-            x, kernel, (1, 1), [(2, 2)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            x,
+            kernel,
+            (1, 1),
+            [(2, 2)] * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
             feature_group_count=groups,
-        )  # fmt: skip
+        )
 
     def ours(x, kernel):
         return convolve(x, kernel, padding=2, groups=groups)
@@ -461,8 +548,11 @@ def test_mistakes_are_named():
     refused("class_weight", "text", objective=dict(class_weight=1.0))
     refused("shared_relative", "vision", model=dict(shared_relative=True))
     refused("multiple of 4", "vision", model=dict(width=30, encoder=dict(depth=2, heads=2, mlp=8)))
-    refused("config.model.decoder.groups", "speech", model=dict(decoder=dict(
-        layers=1, width=30, kernel=3)))  # fmt: skip
+    refused(
+        "config.model.decoder.groups",
+        "speech",
+        model=dict(decoder=dict(layers=1, width=30, kernel=3)),
+    )
     refused("did you mean 'manhattan'", "speech", model=dict(alibi=dict(distance="manhatan")))
     refused("did you mean 'clones'", "speech", objective=dict(clone=2))
     config = quiet(config_of("text_v2")) | {"objective": dict(name="data2vec1", top_k=2)}

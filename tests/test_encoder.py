@@ -154,9 +154,13 @@ def test_conv_equals_xlas(stride, padding, groups):
     kernel = jnp.asarray(rng.normal(size=(9, 8 // groups, 12)), jnp.float32)
     ours = convolve(x, kernel, stride=stride, padding=padding, groups=groups)
     xlas = jax.lax.conv_general_dilated(
-        x, kernel, (stride,), [(padding, padding)], dimension_numbers=("NWC", "WIO", "NWC"),
+        x,
+        kernel,
+        (stride,),
+        [(padding, padding)],
+        dimension_numbers=("NWC", "WIO", "NWC"),
         feature_group_count=groups,
-    )  # fmt: skip
+    )
     np.testing.assert_allclose(ours, xlas, rtol=1e-4, atol=1e-4)
 
 

@@ -56,15 +56,31 @@ BINS = [0, 3, 15, 31, 63, 95, 127]
 # From torchaudio 2.11 in float32 (docs/spec/sound.md section 2): signal, bins, window, tolerance,
 # mean and deviation of all numbers, frame -> values of some bins.
 ANCHORS = [
-    (signal_z, 128, "hann", 1e-3, (-1.94142, 3.34352), BINS, {
-        0: (-7.16763, -15.94238, -4.57887, -3.95859, -0.34653, 0.69129, 2.37481),
-        97: (-7.30695, -15.94238, -6.44726, -3.25194, -1.91174, 1.12558, 2.86287),
-    }),
-    (signal_z, 80, "povey", 1e-3, (-1.20617, 3.00295), [0, 3, 15, 31, 63, 79], {
-        0: (-7.09646, -7.05743, -4.24360, -1.78597, 1.34822, 3.30001),
-    }),
+    (
+        signal_z,
+        128,
+        "hann",
+        1e-3,
+        (-1.94142, 3.34352),
+        BINS,
+        {
+            0: (-7.16763, -15.94238, -4.57887, -3.95859, -0.34653, 0.69129, 2.37481),
+            97: (-7.30695, -15.94238, -6.44726, -3.25194, -1.91174, 1.12558, 2.86287),
+        },
+    ),
+    (
+        signal_z,
+        80,
+        "povey",
+        1e-3,
+        (-1.20617, 3.00295),
+        [0, 3, 15, 31, 63, 79],
+        {
+            0: (-7.09646, -7.05743, -4.24360, -1.78597, 1.34822, 3.30001),
+        },
+    ),
     (tones, 128, "hann", 5e-3, (-11.27087, 5.87193), [], {}),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("where", [log_mel, device_log_mel])
@@ -165,10 +181,13 @@ def test_other_shifts_and_rates():
 
 def test_impossible_options():
     for options, words in (
-        ({"window": "han"}, "did you mean 'hann'"), ({"bins": 0}, "fbank.bins: 0"),
-        ({"high": 9_000.0}, "at most 8000 Hz"), ({"low": 8_000.0}, "below 8000 Hz"),
-        ({"floor": 0.0}, "fbank.floor"), ({"shift": 0}, "fbank.shift"),
-    ):  # fmt: skip
+        ({"window": "han"}, "did you mean 'hann'"),
+        ({"bins": 0}, "fbank.bins: 0"),
+        ({"high": 9_000.0}, "at most 8000 Hz"),
+        ({"low": 8_000.0}, "below 8000 Hz"),
+        ({"floor": 0.0}, "fbank.floor"),
+        ({"shift": 0}, "fbank.shift"),
+    ):
         with pytest.raises(UserError, match=words):
             Fbank(**options)
     with pytest.raises(UserError, match="shape"):

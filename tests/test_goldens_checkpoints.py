@@ -385,8 +385,9 @@ def run_letters(case, vocabulary, described):
     assert letters.encode(golden["text"]) == golden["text_ids"]
     # Which characters were outside the vocabulary was not recorded: any will do.
     names = {number: token for token, number in letters.ids.items()}
-    text = "".join({letters.unknown: "#", letters.word: " "}.get(names[n], names[n])
-                   for n in golden["oov"])  # fmt: skip
+    text = "".join(
+        {letters.unknown: "#", letters.word: " "}.get(names[n], names[n]) for n in golden["oov"]
+    )
     assert letters.encode(text) == golden["oov"]
     assert letters.to_json() == described
     special = files.read_json(case.folder / "special_tokens_map.json")

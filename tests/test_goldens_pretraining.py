@@ -28,7 +28,7 @@ from recorded import (
     Comparison,
     line,
     load,
-)  # fmt: skip
+)
 
 from data2vec_jax.convert import fairseq, tables
 from data2vec_jax.core import optimizer

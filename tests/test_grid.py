@@ -19,9 +19,24 @@ def spoken(*names):
 def test_a_sentence_is_cut_at_its_pauses():
     """Vowels tell where a pause is: 'в' goes with the word after it, 'ж' with the word before."""
     phones = spoken(
-        "pau", "a", "n", "aa", "zh", "pau", "v", "d", "oo", "m", "i", "pau", "s", "p", "i", "t",
         "pau",
-    )  # fmt: skip
+        "a",
+        "n",
+        "aa",
+        "zh",
+        "pau",
+        "v",
+        "d",
+        "oo",
+        "m",
+        "i",
+        "pau",
+        "s",
+        "p",
+        "i",
+        "t",
+        "pau",
+    )
     found = corpora.phrases("Она ж, в доме спит.", phones)
     assert [words for *_, words in found] == ["она ж", "в доме", "спит"]
     starts, ends = [x[0] for x in found], [x[1] for x in found]

@@ -22,65 +22,135 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 SPEECH = dict(
-    hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=20,
-    conv_dim=[6, 8], conv_kernel=[10, 3], conv_stride=[5, 2], num_conv_pos_embeddings=2,
-    num_conv_pos_embedding_groups=4, conv_pos_kernel_size=3, vocab_size=9,
-)  # fmt: skip
+    hidden_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=20,
+    conv_dim=[6, 8],
+    conv_kernel=[10, 3],
+    conv_stride=[5, 2],
+    num_conv_pos_embeddings=2,
+    num_conv_pos_embedding_groups=4,
+    conv_pos_kernel_size=3,
+    vocab_size=9,
+)
 TEXT = dict(
-    vocab_size=31, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=20,
-    max_position_embeddings=30, type_vocab_size=1, layer_norm_eps=1e-5,
-)  # fmt: skip
-XVECTOR = dict(tdnn_dim=[6, 7, 8], tdnn_kernel=[3, 2, 1], tdnn_dilation=[1, 2, 3],
-               xvector_output_dim=5, num_labels=4)  # fmt: skip
+    vocab_size=31,
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=20,
+    max_position_embeddings=30,
+    type_vocab_size=1,
+    layer_norm_eps=1e-5,
+)
+XVECTOR = dict(
+    tdnn_dim=[6, 7, 8],
+    tdnn_kernel=[3, 2, 1],
+    tdnn_dilation=[1, 2, 3],
+    xvector_output_dim=5,
+    num_labels=4,
+)
 
 CASES = {
-    "convolutions": ("AudioModel", dict(
-        conv_dim=[5, 6, 7, 4], conv_kernel=[7, 4, 1, 3], conv_stride=[3, 1, 2, 2], conv_bias=True,
-        feat_extract_activation="relu", hidden_act="silu", layer_norm_eps=1e-3)),
+    "convolutions": (
+        "AudioModel",
+        dict(
+            conv_dim=[5, 6, 7, 4],
+            conv_kernel=[7, 4, 1, 3],
+            conv_stride=[3, 1, 2, 2],
+            conv_bias=True,
+            feat_extract_activation="relu",
+            hidden_act="silu",
+            layer_norm_eps=1e-3,
+        ),
+    ),
     "no position convolution": ("AudioModel", dict(num_conv_pos_embeddings=0)),
-    "positions, even kernel": ("AudioModel", dict(
-        num_conv_pos_embeddings=4, conv_pos_kernel_size=8, num_conv_pos_embedding_groups=1,
-        feat_extract_activation="gelu_new")),
-    "positions, tiny kernels": ("AudioModel", dict(
-        num_conv_pos_embeddings=3, conv_pos_kernel_size=2, num_conv_pos_embedding_groups=24)),
+    "positions, even kernel": (
+        "AudioModel",
+        dict(
+            num_conv_pos_embeddings=4,
+            conv_pos_kernel_size=8,
+            num_conv_pos_embedding_groups=1,
+            feat_extract_activation="gelu_new",
+        ),
+    ),
+    "positions, tiny kernels": (
+        "AudioModel",
+        dict(num_conv_pos_embeddings=3, conv_pos_kernel_size=2, num_conv_pos_embedding_groups=24),
+    ),
     "positions, kernel 1": ("AudioModel", dict(conv_pos_kernel_size=1, hidden_act="quick_gelu")),
-    "no mask embedding": ("AudioModel", dict(
-        mask_time_prob=0.0, num_hidden_layers=1, apply_spec_augment=False)),
+    "no mask embedding": (
+        "AudioModel",
+        dict(mask_time_prob=0.0, num_hidden_layers=1, apply_spec_augment=False),
+    ),
     "mask embedding of channels": ("AudioModel", dict(mask_time_prob=0.0, mask_feature_prob=0.1)),
     "adapter": ("AudioModel", dict(add_adapter=True, output_hidden_size=10)),
-    "adapter, other kernels": ("AudioModel", dict(
-        add_adapter=True, num_adapter_layers=2, adapter_kernel_size=4, adapter_stride=3)),
-    "adapter, long steps": ("AudioModel", dict(
-        add_adapter=True, adapter_kernel_size=5, adapter_stride=3, num_adapter_layers=2)),
-    "ctc, another blank": ("AudioForCTC", dict(
-        pad_token_id=3, vocab_size=7, ctc_loss_reduction="mean", ctc_zero_infinity=True)),
-    "ctc, adapter": ("AudioForCTC", dict(
-        add_adapter=True, num_adapter_layers=1, output_hidden_size=12, adapter_kernel_size=2)),
-    "ctc, adapter with a frame more than counted": ("AudioForCTC", dict(
-        conv_kernel=[10, 4], add_adapter=True, num_adapter_layers=1, adapter_kernel_size=2,
-        ctc_loss_reduction="mean")),
-    "utterances, all layers": ("AudioForSequenceClassification", dict(
-        use_weighted_layer_sum=True, classifier_proj_size=7, num_labels=5)),
-    "frames, all layers": ("AudioForAudioFrameClassification", dict(
-        use_weighted_layer_sum=True, num_labels=3)),
+    "adapter, other kernels": (
+        "AudioModel",
+        dict(add_adapter=True, num_adapter_layers=2, adapter_kernel_size=4, adapter_stride=3),
+    ),
+    "adapter, long steps": (
+        "AudioModel",
+        dict(add_adapter=True, adapter_kernel_size=5, adapter_stride=3, num_adapter_layers=2),
+    ),
+    "ctc, another blank": (
+        "AudioForCTC",
+        dict(pad_token_id=3, vocab_size=7, ctc_loss_reduction="mean", ctc_zero_infinity=True),
+    ),
+    "ctc, adapter": (
+        "AudioForCTC",
+        dict(add_adapter=True, num_adapter_layers=1, output_hidden_size=12, adapter_kernel_size=2),
+    ),
+    "ctc, adapter with a frame more than counted": (
+        "AudioForCTC",
+        dict(
+            conv_kernel=[10, 4],
+            add_adapter=True,
+            num_adapter_layers=1,
+            adapter_kernel_size=2,
+            ctc_loss_reduction="mean",
+        ),
+    ),
+    "utterances, all layers": (
+        "AudioForSequenceClassification",
+        dict(use_weighted_layer_sum=True, classifier_proj_size=7, num_labels=5),
+    ),
+    "frames, all layers": (
+        "AudioForAudioFrameClassification",
+        dict(use_weighted_layer_sum=True, num_labels=3),
+    ),
     "x-vector": ("AudioForXVector", XVECTOR),
-    "x-vector, all layers": ("AudioForXVector", XVECTOR | dict(
-        use_weighted_layer_sum=True, tdnn_dim=[4, 6], tdnn_kernel=[2, 3], tdnn_dilation=[2, 1])),
-    "segments": ("TextModel", dict(
-        type_vocab_size=3, pad_token_id=5, layer_norm_eps=1e-2, hidden_act="gelu_new")),
+    "x-vector, all layers": (
+        "AudioForXVector",
+        XVECTOR
+        | dict(
+            use_weighted_layer_sum=True, tdnn_dim=[4, 6], tdnn_kernel=[2, 3], tdnn_dilation=[2, 1]
+        ),
+    ),
+    "segments": (
+        "TextModel",
+        dict(type_vocab_size=3, pad_token_id=5, layer_norm_eps=1e-2, hidden_act="gelu_new"),
+    ),
     "pad 0": ("TextModel", dict(pad_token_id=0, num_hidden_layers=3, hidden_act="relu")),
     "language model": ("TextForMaskedLM", dict(hidden_act="tanh", layer_norm_eps=1e-3)),
-    "language model, output of its own": ("TextForMaskedLM", dict(
-        tie_word_embeddings=False, pad_token_id=2)),
+    "language model, output of its own": (
+        "TextForMaskedLM",
+        dict(tie_word_embeddings=False, pad_token_id=2),
+    ),
     "sentences": ("TextForSequenceClassification", dict(num_labels=4, classifier_dropout=0.3)),
-    "sentences, several labels": ("TextForSequenceClassification", dict(
-        num_labels=3, problem_type="multi_label_classification")),
-    "sentences, numbers": ("TextForSequenceClassification", dict(
-        num_labels=2, problem_type="regression", type_vocab_size=2)),
+    "sentences, several labels": (
+        "TextForSequenceClassification",
+        dict(num_labels=3, problem_type="multi_label_classification"),
+    ),
+    "sentences, numbers": (
+        "TextForSequenceClassification",
+        dict(num_labels=2, problem_type="regression", type_vocab_size=2),
+    ),
     "tokens": ("TextForTokenClassification", dict(num_labels=5, pad_token_id=4)),
     "answers": ("TextForQuestionAnswering", dict(type_vocab_size=2)),
     "choices": ("TextForMultipleChoice", dict(num_hidden_layers=1, type_vocab_size=2)),
-}  # fmt: skip
+}
 
 
 def make(name):

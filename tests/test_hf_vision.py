@@ -17,66 +17,121 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 SIZES = dict(
-    hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=20,
-    image_size=24, patch_size=8, layer_norm_eps=1e-6, out_indices=[1, 2, 3, 4],
-)  # fmt: skip
+    hidden_size=16,
+    num_hidden_layers=3,
+    num_attention_heads=2,
+    intermediate_size=20,
+    image_size=24,
+    patch_size=8,
+    layer_norm_eps=1e-6,
+    out_indices=[1, 2, 3, 4],
+)
 # class, fields, sizes of images (the first is the model's), labels
 CASES = {
     "both biases, positions, mask": (
-        "Model", dict(
-            use_shared_relative_position_bias=True, use_relative_position_bias=True,
-            use_absolute_position_embeddings=True, use_mask_token=True, use_mean_pooling=False,
-            hidden_act="gelu_new", num_channels=1, layer_norm_eps=1e-3, hidden_dropout_prob=0.1,
-        ), [(24, 24), (40, 40), (16, 32), (27, 30)], None,
+        "Model",
+        dict(
+            use_shared_relative_position_bias=True,
+            use_relative_position_bias=True,
+            use_absolute_position_embeddings=True,
+            use_mask_token=True,
+            use_mean_pooling=False,
+            hidden_act="gelu_new",
+            num_channels=1,
+            layer_norm_eps=1e-3,
+            hidden_dropout_prob=0.1,
+        ),
+        [(24, 24), (40, 40), (16, 32), (27, 30)],
+        None,
     ),
     "a grid that is not square": (
-        "Model", dict(
-            image_size=[24, 40], use_shared_relative_position_bias=True,
-            use_relative_position_bias=True, use_mean_pooling=False,
-        ), [(24, 40), (40, 24), (32, 32)], None,
+        "Model",
+        dict(
+            image_size=[24, 40],
+            use_shared_relative_position_bias=True,
+            use_relative_position_bias=True,
+            use_mean_pooling=False,
+        ),
+        [(24, 40), (40, 24), (32, 32)],
+        None,
     ),
     "positions of 2 x 8 patches": (
-        "Model", dict(image_size=[16, 64], use_absolute_position_embeddings=True),
-        [(16, 64), (32, 32), (24, 24)], None,
+        "Model",
+        dict(image_size=[16, 64], use_absolute_position_embeddings=True),
+        [(16, 64), (32, 32), (24, 24)],
+        None,
     ),
     "patches that are not square": (
-        "Model", dict(image_size=24, patch_size=[8, 4], use_absolute_position_embeddings=True),
-        [(24, 24)], None,
+        "Model",
+        dict(image_size=24, patch_size=[8, 4], use_absolute_position_embeddings=True),
+        [(24, 24)],
+        None,
     ),
     "a rest of the image": (
-        "Model", dict(image_size=[29, 29], use_relative_position_bias=True),
-        [(29, 29), (24, 31)], None,
+        "Model",
+        dict(image_size=[29, 29], use_relative_position_bias=True),
+        [(29, 29), (24, 31)],
+        None,
     ),
     "numbers": (
-        "ForImageClassification", dict(
-            layer_scale_init_value=-1.0, hidden_act="relu", num_labels=1, num_channels=4,
-        ), [(24, 24), (32, 16)], "float",
+        "ForImageClassification",
+        dict(
+            layer_scale_init_value=-1.0,
+            hidden_act="relu",
+            num_labels=1,
+            num_channels=4,
+        ),
+        [(24, 24), (32, 16)],
+        "float",
     ),
     "classes by the class token": (
-        "ForImageClassification", dict(
-            use_mean_pooling=False, num_labels=5, hidden_act="silu", use_mask_token=True,
+        "ForImageClassification",
+        dict(
+            use_mean_pooling=False,
+            num_labels=5,
+            hidden_act="silu",
+            use_mask_token=True,
             use_shared_relative_position_bias=True,
-        ), [(24, 24)], "class",
+        ),
+        [(24, 24)],
+        "class",
     ),
     "several classes": (
-        "ForImageClassification", dict(
-            num_labels=4, problem_type="multi_label_classification", hidden_act="quick_gelu"
-        ), [(24, 24)], "multi",
+        "ForImageClassification",
+        dict(num_labels=4, problem_type="multi_label_classification", hidden_act="quick_gelu"),
+        [(24, 24)],
+        "multi",
     ),
     "segmentation": (
-        "ForSemanticSegmentation", dict(
-            image_size=40, num_labels=6, pool_scales=[1, 2, 4], auxiliary_channels=7,
-            auxiliary_num_convs=2, auxiliary_concat_input=True, auxiliary_loss_weight=0.7,
-            semantic_loss_ignore_index=3, out_indices=[1, 2, 4, 3],
-            use_absolute_position_embeddings=True, use_mean_pooling=False,
-        ), [(40, 40)], "pixel",
+        "ForSemanticSegmentation",
+        dict(
+            image_size=40,
+            num_labels=6,
+            pool_scales=[1, 2, 4],
+            auxiliary_channels=7,
+            auxiliary_num_convs=2,
+            auxiliary_concat_input=True,
+            auxiliary_loss_weight=0.7,
+            semantic_loss_ignore_index=3,
+            out_indices=[1, 2, 4, 3],
+            use_absolute_position_embeddings=True,
+            use_mean_pooling=False,
+        ),
+        [(40, 40)],
+        "pixel",
     ),
     "segmentation without the auxiliary head": (
-        "ForSemanticSegmentation", dict(
-            image_size=16, num_labels=3, use_auxiliary_head=False, use_relative_position_bias=True,
-        ), [(16, 16)], "pixel",
+        "ForSemanticSegmentation",
+        dict(
+            image_size=16,
+            num_labels=3,
+            use_auxiliary_head=False,
+            use_relative_position_bias=True,
+        ),
+        [(16, 16)],
+        "pixel",
     ),
-}  # fmt: skip
+}
 
 
 def random_model(name):
@@ -231,8 +286,10 @@ def test_wrong_images_are_named(tmp_path):
     right = np.zeros((1, 24, 24, 3), np.float32)
     np.testing.assert_array_equal(found(right).logits, found(right.transpose(0, 3, 1, 2)).logits)
     for image, text in (
-        (right[..., :2], "3"), (right[0], r"\(24, 24, 3\)"), (right[:, :4], "a patch has"),
-    ):  # fmt: skip
+        (right[..., :2], "3"),
+        (right[0], r"\(24, 24, 3\)"),
+        (right[:, :4], "a patch has"),
+    ):
         with pytest.raises(UserError, match=text):
             found(image)
     with pytest.raises(UserError, match="3 x 3 patches"):

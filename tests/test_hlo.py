@@ -55,9 +55,13 @@ def pairs(given, kernel, stride, padding, spread=1):
 def test_convolutions(length, kernel, stride, padding, spread, groups):
     x, w = jnp.ones((3, length, 8)), jnp.ones((kernel, 8 // groups, 12))
     convolve = functools.partial(
-        lax.conv_general_dilated, window_strides=(stride,), padding=[(padding, padding)],
-        lhs_dilation=(spread,), feature_group_count=groups, dimension_numbers=("NWC", "WIO", "NWC"),
-    )  # fmt: skip
+        lax.conv_general_dilated,
+        window_strides=(stride,),
+        padding=[(padding, padding)],
+        lhs_dilation=(spread,),
+        feature_group_count=groups,
+        dimension_numbers=("NWC", "WIO", "NWC"),
+    )
     text = jax.jit(convolve).lower(x, w).as_text("hlo")  # before the CPU's own rewriting
     taps = pairs(length, kernel, stride, padding, spread)
     assert hlo.read(text).flops == 2 * 3 * taps * (8 // groups) * 12

@@ -13,11 +13,24 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Lower numbers know nothing of higher ones. Infrastructure is 0, commands are the last.
 LAYERS = {
-    "core": 0, "data": 0, "masking": 0, "metrics": 0, "cli": 0,
-    "models": 1, "objectives": 2, "modalities": 2, "tasks": 3,
-    "train": 4, "train_ngram": 4, "evaluate": 4, "plan": 4, "bench": 4, "report": 4, "convert": 4,
+    "core": 0,
+    "data": 0,
+    "masking": 0,
+    "metrics": 0,
+    "cli": 0,
+    "models": 1,
+    "objectives": 2,
+    "modalities": 2,
+    "tasks": 3,
+    "train": 4,
+    "train_ngram": 4,
+    "evaluate": 4,
+    "plan": 4,
+    "bench": 4,
+    "report": 4,
+    "convert": 4,
     "configs": 4,
-}  # fmt: skip
+}
 
 
 def imports(path: Path) -> list[str]:

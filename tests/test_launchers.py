@@ -68,7 +68,7 @@ def test_shellcheck():
         ("gke.sh", ("gpu", "--nodse=2", "--", *RUN), "unknown option '--nodse=2'"),
         ("gke.sh", ("gpu", "--", RUN[0]), "--config=configs/NAME.py:VARIANT and --workdir=DIR"),
     ],
-)  # fmt: skip
+)
 def test_wrong_requests_are_one_line(script, arguments, message):
     done = bash(script, *arguments)
     assert done.returncode == 2
@@ -108,9 +108,12 @@ def pod(tmp_path, states, codes=(), *options):
 def what(log):
     """The commands of a log, in a word each; questions are left out."""
     words = {
-        " create ": "create", " delete ": "delete", " scp ": "copy", "setup.sh": "install",
+        " create ": "create",
+        " delete ": "delete",
+        " scp ": "copy",
+        "setup.sh": "install",
         "data2vec_jax.train --config": "train",
-    }  # fmt: skip
+    }
     return [word for line in log for sign, word in words.items() if sign in line]
 
 
@@ -184,8 +187,15 @@ def test_a_dry_run_of_a_pod_calls_nothing(tmp_path):
     assert done.returncode == 0 and not (folder / "called").exists()
     commands = [line for line in done.stderr.splitlines() if line.startswith("+ ")]
     assert what(commands) == [
-        "create", "copy", "copy", "install", "install", "train", "train", "delete"
-    ]  # fmt: skip
+        "create",
+        "copy",
+        "copy",
+        "install",
+        "install",
+        "train",
+        "train",
+        "delete",
+    ]
     assert commands[0] == (
         "+ gcloud compute tpus queued-resources create my-run --accelerator-type=v5litepod-256 "
         "--runtime-version=v2-alpha-tpuv5-lite --node-count=2 --node-prefix=my-run "
@@ -199,8 +209,10 @@ def test_what_a_worker_is_told(tmp_path):
     (line,) = [x for x in done.stderr.splitlines() if "data2vec_jax.train --config" in x]
     word = subprocess.run(
         ["bash", "-c", f"set -- {line.removeprefix('+ ')}; printf '%s\\n' \"$@\""],
-        capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     command = word[word.index("--command=") + len("--command=") : word.rindex("--zone")].strip()
     home = tmp_path / "data2vec"
     stand_in(home, "python", 'echo "$COORDINATOR_ADDRESS $*"; exit 130')
@@ -220,9 +232,13 @@ def slurm(tmp_path, code, *arguments):
     folder = stand_in(tmp_path / "bin", "scontrol", 'echo "scontrol $*" >>"$LOG"')
     stand_in(folder, "srun", 'echo "srun $*" >>"$LOG"; case "$*" in *train*) exit $TRAIN ;; esac')
     done = bash(
-        "slurm.sbatch", *arguments, path=folder, TRAIN=str(code), SLURM_JOB_ID="42",
+        "slurm.sbatch",
+        *arguments,
+        path=folder,
+        TRAIN=str(code),
+        SLURM_JOB_ID="42",
         SLURM_SUBMIT_DIR=str(ROOT),
-    )  # fmt: skip
+    )
     log = folder / "log"
     return done, log.read_text().splitlines() if log.exists() else []
 
@@ -318,10 +334,12 @@ def test_what_a_pod_runs(hardware, tmp_path):
     stand_in(folder, "python", 'echo "python $*"')
     *shell, script = container["command"]
     out = subprocess.run(
-        [*shell, script.replace("/shared", str(tmp_path / "shared"))], text=True, check=True,
+        [*shell, script.replace("/shared", str(tmp_path / "shared"))],
+        text=True,
+        check=True,
         env={"PATH": f"{folder}:{os.environ['PATH']}", "OPTIONS": " ".join(RUN)},
         capture_output=True,
-    ).stdout.splitlines()  # fmt: skip
+    ).stdout.splitlines()
     assert out[0] == f"pip install --quiet --requirement launch/requirements-{hardware}.txt"
     assert out[1] == f"python -m data2vec_jax.train {' '.join(RUN)}"
     assert (LAUNCH / f"requirements-{hardware}.txt").exists()

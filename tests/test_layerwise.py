@@ -11,24 +11,35 @@ from data2vec_jax.tasks.pretrain import make_model
 
 # Ours -> the authors' name and the dimensions of their tensor.
 OUTSIDE = {
-    "class_token": ("cls_token", 3), "mask_embedding": ("mask_token", 3),
-    "patches/kernel": ("patch_embed.proj.weight", 4), "patches/bias": ("patch_embed.proj.bias", 1),
+    "class_token": ("cls_token", 3),
+    "mask_embedding": ("mask_token", 3),
+    "patches/kernel": ("patch_embed.proj.weight", 4),
+    "patches/bias": ("patch_embed.proj.bias", 1),
     "positions": ("pos_embed", 3),
     "relative_bias": ("rel_pos_bias.relative_position_bias_table", 2),
-    "task/norm/scale": ("fc_norm.weight", 1), "task/norm/bias": ("fc_norm.bias", 1),
-    "task/output/kernel": ("head.weight", 2), "task/output/bias": ("head.bias", 1),
-}  # fmt: skip
+    "task/norm/scale": ("fc_norm.weight", 1),
+    "task/norm/bias": ("fc_norm.bias", 1),
+    "task/output/kernel": ("head.weight", 2),
+    "task/output/bias": ("head.bias", 1),
+}
 INSIDE = {
-    "norm1/scale": ("norm1.weight", 1), "norm1/bias": ("norm1.bias", 1),
-    "norm2/scale": ("norm2.weight", 1), "norm2/bias": ("norm2.bias", 1),
-    "qkv/kernel": ("attn.qkv.weight", 2), "q_bias": ("attn.q_bias", 1),
-    "v_bias": ("attn.v_bias", 1), "out/kernel": ("attn.proj.weight", 2),
-    "out/bias": ("attn.proj.bias", 1), "up/kernel": ("mlp.fc1.weight", 2),
-    "up/bias": ("mlp.fc1.bias", 1), "down/kernel": ("mlp.fc2.weight", 2),
-    "down/bias": ("mlp.fc2.bias", 1), "layer_scale1": ("gamma_1", 1),
+    "norm1/scale": ("norm1.weight", 1),
+    "norm1/bias": ("norm1.bias", 1),
+    "norm2/scale": ("norm2.weight", 1),
+    "norm2/bias": ("norm2.bias", 1),
+    "qkv/kernel": ("attn.qkv.weight", 2),
+    "q_bias": ("attn.q_bias", 1),
+    "v_bias": ("attn.v_bias", 1),
+    "out/kernel": ("attn.proj.weight", 2),
+    "out/bias": ("attn.proj.bias", 1),
+    "up/kernel": ("mlp.fc1.weight", 2),
+    "up/bias": ("mlp.fc1.bias", 1),
+    "down/kernel": ("mlp.fc2.weight", 2),
+    "down/bias": ("mlp.fc2.bias", 1),
+    "layer_scale1": ("gamma_1", 1),
     "layer_scale2": ("gamma_2", 1),
     "relative_bias": ("attn.relative_position_bias_table", 2),
-}  # fmt: skip
+}
 
 
 def by_the_rules(name, dimensions, blocks, decay):

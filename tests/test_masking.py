@@ -39,9 +39,17 @@ def test_comparison_has_teeth(wrong):
         "none": right,
         "width": translate(params | {"mask_length": 11})[0],
         "replacement": with_replacement(300, 0.65, 10),
-        "range": translate(dict(kind="bert", L=300, mask_prob=0.65, mask_multiple_length=10,
-                                leave_unmasked_prob=0.0, random_token_prob=0.0))[0],
-    }[wrong]  # fmt: skip
+        "range": translate(
+            dict(
+                kind="bert",
+                L=300,
+                mask_prob=0.65,
+                mask_multiple_length=10,
+                leave_unmasked_prob=0.0,
+                random_token_prob=0.0,
+            )
+        )[0],
+    }[wrong]
     rows = draw_rows(draw, 2000, 1, seed=2) == 1
     assert bool(failures(compare(reference, {}, rows, lens, None))) == (wrong != "none")
 
@@ -123,15 +131,20 @@ def test_windows_are_the_authors_clamped_windows(grid, width):
     # One centre, so that the window is seen alone; drawn here as the authors do.
     adjust = (1.5 * width**2) / 77 - 0.01
     sampler = masking.inverse_blocks(grid, ratio=0.01, adjust=adjust, width=width, inverse=False)
-    seen = {bytes(np.asarray(m)) for m in jax.jit(jax.vmap(sampler.propose, (0, None)))(
-        jax.random.split(jax.random.key(0), 1500), 77
-    )}  # fmt: skip
+    seen = {
+        bytes(np.asarray(m))
+        for m in jax.jit(jax.vmap(sampler.propose, (0, None)))(
+            jax.random.split(jax.random.key(0), 1500), 77
+        )
+    }
     windows = set()
     for y, x in itertools.product(*map(range, grid)):
         mask = np.zeros(grid, bool)
         for i, j in itertools.product(range(width), repeat=2):
-            mask[np.clip(y + i - width // 2, 0, grid[0] - 1),
-                 np.clip(x + j - width // 2, 0, grid[1] - 1)] = True  # fmt: skip
+            mask[
+                np.clip(y + i - width // 2, 0, grid[0] - 1),
+                np.clip(x + j - width // 2, 0, grid[1] - 1),
+            ] = True
         windows.add(mask.tobytes())
     assert seen == windows
 

@@ -25,10 +25,14 @@ def launch(script, arguments, processes=1, devices=1, **options):
     code = "import sys, processes; sys.exit(processes.run(sys.argv[3:], *map(int, sys.argv[1:3])))"
     command = [sys.executable, *map(str, script), *map(str, arguments)]
     return subprocess.Popen(
-        [sys.executable, "-c", code, str(processes), str(devices), *command], cwd=ROOT,
+        [sys.executable, "-c", code, str(processes), str(devices), *command],
+        cwd=ROOT,
         env=ENV | {"PYTHONPATH": f"{ENV['PYTHONPATH']}:{LAUNCHER.parent}"},
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **options,
-    )  # fmt: skip
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
 
 
 def finish(process):
@@ -120,9 +124,11 @@ TOTAL = 100
 def train(folder, *options, pause=0.0):
     """Script and arguments of a run in `folder`/run that notes what it consumes."""
     return [TESTS / "noting_train.py", folder / "notes", pause], [
-        f"--config={ROOT}/configs/vision_v1.py:smoke", f"--workdir={folder / 'run'}",
-        f"--config.total_steps={TOTAL}", *options,
-    ]  # fmt: skip
+        f"--config={ROOT}/configs/vision_v1.py:smoke",
+        f"--workdir={folder / 'run'}",
+        f"--config.total_steps={TOTAL}",
+        *options,
+    ]
 
 
 def await_step(process, workdir, step):
@@ -274,11 +280,15 @@ def test_processes_with_different_configs_refuse_to_start(last, expected, tmp_pa
     command = [sys.executable, "-m", "data2vec_jax.train", *common]
     started = [
         subprocess.Popen(
-            [*command, *([last] if i == 2 else [])], env=env | {"PROCESS_ID": str(i)},
-            cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            [*command, *([last] if i == 2 else [])],
+            env=env | {"PROCESS_ID": str(i)},
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for i in range(3)
-    ]  # fmt: skip
+    ]
     for process in started:
         code, text = finish(process)
         assert code == 2, text

@@ -78,8 +78,10 @@ def test_finetune_dora(tmp_path, monkeypatch):
     labels = [row["label"] for row in csv.DictReader(table.open(encoding="utf-8"))]
     most_common = max(labels.count(label) for label in set(labels)) / len(labels)
     pattern = r"^(full|LoRA|DoRA) +1 +[\d.]+ +([\d.]+) +[\d.]+ +([\d,]+) of ([\d,]+)"
-    rows = {name: [float(x.replace(",", "")) for x in rest]
-            for name, *rest in re.findall(pattern, whole, re.M)}  # fmt: skip
+    rows = {
+        name: [float(x.replace(",", "")) for x in rest]
+        for name, *rest in re.findall(pattern, whole, re.M)
+    }
     assert rows.keys() == {"full", "LoRA", "DoRA"}
     for name, (accuracy, trained, size) in rows.items():
         assert accuracy > 100 * most_common + 10, name

@@ -39,15 +39,25 @@ RUNS = {
     ),
     "text": (
         "text_v1",
-        (*SMALL, "model.vocab_size=400", "examples.vocab_size=400", "model.leave=0.1",
-         "model.random=0.1"),
+        (
+            *SMALL,
+            "model.vocab_size=400",
+            "examples.vocab_size=400",
+            "model.leave=0.1",
+            "model.random=0.1",
+        ),
     ),
     "ctc": (
         "finetune_librispeech",
-        (*SMALL[:-1], "model.encoder.depth=1", "model.positions.depth=1", "data.multiple=4",
-         "data.batch_size=4"),
+        (
+            *SMALL[:-1],
+            "model.encoder.depth=1",
+            "model.positions.depth=1",
+            "data.multiple=4",
+            "data.batch_size=4",
+        ),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.fixture

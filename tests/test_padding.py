@@ -28,7 +28,7 @@ MODELS = {
         positions=dict(depth=2, width=8, groups=2),  # an even kernel
     ),
     "text": dict(vocab_size=30, max_length=32),
-}  # fmt: skip
+}
 ONLY_2 = dict(decoder=dict(layers=3, width=8, kernel=5, groups=2), alibi=dict(scale=0.7))
 LENGTHS = {"speech": (700, 431), "text": (23, 9)}  # samples, tokens
 CASES = [(name, version) for name in MODELS for version in (1, 2)]

@@ -16,11 +16,16 @@ def fake(slices, processes, each, platform="gpu"):
     """Devices as jax describes them: `slices` x `processes` x `each`."""
     return [
         SimpleNamespace(
-            id=(s * processes + p) * each + i, slice_index=s, process_index=s * processes + p,
-            platform=platform, device_kind="H100",
+            id=(s * processes + p) * each + i,
+            slice_index=s,
+            process_index=s * processes + p,
+            platform=platform,
+            device_kind="H100",
         )
-        for s in range(slices) for p in range(processes) for i in range(each)
-    ]  # fmt: skip
+        for s in range(slices)
+        for p in range(processes)
+        for i in range(each)
+    ]
 
 
 def ids(mesh):

@@ -24,19 +24,40 @@ transformers = pytest.importorskip("transformers")
 theirs = pytest.importorskip("peft")
 
 TEXT = dict(
-    vocab_size=30, hidden_size=16, num_hidden_layers=3, num_attention_heads=2,
-    intermediate_size=20, max_position_embeddings=20, type_vocab_size=1, layer_norm_eps=1e-5,
-)  # fmt: skip
+    vocab_size=30,
+    hidden_size=16,
+    num_hidden_layers=3,
+    num_attention_heads=2,
+    intermediate_size=20,
+    max_position_embeddings=20,
+    type_vocab_size=1,
+    layer_norm_eps=1e-5,
+)
 VISION = dict(
-    hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=20,
-    image_size=16, patch_size=8, use_relative_position_bias=True, num_labels=4,
-)  # fmt: skip
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=20,
+    image_size=16,
+    patch_size=8,
+    use_relative_position_bias=True,
+    num_labels=4,
+)
 AUDIO = dict(
-    hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=20,
-    conv_dim=(8, 8), conv_kernel=(10, 3), conv_stride=(5, 2), num_feat_extract_layers=2,
-    num_conv_pos_embeddings=2, conv_pos_kernel_size=3, num_conv_pos_embedding_groups=2,
-    vocab_size=12, classifier_proj_size=8,
-)  # fmt: skip
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=20,
+    conv_dim=(8, 8),
+    conv_kernel=(10, 3),
+    conv_stride=(5, 2),
+    num_feat_extract_layers=2,
+    num_conv_pos_embeddings=2,
+    conv_pos_kernel_size=3,
+    num_conv_pos_embedding_groups=2,
+    vocab_size=12,
+    classifier_proj_size=8,
+)
 MODELS = {
     "text": ("Data2VecTextForSequenceClassification", TEXT),
     "image": ("Data2VecVisionForImageClassification", VISION),
@@ -44,34 +65,64 @@ MODELS = {
     "utterance": ("Data2VecAudioForSequenceClassification", AUDIO),
 }
 CASES = {
-    "ranks and strengths": ("text", dict(
-        target_modules=["query", "key", "attention.output.dense"], rank_pattern={"key": 5},
-        alpha_pattern={r"layer\.1\..*query": 11, "key": 2}, lora_alpha=6,
-    )),
-    "rank-stabilised, some layers": ("text", dict(
-        target_modules=["value", "intermediate.dense"], use_rslora=True, layers_to_transform=[0, 2],
-    )),
-    "a pattern, all biases": ("text", dict(
-        target_modules=r".*layer\.[12]\..*(key|value)", bias="all", use_dora=True,
-        task_type="SEQ_CLS",
-    )),
-    "biases of the adapted": ("text", dict(target_modules=["query", "dense"], bias="lora_only",
-                                           exclude_modules=["pooler.dense"])),
+    "ranks and strengths": (
+        "text",
+        dict(
+            target_modules=["query", "key", "attention.output.dense"],
+            rank_pattern={"key": 5},
+            alpha_pattern={r"layer\.1\..*query": 11, "key": 2},
+            lora_alpha=6,
+        ),
+    ),
+    "rank-stabilised, some layers": (
+        "text",
+        dict(
+            target_modules=["value", "intermediate.dense"],
+            use_rslora=True,
+            layers_to_transform=[0, 2],
+        ),
+    ),
+    "a pattern, all biases": (
+        "text",
+        dict(
+            target_modules=r".*layer\.[12]\..*(key|value)",
+            bias="all",
+            use_dora=True,
+            task_type="SEQ_CLS",
+        ),
+    ),
+    "biases of the adapted": (
+        "text",
+        dict(target_modules=["query", "dense"], bias="lora_only", exclude_modules=["pooler.dense"]),
+    ),
     "all linear layers": ("image", dict(target_modules="all-linear", use_dora=True)),
-    "trained beside": ("image", dict(
-        target_modules=["key", "dense"], use_dora=True, modules_to_save=["classifier", "pooler"],
-        rank_pattern={r"layer\.1\.intermediate\.dense": 4}, layers_pattern="layer",
-        layers_to_transform=1,
-    )),
-    "speech": ("ctc", dict(
-        target_modules=["q_proj", "v_proj", "out_proj", "intermediate_dense", "output_dense"],
-        use_dora=True, modules_to_save=["lm_head"],
-    )),
-    "speech, head": ("utterance", dict(
-        target_modules=["k_proj", "projector", "feature_projection.projection"],
-        modules_to_save=["classifier"],
-    )),
-}  # fmt: skip
+    "trained beside": (
+        "image",
+        dict(
+            target_modules=["key", "dense"],
+            use_dora=True,
+            modules_to_save=["classifier", "pooler"],
+            rank_pattern={r"layer\.1\.intermediate\.dense": 4},
+            layers_pattern="layer",
+            layers_to_transform=1,
+        ),
+    ),
+    "speech": (
+        "ctc",
+        dict(
+            target_modules=["q_proj", "v_proj", "out_proj", "intermediate_dense", "output_dense"],
+            use_dora=True,
+            modules_to_save=["lm_head"],
+        ),
+    ),
+    "speech, head": (
+        "utterance",
+        dict(
+            target_modules=["k_proj", "projector", "feature_projection.projection"],
+            modules_to_save=["classifier"],
+        ),
+    ),
+}
 
 
 def lively(model, seed=0):
@@ -180,9 +231,10 @@ def test_an_adapter_of_ours_runs_there(kind, bases, tmp_path):
     heads = {name: name for name in names if name.startswith("classifier")}
     section = {"sites": [peft.json_of(x) for x in sites], "saved": heads}
     checkpoint = Checkpoint(
-        tmp_path, base.config | {"adapters": section},
+        tmp_path,
+        base.config | {"adapters": section},
         base.entries + entries_of(flatten({"adapters": leaves})),
-    )  # fmt: skip
+    )
     export.export(checkpoint, tmp_path / "jax", "jax")
     wanted = loaded.load(tmp_path / "jax")(inputs_of(kind)[1]).logits
     assert np.abs(wanted - found(inputs_of(kind)[1]).logits).max() > 1e-2
@@ -249,8 +301,11 @@ def test_wrong_folders_are_named(bases, tmp_path):
     refused("'init_lora_weights' = 'pissa'", init_lora_weights="pissa")
     refused(r"lacks '.*layer\.1\..*query\.lora_B\.weight'", remove="1.attention.self.query.lora_B")
     refused(r"lacks '.*layer\.1\..*query\.lora_A\.weight'", remove="1.attention.self.query")
-    other = {"base_model.model.data2vec_text.embeddings.word_embeddings.lora_embedding_A":
-             np.zeros((3, 30), np.float32)}  # fmt: skip
+    other = {
+        "base_model.model.data2vec_text.embeddings.word_embeddings.lora_embedding_A": np.zeros(
+            (3, 30), np.float32
+        )
+    }
     refused("word_embeddings.*not a linear layer", add=other)
     refused("classifier.novel", add={"base_model.model.classifier.novel": np.zeros(1, np.float32)})
     with pytest.raises(UserError, match="not an adapter"):

@@ -324,11 +324,18 @@ def v5e8(tmp_path_factory):
     """A plan for eight chips, as a user asks for it: (what is printed, the JSON)."""
     path = tmp_path_factory.mktemp("plan") / "plan.json"
     out = run(
-        "-m", "data2vec_jax.plan", "--config=configs/vision_v2.py:smoke", "--topology=v5e:2x4",
-        "--config.mesh.fsdp=4", "--config.data.batch_size=16", "--config.dtype=bfloat16",
-        "--config.model.width=256", "--config.model.encoder.mlp=1024",
-        "--config.model.decoder.width=256", f"--json={path}",
-    )  # fmt: skip
+        "-m",
+        "data2vec_jax.plan",
+        "--config=configs/vision_v2.py:smoke",
+        "--topology=v5e:2x4",
+        "--config.mesh.fsdp=4",
+        "--config.data.batch_size=16",
+        "--config.dtype=bfloat16",
+        "--config.model.width=256",
+        "--config.model.encoder.mlp=1024",
+        "--config.model.decoder.width=256",
+        f"--json={path}",
+    )
     return out, json.loads(path.read_text())
 
 

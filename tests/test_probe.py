@@ -93,8 +93,10 @@ def test_attention_finds_the_position_that_tells_and_no_padding():
 
     train, test = rows(800, 0), rows(300, 1)
     assert probe.attentive(train, test) > 0.9
-    means = [(np.stack([r[v].mean(0) for r, v in zip(t.x, t.valid, strict=True)]), t.y)
-             for t in (train, test)]  # fmt: skip
+    means = [
+        (np.stack([r[v].mean(0) for r, v in zip(t.x, t.valid, strict=True)]), t.y)
+        for t in (train, test)
+    ]
     assert probe.linear(*means) < 0.85
 
 

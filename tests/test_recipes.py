@@ -95,9 +95,11 @@ def test_a_change_is_seen():
     config = recipe_config("vision_v2:base")
     registered = {key: row["ours"] for key, row in RECIPES["vision_v2:base"].items()}
     for section, key, value in (
-        ("schedule", "peak", 1.1e-3), ("model", "sincos", 1), ("optim", "no_decay", ("bias",)),
+        ("schedule", "peak", 1.1e-3),
+        ("model", "sincos", 1),
+        ("optim", "no_decay", ("bias",)),
         ("objective", "final_norms", ()),
-    ):  # fmt: skip
+    ):
         changed = copy.deepcopy(config)
         changed[section][key] = value
         (line,) = differences(leaves(changed), registered)
@@ -235,11 +237,23 @@ def test_frozen_teachers():
 
 def test_targets_are_main_blocks():
     """Lowest blocks that are never targets: of 2.0, the authors' prenet, or as many as K leaves."""
-    spared = {r: (c := recipe_config(r))["model"]["encoder"]["depth"] - c["objective"]["top_k"]
-              for r in RECIPES}  # fmt: skip
+    spared = {
+        r: (c := recipe_config(r))["model"]["encoder"]["depth"] - c["objective"]["top_k"]
+        for r in RECIPES
+    }
     assert spared == {
-        "speech_v1:base": 4, "speech_v1:large": 16, "speech_v2:base": 4, "speech_v2:large": 8,
-        "vision_v1:base": 6, "vision_v1:large": 18, "vision_v2:base": 2, "vision_v2:large": 6,
-        "vision_v2:huge": 8, "vision_v2:huge14": 8, "text_v1:base": 2, "text_v1:large": 4,
-        "text_v2:base": 0, "text_v2:large": 0,
-    }  # fmt: skip
+        "speech_v1:base": 4,
+        "speech_v1:large": 16,
+        "speech_v2:base": 4,
+        "speech_v2:large": 8,
+        "vision_v1:base": 6,
+        "vision_v1:large": 18,
+        "vision_v2:base": 2,
+        "vision_v2:large": 6,
+        "vision_v2:huge": 8,
+        "vision_v2:huge14": 8,
+        "text_v1:base": 2,
+        "text_v1:large": 4,
+        "text_v2:base": 0,
+        "text_v2:large": 0,
+    }

@@ -31,41 +31,77 @@ from data2vec_jax.objectives.targets import normaliser
 from data2vec_jax.tasks import pretrain
 
 OPTIMIZER = dict(
-    lr=1e-3, max_update=50, sched=dict(kind="cosine", warmup_updates=2), betas=[0.9, 0.98],
-    eps=1e-6, weight_decay=0.01, clip_norm=1.0,
-)  # fmt: skip
+    lr=1e-3,
+    max_update=50,
+    sched=dict(kind="cosine", warmup_updates=2),
+    betas=[0.9, 0.98],
+    eps=1e-6,
+    weight_decay=0.01,
+    clip_norm=1.0,
+)
 SPEECH = dict(
-    generation="data2vec-1.0 (fairseq data2vec_audio)", modality="audio", optimizer=OPTIMIZER,
+    generation="data2vec-1.0 (fairseq data2vec_audio)",
+    modality="audio",
+    optimizer=OPTIMIZER,
     model=dict(
-        conv_feature_layers="[(6, 10, 5)] + [(8, 3, 2)] * 2", extractor_mode="layer_norm",
-        encoder_layers=3, encoder_embed_dim=16, encoder_ffn_embed_dim=20,
-        encoder_attention_heads=2, conv_pos=12, conv_pos_groups=4, pos_conv_depth=2,
-        average_top_k_layers=2, mask_prob=0.5, mask_length=4,
+        conv_feature_layers="[(6, 10, 5)] + [(8, 3, 2)] * 2",
+        extractor_mode="layer_norm",
+        encoder_layers=3,
+        encoder_embed_dim=16,
+        encoder_ffn_embed_dim=20,
+        encoder_attention_heads=2,
+        conv_pos=12,
+        conv_pos_groups=4,
+        pos_conv_depth=2,
+        average_top_k_layers=2,
+        mask_prob=0.5,
+        mask_length=4,
     ),
-)  # fmt: skip
+)
 TEXT = dict(
-    generation="data2vec-1.0 (fairseq data2vec_text)", modality="text", optimizer=OPTIMIZER,
+    generation="data2vec-1.0 (fairseq data2vec_text)",
+    modality="text",
+    optimizer=OPTIMIZER,
     model=dict(average_top_k_layers=2, head_layers=2, loss_beta=4.0, loss_scale=1.0),
     encoder=dict(layers=3, embed_dim=16, ffn_embed_dim=20, attention_heads=2, learned_pos=True),
     transformer=dict(
-        activation_fn="gelu", layernorm_embedding=True, no_scale_embedding=True,
+        activation_fn="gelu",
+        layernorm_embedding=True,
+        no_scale_embedding=True,
         max_source_positions=20,
     ),
     masking=dict(mask_prob=0.35, mask_multiple_length=2),
     vocab=dict(vocab_size=30, mask_idx=29, pad_idx=1),
-)  # fmt: skip
+)
 VISION = dict(
-    generation="data2vec-1.0 (data2vec_vision/beit)", modality="image", target_layers=[1, 2],
-    model=dict(img_size=[12, 20], patch_size=4, embed_dim=16, depth=3, num_heads=2, mlp_ratio=1.5,
-               norm_eps=1e-6, init_values=0.1, use_abs_pos_emb=False),
+    generation="data2vec-1.0 (data2vec_vision/beit)",
+    modality="image",
+    target_layers=[1, 2],
+    model=dict(
+        img_size=[12, 20],
+        patch_size=4,
+        embed_dim=16,
+        depth=3,
+        num_heads=2,
+        mlp_ratio=1.5,
+        norm_eps=1e-6,
+        init_values=0.1,
+        use_abs_pos_emb=False,
+    ),
     masking=dict(num_masking_patches=7, min_num_patches=2),
     engine=dict(),
     ema=dict(decay=0.9, decay_init=0.8, start_at=3),
     optimizer=dict(
-        name="adamw", lr=1e-3, epochs=2, niter_per_ep=4, warmup_epochs=1, weight_decay=0.05,
-        betas=[0.9, 0.999], eps=1e-8,
+        name="adamw",
+        lr=1e-3,
+        epochs=2,
+        niter_per_ep=4,
+        warmup_epochs=1,
+        weight_decay=0.05,
+        betas=[0.9, 0.999],
+        eps=1e-8,
     ),
-)  # fmt: skip
+)
 
 
 def changed(info, flags):
@@ -140,35 +176,75 @@ FORWARD = {
     "speech, group of rows": (SPEECH, on(G, "instance_norm_targets")),
     "speech, all norms": (SPEECH, on(B, I, G, L, "layer_norm_targets", "instance_norm_targets")),
     "speech, padded, pre": (SPEECH, on(I, G, "layer_norm_first") | dict(model__loss_beta=0.3)),
-    "speech, padded, whole": (SPEECH, on(B) | dict(
-        model__ema_transformer_only=False, model__ema_layers_only=False,
-        model__average_top_k_layers=1, model__extractor_mode="default", model__conv_bias=True,
-    )),
-    "speech, wav2vec positions": (SPEECH, on(L, "layer_norm_targets", "layer_norm_first") | dict(
-        model__pos_conv_depth=1, model__conv_pos=8, model__ema_layers_only=False,
-        model__feature_grad_mult=0.0, model__loss_scale=0.25,
-    )),
+    "speech, padded, whole": (
+        SPEECH,
+        on(B)
+        | dict(
+            model__ema_transformer_only=False,
+            model__ema_layers_only=False,
+            model__average_top_k_layers=1,
+            model__extractor_mode="default",
+            model__conv_bias=True,
+        ),
+    ),
+    "speech, wav2vec positions": (
+        SPEECH,
+        on(L, "layer_norm_targets", "layer_norm_first")
+        | dict(
+            model__pos_conv_depth=1,
+            model__conv_pos=8,
+            model__ema_layers_only=False,
+            model__feature_grad_mult=0.0,
+            model__loss_scale=0.25,
+        ),
+    ),
     "speech, odd positions": (SPEECH, on(I) | dict(model__pos_conv_depth=4, model__conv_pos=22)),
-    "text, pre": (TEXT, on(B, L, "layer_norm_targets", "instance_norm_targets") | dict(
-        encoder__normalize_before=True, model__head_layers=3,
-    )),
-    "text, padded, pre": (TEXT, on(I, "instance_norm_targets") | dict(
-        encoder__normalize_before=True, model__ema_transformer_layers_only=False,
-        transformer__no_scale_embedding=False, model__loss_scale=0, model__head_layers=1,
-    )),
-    "vision, both biases": (VISION, dict(
-        model__use_rel_pos_bias=True, model__use_shared_rel_pos_bias=True,
-        model__use_abs_pos_emb=True, engine__target_batch_norm=True,
-        engine__target_instance_norm=True, engine__post_target_instance_norm=True,
-        engine__post_target_layer_norm=True, engine__loss_scale=2.0, engine__var_w0=0.5,
-        engine__var_margin0=3.0,
-    )),
-    "vision, no biases, L1": (VISION, dict(
-        model__qkv_bias=False, model__init_values=0, engine__l1_beta=0,
-        engine__layer_results="fc", engine__target_layer_norm_last=False,
-        engine__post_target_instance_norm=True,
-    )),
-}  # fmt: skip
+    "text, pre": (
+        TEXT,
+        on(B, L, "layer_norm_targets", "instance_norm_targets")
+        | dict(
+            encoder__normalize_before=True,
+            model__head_layers=3,
+        ),
+    ),
+    "text, padded, pre": (
+        TEXT,
+        on(I, "instance_norm_targets")
+        | dict(
+            encoder__normalize_before=True,
+            model__ema_transformer_layers_only=False,
+            transformer__no_scale_embedding=False,
+            model__loss_scale=0,
+            model__head_layers=1,
+        ),
+    ),
+    "vision, both biases": (
+        VISION,
+        dict(
+            model__use_rel_pos_bias=True,
+            model__use_shared_rel_pos_bias=True,
+            model__use_abs_pos_emb=True,
+            engine__target_batch_norm=True,
+            engine__target_instance_norm=True,
+            engine__post_target_instance_norm=True,
+            engine__post_target_layer_norm=True,
+            engine__loss_scale=2.0,
+            engine__var_w0=0.5,
+            engine__var_margin0=3.0,
+        ),
+    ),
+    "vision, no biases, L1": (
+        VISION,
+        dict(
+            model__qkv_bias=False,
+            model__init_values=0,
+            engine__l1_beta=0,
+            engine__layer_results="fc",
+            engine__target_layer_norm_last=False,
+            engine__post_target_instance_norm=True,
+        ),
+    ),
+}
 
 
 @pytest.mark.parametrize("name", FORWARD)
@@ -198,8 +274,11 @@ def test_a_texts_teacher_that_sees_targets_only(others):
     visible, whole, mask = TEXT_MODALITY.corrupt(model, rows, jnp.asarray(chosen), draw)
     np.testing.assert_array_equal(whole["tokens"], np.where(chosen, tokens, 1))
     assert (mask.sum() < chosen.sum()) == (others > 0)
-    batch = dict(src_tokens=np.array(visible["tokens"]), target_tokens=np.array(whole["tokens"]),
-                 mask_indices=np.array(mask, np.uint8))  # fmt: skip
+    batch = dict(
+        src_tokens=np.array(visible["tokens"]),
+        target_tokens=np.array(whole["tokens"]),
+        mask_indices=np.array(mask, np.uint8),
+    )
     compare_forward(*make(info, batch=batch))
 
 
@@ -236,27 +315,43 @@ def test_the_loss_gives_the_texts_teacher_what_it_sees(sees):
 
 
 LAYER_NORMS = "batch", "instance", "layer"
-FAIRSEQ = (*(f"{name}_norm_target_layer" for name in LAYER_NORMS), "layer_norm_targets",
-           "instance_norm_targets")  # fmt: skip
-BEIT = ("target_batch_norm", "target_instance_norm", "target_layer_norm_last",
-        "post_target_instance_norm", "post_target_layer_norm")  # fmt: skip
+FAIRSEQ = (
+    *(f"{name}_norm_target_layer" for name in LAYER_NORMS),
+    "layer_norm_targets",
+    "instance_norm_targets",
+)
+BEIT = (
+    "target_batch_norm",
+    "target_instance_norm",
+    "target_layer_norm_last",
+    "post_target_instance_norm",
+    "post_target_layer_norm",
+)
 TARGETS = {  # section and names of the flags, translation, plain numpy
     "speech 1.0": (
-        "model", ("group_norm_target_layer", *FAIRSEQ),
+        "model",
+        ("group_norm_target_layer", *FAIRSEQ),
         lambda flags: reference.fairseq_norms(flags, speech1=True),
         lambda results, m: naive_v1.fairseq_targets(results, m, turn_early=False),
     ),
     "text 1.0": (
-        "model", FAIRSEQ, reference.fairseq_norms,
+        "model",
+        FAIRSEQ,
+        reference.fairseq_norms,
         lambda results, m: naive_v1.fairseq_targets(results, m, turn_early=True),
     ),
     "vision 1.0": ("engine", BEIT, reference.beit_norms, naive_v1.beit_targets),
     "2.0": (
-        "model", FAIRSEQ, reference.fairseq_norms,
-        lambda results, m: dict(target_full=naive_v2.Naive.targets(types.SimpleNamespace(
-            model=m | dict(average_top_k_layers=2), extra=0), results)[-1]),
+        "model",
+        FAIRSEQ,
+        reference.fairseq_norms,
+        lambda results, m: dict(
+            target_full=naive_v2.Naive.targets(
+                types.SimpleNamespace(model=m | dict(average_top_k_layers=2), extra=0), results
+            )[-1]
+        ),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -333,25 +428,50 @@ def test_absent_flags_have_the_authors_defaults():
 
 
 AUTHORS = dict(  # the defaults of 2.0, in our terms
-    width=768, clones=1, top_k=8, target="ffn", beta=0, scale=768**-0.5, class_weight=0,
-    depth=4 + 8, heads=12, mlp=4 * 768, eps=1e-6, norm="post", averaged=("^encoder/",),
-    decoder=dict(layers=5, width=384, kernel=5, groups=16, residual=True), alibi=None,
-    layer_norms=(), final_norms=(), clip=None, weight_decay=0.0, betas=(0.9, 0.999), adam_eps=1e-8,
-)  # fmt: skip
+    width=768,
+    clones=1,
+    top_k=8,
+    target="ffn",
+    beta=0,
+    scale=768**-0.5,
+    class_weight=0,
+    depth=4 + 8,
+    heads=12,
+    mlp=4 * 768,
+    eps=1e-6,
+    norm="post",
+    averaged=("^encoder/",),
+    decoder=dict(layers=5, width=384, kernel=5, groups=16, residual=True),
+    alibi=None,
+    layer_norms=(),
+    final_norms=(),
+    clip=None,
+    weight_decay=0.0,
+    betas=(0.9, 0.999),
+    adam_eps=1e-8,
+)
 
 
 def test_absent_flags_of_2_have_the_authors_defaults():
     mask = (np.arange(196) < 100)[None].repeat(2, 0).astype(np.uint8)
-    arrays = {"batch/image": np.zeros((2, 3, 224, 224), np.float32), "batch/mask": mask,
-              "batch/decoder_noise": np.zeros((2, 196, 768), np.float32)}  # fmt: skip
-    info = dict(generation="data2vec-2.0", modality="image", optimizer=dict(
-        lr=1e-3, max_update=10, sched=dict(kind="cosine")))  # fmt: skip
+    arrays = {
+        "batch/image": np.zeros((2, 3, 224, 224), np.float32),
+        "batch/mask": mask,
+        "batch/decoder_noise": np.zeros((2, 196, 768), np.float32),
+    }
+    info = dict(
+        generation="data2vec-2.0",
+        modality="image",
+        optimizer=dict(lr=1e-3, max_update=10, sched=dict(kind="cosine")),
+    )
     setup = reference_v2.setup(Case("made up", info, arrays))
     sections = setup.config, *(setup.config[name] for name in ("model", "objective"))
     found = {k: v for section in sections for k, v in section.items()}
-    found |= setup.config["model"]["encoder"] | setup.config["optim"] | dict(
-        adam_eps=setup.config["optim"]["eps"], eps=setup.config["model"]["encoder"]["eps"]
-    )  # fmt: skip
+    found |= (
+        setup.config["model"]["encoder"]
+        | setup.config["optim"]
+        | dict(adam_eps=setup.config["optim"]["eps"], eps=setup.config["model"]["encoder"]["eps"])
+    )
     assert {k: found[k] for k in AUTHORS} == AUTHORS
     assert (setup.model.grid, setup.prenet, setup.shared) == ((14, 14), 4, 4)
     assert setup.model.sincos and setup.model.class_tokens == 0
@@ -362,12 +482,18 @@ def test_absent_flags_of_2_have_the_authors_defaults():
 @pytest.mark.parametrize(
     "section, flag, value",
     [
-        ("model", "layer_norm_first", True), ("model", "d2v_loss", 0), ("model", "recon_loss", 1),
-        ("model", "novel", 0), ("modality_cfg", "alibi_dims", 1), ("modality_cfg", "novel", None),
-        ("modality_cfg", "keep_masked_pct", 0.1), ("decoder", "add_positions_all", True),
-        ("extra", "loss_kind", "smooth_l1"), ("optimizer", "novel", False),
+        ("model", "layer_norm_first", True),
+        ("model", "d2v_loss", 0),
+        ("model", "recon_loss", 1),
+        ("model", "novel", 0),
+        ("modality_cfg", "alibi_dims", 1),
+        ("modality_cfg", "novel", None),
+        ("modality_cfg", "keep_masked_pct", 0.1),
+        ("decoder", "add_positions_all", True),
+        ("extra", "loss_kind", "smooth_l1"),
+        ("optimizer", "novel", False),
     ],
-)  # fmt: skip
+)
 def test_flags_of_2_that_we_do_not_honour_fail(section, flag, value):
     golden = load("MV_image_v2")
     info = copy.deepcopy(golden.info)

@@ -22,9 +22,13 @@ ONE_DEVICE = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
 
 def command(config, workdir, *options):
     return [
-        sys.executable, "-m", "data2vec_jax.train", f"--config={ROOT}/configs/{config}",
-        f"--workdir={workdir}", *options,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "data2vec_jax.train",
+        f"--config={ROOT}/configs/{config}",
+        f"--workdir={workdir}",
+        *options,
+    ]
 
 
 def run(config, workdir, *options, env=ONE_DEVICE):
@@ -40,9 +44,16 @@ def losses(workdir):
 
 
 SCALARS = {
-    "loss", "learning_rate", "ema_decay", "grad_norm", "target_std", "pred_std", "masked_fraction",
-    "examples_per_second", "mfu",
-}  # fmt: skip
+    "loss",
+    "learning_rate",
+    "ema_decay",
+    "grad_norm",
+    "target_std",
+    "pred_std",
+    "masked_fraction",
+    "examples_per_second",
+    "mfu",
+}
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +105,12 @@ def test_ctrl_c_and_again_equals_a_run_never_stopped(tmp_path):
 
     def interrupt_after(step):
         process = subprocess.Popen(
-            command("demo.py:speech", parts, *options), env=ONE_DEVICE, cwd=ROOT,
-            stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            command("demo.py:speech", parts, *options),
+            env=ONE_DEVICE,
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         file = parts / "metrics.jsonl"
         while process.poll() is None and not (file.exists() and len(losses(parts)) >= step):
             time.sleep(0.02)
@@ -110,9 +124,11 @@ def test_ctrl_c_and_again_equals_a_run_never_stopped(tmp_path):
     # A kill -9 leaves no time to save: the next start goes on from the last checkpoint, and lines
     # beyond it are written again.
     process = subprocess.Popen(
-        command("demo.py:speech", parts, *options), env=ONE_DEVICE, cwd=ROOT,
+        command("demo.py:speech", parts, *options),
+        env=ONE_DEVICE,
+        cwd=ROOT,
         stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    )
     while process.poll() is None and len(losses(parts)) < 40:
         time.sleep(0.02)
     process.kill()
@@ -132,9 +148,12 @@ def test_two_processes_take_the_same_steps_as_one(vision_run, tmp_path):
         pytest.fail("run the tests through tests/run.sh, which makes .venv")
     two = tmp_path / "two"
     done = subprocess.run(
-        [*launcher, "--processes=2", *options, f"--workdir={two}"], env=env, cwd=ROOT,
-        capture_output=True, text=True,
-    )  # fmt: skip
+        [*launcher, "--processes=2", *options, f"--workdir={two}"],
+        env=env,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     for (_, a, g), (_, b, h) in zip(losses(vision_run), losses(two), strict=True):
         assert a == pytest.approx(b, rel=1e-5) and g == pytest.approx(h, rel=1e-4)
@@ -191,9 +210,12 @@ def test_unknown_recipe_and_variant(tmp_path, refusal):
 
 def test_a_refused_process_ends_with_code_2_and_one_line():
     done = subprocess.run(
-        [sys.executable, "-m", "data2vec_jax.train"], capture_output=True, text=True, cwd=ROOT,
+        [sys.executable, "-m", "data2vec_jax.train"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
         env=ONE_DEVICE,
-    )  # fmt: skip
+    )
     assert done.returncode == 2 and "--config" in one_line(done.stderr)
 
 
@@ -229,9 +251,11 @@ def test_no_space_for_a_checkpoint(tmp_path):
     limited = ["bash", "-c", 'ulimit -f 40; trap "" XFSZ; exec "$@"', "-"]
     done = subprocess.run(
         limited + command("vision_v1.py:smoke", tmp_path, "--config.model.width=64"),
-        capture_output=True, text=True, env=ONE_DEVICE | {"JAX_ENABLE_COMPILATION_CACHE": "0"},
+        capture_output=True,
+        text=True,
+        env=ONE_DEVICE | {"JAX_ENABLE_COMPILATION_CACHE": "0"},
         cwd=ROOT,
-    )  # fmt: skip
+    )
     assert done.returncode == 2, done.stderr
     assert "no space left for checkpoint" in done.stderr.strip().splitlines()[-1]
     assert "Traceback" not in done.stderr

@@ -318,10 +318,15 @@ def test_an_utterance_without_a_frame_is_an_empty_transcript():
     _, net = make_model(config)
     head = heads.make(config["head"], "head")
     batch = {"audio": jnp.zeros((2, 8_000)), "length": jnp.array([8_000, 5])}
-    params = finetune.initialiser(net, head, (), {
-        "audio": jax.ShapeDtypeStruct((1, 8_000), jnp.float32),
-        "length": jax.ShapeDtypeStruct((1,), jnp.int32),
-    })(jax.random.key(0))  # fmt: skip
+    params = finetune.initialiser(
+        net,
+        head,
+        (),
+        {
+            "audio": jax.ShapeDtypeStruct((1, 8_000), jnp.float32),
+            "length": jax.ShapeDtypeStruct((1,), jnp.int32),
+        },
+    )(jax.random.key(0))
     found = transcribe.make_predict(net, head)(params, batch)
     np.testing.assert_array_equal(found["frames"], [24, 0])
 
@@ -353,15 +358,17 @@ def test_smoke_run_from_a_pretrained_encoder(tmp_path):
 
 # Updates, peak, time, channels, layerdrop, head alone; conversion spec 1.4, typed from its tables.
 RECIPES = {
-    "10m": (13e3, 5e-5, 0.65, 0.25, 0.1, 10e3), "1h": (13e3, 5e-5, 0.65, 0.25, 0.1, 10e3),
-    "10h": (20e3, 5e-5, 0.65, 0.5, 0.05, 10e3), "100h": (80e3, 3e-5, 0.65, 0.5, 0.1, 0),
+    "10m": (13e3, 5e-5, 0.65, 0.25, 0.1, 10e3),
+    "1h": (13e3, 5e-5, 0.65, 0.25, 0.1, 10e3),
+    "10h": (20e3, 5e-5, 0.65, 0.5, 0.05, 10e3),
+    "100h": (80e3, 3e-5, 0.65, 0.5, 0.1, 0),
     "960h": (320e3, 1e-4, 0.5, 0.1, 0.1, 0),
     "10m,large": (13e3, 1e-4, 0.65, 0.25, 0.1, 10e3),
     "1h,large": (13e3, 3e-4, 0.75, 0.25, 0.1, 10e3),
     "10h,large": (20e3, 1e-4, 0.75, 0.25, 0.1, 10e3),
     "100h,large": (80e3, 3e-5, 0.5, 0.5, 0.1, 10e3),
     "960h,large": (320e3, 3e-5, 0.5, 0.25, 0.1, 10e3),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("variant", RECIPES)
@@ -370,15 +377,24 @@ def test_recipes(variant):
     check_config(config.to_dict())
     loss = config.loss
     found = (
-        config.total_steps, config.schedule.peak, loss.time_prob, loss.channel_prob,
-        config.model_overrides.encoder.layerdrop, loss.freeze_updates,
-    )  # fmt: skip
+        config.total_steps,
+        config.schedule.peak,
+        loss.time_prob,
+        loss.channel_prob,
+        config.model_overrides.encoder.layerdrop,
+        loss.freeze_updates,
+    )
     assert found == RECIPES[variant]
     rate = optimizer.make_schedule(20_000, **{**config.schedule.to_dict(), "peak": 5e-5})
     for step, value in (
-        (0, 5.0e-7), (1000, 2.525e-5), (2000, 5e-5), (10_000, 5e-5), (12_500, 2.364354e-5),
-        (15_000, 1.118034e-5), (20_000, 2.5e-6),
-    ):  # fmt: skip
+        (0, 5.0e-7),
+        (1000, 2.525e-5),
+        (2000, 5e-5),
+        (10_000, 5e-5),
+        (12_500, 2.364354e-5),
+        (15_000, 1.118034e-5),
+        (20_000, 2.5e-6),
+    ):
         assert float(rate(step)) == pytest.approx(value, rel=1e-5)
     assert config.optim.frozen == (transcribe.FRONTEND,)
 

@@ -88,10 +88,17 @@ def plan_of(case, folder):
         folders = {case: {"version": "5"}, f"{case}.4": {"version": "4"}}
     pooled = any(f"{run}/pooler_output" in golden for run in runs) and "Vision" in own
     plan = [
-        dict(name=f"{place} {kind}", folder=place, kind=kind, **common, **more,
-             options={"add_pooling_layer": True} if pooled and kind == own else {})
-        for place, more in folders.items() for kind in dict.fromkeys(kinds)
-    ]  # fmt: skip
+        dict(
+            name=f"{place} {kind}",
+            folder=place,
+            kind=kind,
+            **common,
+            **more,
+            options={"add_pooling_layer": True} if pooled and kind == own else {},
+        )
+        for place, more in folders.items()
+        for kind in dict.fromkeys(kinds)
+    ]
     if "AutoModel" not in kinds:  # the encoder alone can be loaded
         plan.append(dict(name=f"{case} encoder", folder=case, kind="AutoModel", runs=[], allowed=0))
     return plan
@@ -134,9 +141,11 @@ def speech_runs(golden, config, model):
 
 def text_runs(golden, config, model):
     tokens, second = golden["ids"], "auto_map" in config
-    inputs = {"inputs": tokens} if second else {
-        "input_ids": tokens, "attention_mask": (tokens != 1).astype(int)
-    }  # fmt: skip
+    inputs = (
+        {"inputs": tokens}
+        if second
+        else {"input_ids": tokens, "attention_mask": (tokens != 1).astype(int)}
+    )
     if "logits" in golden:
         return {"ids": (inputs, {"logits": golden["logits"]}, None)}
     return {"ids": (inputs, {"last_hidden_state": golden["x"]}, tokens != 1)}
@@ -159,21 +168,28 @@ def processor_plan(source, case, folder):
     """Processor files beside a small model: exported, they must be found."""
     described = files.read_json(source / "config.json")
     model = {
-        "data2vec-audio": "Data2VecAudioForCTC", "data2vec-text": "Data2VecTextModel",
+        "data2vec-audio": "Data2VecAudioForCTC",
+        "data2vec-text": "Data2VecTextModel",
         "data2vec-vision": "Data2VecVisionModel",
-    }[described["model_type"]]  # fmt: skip
-    checkpoint = ours.open_checkpoint(next(
-        FOLDER / name for name in CASES
-        if (FOLDER / name / "model.safetensors").exists()
-        and files.read_json(FOLDER / name / "config.json")["architectures"] == [model]
-    ))  # fmt: skip
+    }[described["model_type"]]
+    checkpoint = ours.open_checkpoint(
+        next(
+            FOLDER / name
+            for name in CASES
+            if (FOLDER / name / "model.safetensors").exists()
+            and files.read_json(FOLDER / name / "config.json")["architectures"] == [model]
+        )
+    )
     checkpoint = dataclasses.replace(checkpoint, processors=ours._processors(source))
     export.export(checkpoint, folder / case, "hf")
     entry = dict(name=case, folder=case, allowed=0)
     if "audio" in described["model_type"]:
         golden = files.read_json(source / "decode_golden.json")
-        more = dict(processor=["Wav2Vec2Processor"], labels=golden["ids"][0],
-                    transcript=golden["batch_decode"][0])  # fmt: skip
+        more = dict(
+            processor=["Wav2Vec2Processor"],
+            labels=golden["ids"][0],
+            transcript=golden["batch_decode"][0],
+        )
     elif "text" in described["model_type"]:
         golden = files.read_json(source / "golden.json")
         more = dict(processor=["RobertaTokenizer"], text=golden["text"], ids=golden["input_ids"])
@@ -192,10 +208,19 @@ def trained_plan(config, folder):
     small = ["--config.total_steps=2", "--config.eval_every=0"]
     environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
     subprocess.run(
-        [sys.executable, "-m", "data2vec_jax.train", f"--config={ROOT}/configs/{config}",
-         f"--workdir={workdir}", *small],
-        check=True, env=environment, cwd=ROOT, capture_output=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "data2vec_jax.train",
+            f"--config={ROOT}/configs/{config}",
+            f"--workdir={workdir}",
+            *small,
+        ],
+        check=True,
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+    )
     export.export(ours.open_checkpoint(workdir), folder / name, "hf")
     inputs = inputs_of(workdir)
     out = data2vec_jax.load(workdir)(inputs)
@@ -206,29 +231,53 @@ def trained_plan(config, folder):
     arrays = {f"in/run/{'inputs' if second else argument}": given}
     arrays |= {f"out/run/hidden_states_{i}": np.asarray(x) for i, x in enumerate(out.hidden_states)}
     np.savez(folder / f"{name}.npz", **arrays)
-    return [dict(name=f"trained {name}", folder=name, kind="AutoModel", arrays=f"{name}.npz",
-                 runs=["run"], allowed=1e-5, again=f"{name}.again")]  # fmt: skip
+    return [
+        dict(
+            name=f"trained {name}",
+            folder=name,
+            kind="AutoModel",
+            arrays=f"{name}.npz",
+            runs=["run"],
+            allowed=1e-5,
+            again=f"{name}.again",
+        )
+    ]
 
 
 def tokenizer_plan(folder, kind):
     """A model with a tokenizer that was learnt here."""
     texts = [text for _, text in sorted(topics.items())]
     ids = tokenizer.train_sentencepiece(texts, 500, kind)
-    config = {"modality": "text", "model": {
-        "width": 8, "vocab_size": 500, "max_length": 30,
-        "encoder": {"depth": 1, "heads": 2, "mlp": 8},
-    }}  # fmt: skip
+    config = {
+        "modality": "text",
+        "model": {
+            "width": 8,
+            "vocab_size": 500,
+            "max_length": 30,
+            "encoder": {"depth": 1, "heads": 2, "mlp": 8},
+        },
+    }
     ids.save(folder / f"{kind}.own")
     random = np.random.default_rng(0)
-    made = {path: random.normal(size=shape).astype(np.float32)
-            for path, shape in ours.shapes_of(config).items()}  # fmt: skip
+    made = {
+        path: random.normal(size=shape).astype(np.float32)
+        for path, shape in ours.shapes_of(config).items()
+    }
     processors = tuple((folder / f"{kind}.own").iterdir())
     checkpoint = ours.Checkpoint(folder, config, entries_of(made), {}, processors)
     export.export(checkpoint, folder / kind, "hf")
     lines = ["a word of two", "the  second <mask> text, 1980"]
     rows = [[ids.bos, *ids.encode(line), ids.eos] for line in lines]
-    return [dict(name=f"tokenizer {kind}", folder=kind, text=lines, ids=rows, allowed=0,
-                 processor=["PreTrainedTokenizer", "TokenizersBackend"])]  # fmt: skip
+    return [
+        dict(
+            name=f"tokenizer {kind}",
+            folder=kind,
+            text=lines,
+            ids=rows,
+            allowed=0,
+            processor=["PreTrainedTokenizer", "TokenizersBackend"],
+        )
+    ]
 
 
 def inputs_of(workdir):
@@ -260,17 +309,21 @@ def test_exports_load_and_agree(exports, version, capsys):
     folder, plan = exports
     paths = [str(older_version())] if version == "4" else []
     done = subprocess.run(
-        [sys.executable, ROOT / "tests/run_exports.py", folder], capture_output=True, text=True,
+        [sys.executable, ROOT / "tests/run_exports.py", folder],
+        capture_output=True,
+        text=True,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "HF_HOME": str(folder / "home")},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["version"].startswith("4.46.3" if version == "4" else "5.")
     results = found["results"]
     wrong = {
-        case["name"]: results[case["name"]] for case in plan if case["name"] in results
+        case["name"]: results[case["name"]]
+        for case in plan
+        if case["name"] in results
         if isinstance(results[case["name"]], str) or results[case["name"]] > case["allowed"]
-    }  # fmt: skip
+    }
     with capsys.disabled():
         worst = max(x for x in results.values() if not isinstance(x, str))
         print(f"\ntransformers {found['version']}: {len(results)} loaded, worst {worst:.1e}")

@@ -20,9 +20,12 @@ DATA_STEPS = 8
 
 
 def bench(
-    config: Mapping[str, Any], *, rows: int | None = None, peer: bool = False,
+    config: Mapping[str, Any],
+    *,
+    rows: int | None = None,
+    peer: bool = False,
     say: Callable[[str], None] = lambda line: None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Every number of a config: see `report` for what each means. Seconds, bytes, FLOPs.
 
     rows: of the batch; None for the default. peer: measure the PyTorch step, too. say: told what is
@@ -83,9 +86,12 @@ def bench(
     if peer:
         theirs = statistics.median(took[1])
         result["peer"] = {
-            "step_seconds": theirs, "ratio": theirs / seconds, "step_seconds_of_blocks": took[1],
-            "ratio_of_best": min(took[1]) / min(took[0]), **other.about(),
-        }  # fmt: skip
+            "step_seconds": theirs,
+            "ratio": theirs / seconds,
+            "step_seconds_of_blocks": took[1],
+            "ratio_of_best": min(took[1]) / min(took[0]),
+            **other.about(),
+        }
     return result
 
 

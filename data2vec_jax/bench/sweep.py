@@ -54,9 +54,11 @@ def sizes_of(config: Mapping[str, Any]) -> dict[str, float]:
 
 
 def sweep(
-    config: Mapping[str, Any], *, rows: int | None = None,
+    config: Mapping[str, Any],
+    *,
+    rows: int | None = None,
     say: Callable[[str], None] = lambda line: None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Step time, memory, FLOPs and compile time along each axis, and exponents fitted to them.
 
     A quarter, half and all of the config's length, depth, width and clones; once, twice and four

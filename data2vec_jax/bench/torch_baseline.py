@@ -32,9 +32,13 @@ class TorchBaseline:
     """
 
     def __init__(
-        self, config: Mapping[str, Any], batch: Mapping[str, Array], visible: Mapping[str, Array],
-        mask: Array, attention: str = "sdpa",
-    ):  # fmt: skip
+        self,
+        config: Mapping[str, Any],
+        batch: Mapping[str, Array],
+        visible: Mapping[str, Array],
+        mask: Array,
+        attention: str = "sdpa",
+    ):
         check(config)
         torch.manual_seed(config["seed"])
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -59,10 +63,13 @@ class TorchBaseline:
         self.objective, self.decay = dict(config["objective"]), config["ema"]["end"]
         self.clip = config["optim"].get("clip")
         self.optimiser = torch.optim.AdamW(
-            model.parameters(), lr=RATE, betas=tuple(config["optim"]["betas"]),
-            eps=config["optim"].get("eps", 1e-8), fused=True,
+            model.parameters(),
+            lr=RATE,
+            betas=tuple(config["optim"]["betas"]),
+            eps=config["optim"].get("eps", 1e-8),
+            fused=True,
             weight_decay=config["optim"].get("weight_decay", 0.0),
-        )  # fmt: skip
+        )
         self.forward = torch.compile(self.loss) if self.device == "cuda" else self.loss
 
     def loss(self) -> torch.Tensor:
@@ -100,8 +107,10 @@ class TorchBaseline:
         """Versions, and how it was run."""
         mode = "torch.compile" if self.device == "cuda" else f"{torch.get_num_threads()} threads"
         return {
-            "torch": torch.__version__, "transformers": transformers.__version__, "mode": mode,
-        }  # fmt: skip
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "mode": mode,
+        }
 
 
 def check(config: Mapping[str, Any]) -> None:
@@ -149,9 +158,12 @@ def encoder_options(model: Mapping[str, Any]) -> dict[str, Any]:
     """Options that Hugging Face's three configurations have in common."""
     e = model["encoder"]
     return dict(
-        hidden_size=model["width"], num_hidden_layers=e["depth"], num_attention_heads=e["heads"],
-        intermediate_size=e["mlp"], layer_norm_eps=e.get("eps", 1e-5),
-    )  # fmt: skip
+        hidden_size=model["width"],
+        num_hidden_layers=e["depth"],
+        num_attention_heads=e["heads"],
+        intermediate_size=e["mlp"],
+        layer_norm_eps=e.get("eps", 1e-5),
+    )
 
 
 class Speech(nn.Module):
@@ -166,15 +178,18 @@ class Speech(nn.Module):
         p = model.get("positions", {})
         depth = p.get("depth", 5)
         self.config = transformers.Data2VecAudioConfig(
-            **encoder_options(model), **given,
-            num_conv_pos_embeddings=depth, num_conv_pos_embedding_groups=p.get("groups", 16),
+            **encoder_options(model),
+            **given,
+            num_conv_pos_embeddings=depth,
+            num_conv_pos_embedding_groups=p.get("groups", 16),
             conv_pos_kernel_size=p.get("kernel") or max(3, p.get("width", 95) // depth),
             hidden_dropout=e.get("dropout", 0.0),
             attention_dropout=e.get("attention_dropout", 0.0),
             activation_dropout=e.get("activation_dropout", 0.0),
-            layerdrop=e.get("layerdrop", 0.0), feat_proj_dropout=0.0,
+            layerdrop=e.get("layerdrop", 0.0),
+            feat_proj_dropout=0.0,
             attn_implementation=attention,
-        )  # fmt: skip
+        )
         self.model = transformers.Data2VecAudioModel(self.config)
         self.head = nn.Linear(model["width"], model["width"])
         self.recorder = None
@@ -212,12 +227,14 @@ class Text(nn.Module):
         super().__init__()
         width = model["width"]
         self.config = transformers.Data2VecTextConfig(
-            **encoder_options(model), vocab_size=model["vocab_size"],
-            max_position_embeddings=model.get("max_length", 512) + 2, type_vocab_size=1,
+            **encoder_options(model),
+            vocab_size=model["vocab_size"],
+            max_position_embeddings=model.get("max_length", 512) + 2,
+            type_vocab_size=1,
             hidden_dropout_prob=model["encoder"].get("dropout", 0.0),
             attention_probs_dropout_prob=model["encoder"].get("attention_dropout", 0.0),
             attn_implementation=attention,
-        )  # fmt: skip
+        )
         self.model = transformers.Data2VecTextModel(self.config, add_pooling_layer=False)
         self.head = nn.Sequential(
             nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
@@ -252,15 +269,19 @@ class Vision(nn.Module):
         mean = tuple(model.get("mean", (0.485, 0.456, 0.406)))
         self.statistics = mean, tuple(model.get("std", (0.229, 0.224, 0.225)))
         self.config = transformers.Data2VecVisionConfig(
-            **encoder_options(model), image_size=model.get("image", 224),
-            patch_size=model.get("patch", 16), num_channels=len(mean), use_mask_token=True,
-            use_shared_relative_position_bias=True, use_mean_pooling=False,
+            **encoder_options(model),
+            image_size=model.get("image", 224),
+            patch_size=model.get("patch", 16),
+            num_channels=len(mean),
+            use_mask_token=True,
+            use_shared_relative_position_bias=True,
+            use_mean_pooling=False,
             layer_scale_init_value=e.get("layer_scale") or 0.0,
             drop_path_rate=e.get("drop_path", 0.0),
             hidden_dropout_prob=e.get("dropout", 0.0),
             attention_probs_dropout_prob=e.get("attention_dropout", 0.0),
             attn_implementation=attention,
-        )  # fmt: skip
+        )
         self.model = transformers.Data2VecVisionModel(self.config)
         self.head = nn.Linear(width, width)
 

@@ -30,4 +30,4 @@ __all__ = [
     "sample",
     "spans",
     "token_spans",
-]  # fmt: skip
+]

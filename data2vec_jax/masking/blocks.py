@@ -15,9 +15,14 @@ from data2vec_jax.masking.spans import _windows
 
 
 def inverse_blocks(
-    grid: tuple[int, int], *, ratio: float, adjust: float, width: int, inverse: bool = True,
+    grid: tuple[int, int],
+    *,
+    ratio: float,
+    adjust: float,
+    width: int,
+    inverse: bool = True,
     dropout: float = 0.0,
-) -> Sampler:  # fmt: skip
+) -> Sampler:
     """Vision 2.0: squares around random centres are kept, exactly int(T * (1 - ratio)). spec 4.5.
 
     Options as in `block_spans`. Without `inverse` the squares are masked.
@@ -26,9 +31,14 @@ def inverse_blocks(
 
 
 def blocks(
-    grid: tuple[int, int], *, count: int, min_patches: int = 16, max_patches: int | None = None,
-    min_aspect: float = 0.3, max_attempts: int = 10,
-) -> Sampler:  # fmt: skip
+    grid: tuple[int, int],
+    *,
+    count: int,
+    min_patches: int = 16,
+    max_patches: int | None = None,
+    min_aspect: float = 0.3,
+    max_attempts: int = 10,
+) -> Sampler:
     """Vision 1.0: random rectangles until `count` patches are masked. spec 4.2.
 
     A rectangle has between `min_patches` and the missing number of patches (at most `max_patches`)

@@ -119,9 +119,13 @@ def kept(mask: jax.Array, n: int) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames=("sampler", "clones"))
 def sample(
-    sampler: Sampler, key: jax.Array, step: Any, example_ids: jax.Array, clones: int,
+    sampler: Sampler,
+    key: jax.Array,
+    step: Any,
+    example_ids: jax.Array,
+    clones: int,
     valid: jax.Array | None = None,
-) -> jax.Array:  # fmt: skip
+) -> jax.Array:
     """Training masks: bool [B, M, T] for `example_ids` [B] and `clones` = M.
 
     Row b has sampler.count(valid[b]) masked positions, all among its first `valid[b]` (int32 [B];

@@ -89,9 +89,14 @@ def _windows(
 
 
 def block_spans(
-    length: int, *, ratio: float, adjust: float, width: int, inverse: bool = False,
+    length: int,
+    *,
+    ratio: float,
+    adjust: float,
+    width: int,
+    inverse: bool = False,
     dropout: float = 0.0,
-) -> Sampler:  # fmt: skip
+) -> Sampler:
     """Speech 2.0: spans around random centres, then exactly int(valid * ratio) masked. spec 4.4.
 
     `adjust` is added to the ratio when centres are counted, as they overlap; `dropout` draws that

@@ -67,11 +67,16 @@ class Decoder(nn.Module):
             )
         convs = [
             Conv(
-                self.width, self.kernel, padding=self.kernel // 2, groups=self.groups,
-                axes=len(sizes), dtype=self.dtype, name=f"conv{i}",
+                self.width,
+                self.kernel,
+                padding=self.kernel // 2,
+                groups=self.groups,
+                axes=len(sizes),
+                dtype=self.dtype,
+                name=f"conv{i}",
             )
             for i in range(self.layers)
-        ]  # fmt: skip
+        ]
 
         def step(conv, x):
             if valid is not None and self.exact_padding:

@@ -129,9 +129,14 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, bias: Array | None, valid: Array | None, drop_path: Array | None, key: Key,
+        self,
+        x: Array,
+        bias: Array | None,
+        valid: Array | None,
+        drop_path: Array | None,
+        key: Key,
         to_bias: Callable[[Array], Array] | None = None,
-    ) -> tuple[Array, Array]:  # fmt: skip
+    ) -> tuple[Array, Array]:
         """x [B, T, D], bias [H, T, T] or [B, H, T, T], valid [B, T], drop_path scalar rate or None.
 
         to_bias: table of relative positions -> bias [H, T, T], for another grid than the block's.
@@ -216,10 +221,22 @@ class Encoder(nn.Module):
         if self.width % self.heads:
             raise UserError(f"config.model.encoder: width {self.width} / heads {self.heads}")
         self.block = Block(
-            self.width, self.heads, self.mlp, self.norm, self.eps, self.qkv_bias, self.layer_scale,
-            self.relative, self.dropout, self.attention_dropout, self.activation_dropout,
-            self.initializer, self.activation, self.dtype, parent=None,
-        )  # fmt: skip
+            self.width,
+            self.heads,
+            self.mlp,
+            self.norm,
+            self.eps,
+            self.qkv_bias,
+            self.layer_scale,
+            self.relative,
+            self.dropout,
+            self.attention_dropout,
+            self.activation_dropout,
+            self.initializer,
+            self.activation,
+            self.dtype,
+            parent=None,
+        )
         self.blocks = self.param("blocks", self._init_blocks)
 
     def _init_blocks(self, key):
@@ -239,10 +256,17 @@ class Encoder(nn.Module):
         return params
 
     def __call__(
-        self, x: Array, *, bias: Array | None = None, alibi: tuple[Array, Array] | None = None,
-        valid: Array | None = None, key: Key = None, record: TargetSpec | None = None,
-        collect: bool = False, to_bias: Callable[[Array], Array] | None = None,
-    ) -> Encoded:  # fmt: skip
+        self,
+        x: Array,
+        *,
+        bias: Array | None = None,
+        alibi: tuple[Array, Array] | None = None,
+        valid: Array | None = None,
+        key: Key = None,
+        record: TargetSpec | None = None,
+        collect: bool = False,
+        to_bias: Callable[[Array], Array] | None = None,
+    ) -> Encoded:
         """x [B, T, D] -> Encoded. `collect` adds every layer's outputs (tests, `load`, report).
 
         bias: [H, T, T], of all blocks. alibi: distances [B, T, T] and slopes [L, H], see `Alibi`.
@@ -261,9 +285,14 @@ class Encoder(nn.Module):
             if slope is not None:  # [B, H, T, T] here only, where it melts into the logits
                 biases.append(slope[:, None, None] * distances[:, None])
             y, t = self.block.apply(
-                {"params": sharding.gather(params)}, x, sum(biases) if biases else None, valid,
-                rate, block_key, to_bias,
-            )  # fmt: skip
+                {"params": sharding.gather(params)},
+                x,
+                sum(biases) if biases else None,
+                valid,
+                rate,
+                block_key,
+                to_bias,
+            )
             if key is not None and self.layerdrop:
                 y = jnp.where(jax.random.bernoulli(drop_key, self.layerdrop), x, y)
             return sharding.split_rows(y), t

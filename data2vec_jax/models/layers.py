@@ -34,9 +34,11 @@ beit_init = nn.initializers.truncated_normal(0.02, lower=-1.0, upper=1.0)
 # 0.02 is BERT's for a width of 768. In small networks it leaves attention flat, which then hardly
 # learns: 'small' has Xavier's queries, keys and values, which are much like BERT's at 768.
 INITS = {
-    "bert": bert_init, "beit": beit_init, "small": bert_init,
+    "bert": bert_init,
+    "beit": beit_init,
+    "small": bert_init,
     "xavier": nn.initializers.xavier_uniform(),
-}  # fmt: skip
+}
 
 
 def dropout(x: Array, rate: float | Array, key: Key) -> Array:
@@ -117,9 +119,13 @@ def convolve(
 
     def native(x, kernel):
         return lax.conv_general_dilated(
-            x, kernel, (stride,) * axes, "VALID", dimension_numbers=layout,
+            x,
+            kernel,
+            (stride,) * axes,
+            "VALID",
+            dimension_numbers=layout,
             feature_group_count=groups,
-        )  # fmt: skip
+        )
 
     def matmul(x, kernel):
         return _conv_by_matmul(x, kernel, stride, groups)
@@ -154,9 +160,12 @@ class Conv(nn.Module):
             size = jnp.sqrt(jnp.sum(jnp.square(kernel), (1, 2), keepdims=True))
             kernel = kernel * (self.param("gain", lambda key: size) / size)
         y = convolve(
-            x.astype(self.dtype), kernel.astype(self.dtype),
-            stride=self.stride, padding=self.padding, groups=self.groups,
-        )  # fmt: skip
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            stride=self.stride,
+            padding=self.padding,
+            groups=self.groups,
+        )
         if self.bias:
             y = y + self.param("bias", default, (self.channels,)).astype(self.dtype)
         return y
@@ -244,9 +253,15 @@ def check_activation(name: str, option: str) -> str:
 
 
 def attention(
-    q: Array, k: Array, v: Array, *, bias: Array | None = None, valid: Array | None = None,
-    dropout_rate: float = 0.0, key: Key = None,
-) -> Array:  # fmt: skip
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    bias: Array | None = None,
+    valid: Array | None = None,
+    dropout_rate: float = 0.0,
+    key: Key = None,
+) -> Array:
     """Softmax attention. q, k, v [B, H, T, d], bias [H, T, T] or [B, H, T, T] -> [B, H, T, d].
 
     `valid` bool [B, T]: keys that are not padding. Logits, bias and softmax are float32. The one
@@ -293,10 +308,13 @@ def dense(
     """A linear layer. init: 'torch' (its default), or one of `INITS` with zero biases."""
     torch = uniform_fan_in(fan_in)
     return nn.Dense(
-        features, use_bias=bias, dtype=dtype, name=name,
+        features,
+        use_bias=bias,
+        dtype=dtype,
+        name=name,
         kernel_init=torch if init == "torch" else INITS[init],
         bias_init=torch if init == "torch" else nn.initializers.zeros,
-    )  # fmt: skip
+    )
 
 
 def head_flops(head: Mlp, width: int) -> float:

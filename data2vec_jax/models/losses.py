@@ -53,7 +53,10 @@ def ctc_losses(logits: Array, lengths: Array, labels: Array, blank: int) -> Arra
     feasible = lengths >= jnp.sum(real, 1) + equal
     padding = jnp.arange(logits.shape[1]) >= lengths[:, None]
     losses = optax.ctc_loss(
-        wide(logits), padding.astype(jnp.float32), jnp.where(real, labels, 0),
-        (~real).astype(jnp.float32), blank_id=blank,
-    )  # fmt: skip
+        wide(logits),
+        padding.astype(jnp.float32),
+        jnp.where(real, labels, 0),
+        (~real).astype(jnp.float32),
+        blank_id=blank,
+    )
     return jnp.where(feasible, losses, jnp.inf)

@@ -140,10 +140,15 @@ class PatchModel(base.Model):
         return self.grid
 
     def encode(
-        self, tokens: Tokens, mask: Array | None = None, key: Key = None,
-        record: TargetSpec | None = None, collect: bool = False, keep: Array | None = None,
+        self,
+        tokens: Tokens,
+        mask: Array | None = None,
+        key: Key = None,
+        record: TargetSpec | None = None,
+        collect: bool = False,
+        keep: Array | None = None,
         grid: tuple[int, int] | None = None,
-    ) -> Encoded:  # fmt: skip
+    ) -> Encoded:
         """mask bool [B, N]: patches replaced by the learned vector (not with a decoder).
 
         keep: int [B * M, V], the patches that the blocks see, None for all. grid: rows and columns

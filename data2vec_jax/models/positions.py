@@ -66,12 +66,16 @@ class ConvPositions(nn.Module):
             x = jnp.where(valid[..., None], x, 0)
         convs = [
             Conv(
-                channels, self.taps, padding=self.taps // 2, groups=self.groups, dtype=self.dtype,
+                channels,
+                self.taps,
+                padding=self.taps // 2,
+                groups=self.groups,
+                dtype=self.dtype,
                 weight_norm=self.norm == "weight",
                 name=f"conv{i}" if self.norm == "layer" else "conv",
             )
             for i in range(self.depth)
-        ]  # fmt: skip
+        ]
 
         def step(conv, x):
             if valid is not None and self.exact_padding:

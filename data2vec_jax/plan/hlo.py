@@ -13,18 +13,32 @@ import numpy as np
 
 BYTES = {"pred": 1, "token": 0, "opaque": 0, "s4": 0.5, "u4": 0.5}
 COLLECTIVES = (
-    "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute",
-    "collective-broadcast", "ragged-all-to-all",
-)  # fmt: skip
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+    "ragged-all-to-all",
+)
 BETWEEN_SLICES = "between slices"
 START = "AsyncCollectiveStart"  # libtpu's mark of the fusion that starts a message beside others
 ASYNCHRONOUS = {START, "AsyncCollectiveDone"}
 PARTIAL = ("dynamic-slice", "slice", "gather")  # read only the part that they return
 # Work of no time: names for parts of other arrays, and the second halves of asynchronous pairs.
 FREE = {
-    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id",
-    "replica-id", "iota", "opt-barrier", "domain",
-}  # fmt: skip
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "after-all",
+    "partition-id",
+    "replica-id",
+    "iota",
+    "opt-barrier",
+    "domain",
+}
 
 
 class Collective(NamedTuple):
@@ -245,9 +259,14 @@ class _Reader:
         return whole
 
     def send(
-        self, i: Instruction, kind: str, shapes: Mapping, times: int, overlaps: bool,
+        self,
+        i: Instruction,
+        kind: str,
+        shapes: Mapping,
+        times: int,
+        overlaps: bool,
         where: str = "",
-    ) -> None:  # fmt: skip
+    ) -> None:
         given = sum(a.bytes for name in i.operands for a in shapes.get(name, ()))
         taken = sum(a.bytes for a in i.shape)
         size = given
@@ -352,10 +371,12 @@ def _products(i: Instruction, shapes: Mapping[str, list[Array]]) -> float:
     taps = 1
     for n, axis in enumerate(spatial):
         taps *= _taps(
-            given[names.index(axis)], kernel[kernel_names.index(axis)], out[out_names.index(axis)],
+            given[names.index(axis)],
+            kernel[kernel_names.index(axis)],
+            out[out_names.index(axis)],
             *(_option(window, key, n) for key in ("stride", "lhs_dilate", "rhs_dilate")),
             _padding(window, n),
-        )  # fmt: skip
+        )
     rows = out[out_names.index("b")] * out[out_names.index("f")]
     per_group = kernel[kernel_names.index("i")]  # features that one output reads
     return 2.0 * taps * rows * per_group

@@ -29,18 +29,26 @@ def plan(config: Mapping[str, Any], topology: Topology) -> dict[str, Any]:
     chip, chips = topology.chip, topology.chips
     peak = PEAK_FLOPS[chip.device_kind] * chips
     result = {
-        "topology": topology.name, "slices": topology.slices, "chips": chips,
-        "devices": mesh.size, "mesh": dict(mesh.shape),
-        "batch_size": step.rows, "shapes": {k: list(v.shape) for k, v in step.batch.items()},
-        "parameters": step.parameters, "flops_per_step": step.flops,
+        "topology": topology.name,
+        "slices": topology.slices,
+        "chips": chips,
+        "devices": mesh.size,
+        "mesh": dict(mesh.shape),
+        "batch_size": step.rows,
+        "shapes": {k: list(v.shape) for k, v in step.batch.items()},
+        "parameters": step.parameters,
+        "flops_per_step": step.flops,
         "hbm_bytes": int(chip.hbm),
         "fits": None if step.state_bytes < chip.hbm else False,
         "bytes_per_device": {"arguments": step.state_bytes, "temporaries": None, "output": None},
-        "collectives": None, "compile_seconds": None, "compile_cpu_seconds": None,
-        "step_seconds_estimate": step.flops / peak, "mfu_estimate": None,
+        "collectives": None,
+        "compile_seconds": None,
+        "compile_cpu_seconds": None,
+        "step_seconds_estimate": step.flops / peak,
+        "mfu_estimate": None,
         "roofline_seconds": {"compute": step.flops / peak},
         "versions": {"jax": jax.__version__},
-    }  # fmt: skip
+    }
     if not topologies.has_compiler():
         result["advice"] = [
             "libtpu is not installed, so nothing was compiled: "
@@ -65,7 +73,9 @@ def plan(config: Mapping[str, Any], topology: Topology) -> dict[str, Any]:
         "instructions": program.instructions,
         "loops_of_unknown_length": program.unknown_loops,
         "compiled_flops": program.flops * mesh.size,
-        "roofline_seconds": parts, "step_seconds_estimate": slowest,
-        "mfu_estimate": step.flops / peak / slowest, "advice": [],
-    }  # fmt: skip
+        "roofline_seconds": parts,
+        "step_seconds_estimate": slowest,
+        "mfu_estimate": step.flops / peak / slowest,
+        "advice": [],
+    }
     return result

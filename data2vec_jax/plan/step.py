@@ -59,19 +59,25 @@ class Step:
                 raise
             used = exhausted(str(error))
             memory = {
-                "arguments": self.state_bytes, "temporaries": max(used - self.state_bytes, 0),
-                "output": self.state_bytes, "total": used,
-            }  # fmt: skip
+                "arguments": self.state_bytes,
+                "temporaries": max(used - self.state_bytes, 0),
+                "output": self.state_bytes,
+                "total": used,
+            }
             return Compiled(None, memory, seconds())
         took = seconds()
         m = program.memory_analysis()
         memory = {
-            "arguments": m.argument_size_in_bytes, "temporaries": m.temp_size_in_bytes,
+            "arguments": m.argument_size_in_bytes,
+            "temporaries": m.temp_size_in_bytes,
             "output": m.output_size_in_bytes,
             # The state is donated: its next value lies where it did.
-            "total": m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
-            + m.temp_size_in_bytes + m.generated_code_size_in_bytes,
-        }  # fmt: skip
+            "total": m.argument_size_in_bytes
+            + m.output_size_in_bytes
+            - m.alias_size_in_bytes
+            + m.temp_size_in_bytes
+            + m.generated_code_size_in_bytes,
+        }
         return Compiled(program, memory, took)
 
 

@@ -95,24 +95,28 @@ def row(result: Mapping[str, Any]) -> str:
     step, peer = result["step_seconds"], result["peer"]
     share = {k: f"{v / step:.0%}" for k, v in result["seconds_of_parts"].items()}
     cells = [
-        f"{result['devices']} x {result['device']}, {result['dtype']}", recipe_of(result),
-        size_of(result), f"{1e3 * step:.0f}",
+        f"{result['devices']} x {result['device']}, {result['dtype']}",
+        recipe_of(result),
+        size_of(result),
+        f"{1e3 * step:.0f}",
         f"{1e3 * peer['step_seconds']:.0f}" if peer else "–",
         f"{peer['ratio']:.2f}" if peer else "–",
         f"{1e3 * result['seconds_per_masked_view']:.1f}",
-        f"{result['mfu_of_measured_matmul']:.0%}", ", ".join(share.values()),
+        f"{result['mfu_of_measured_matmul']:.0%}",
+        ", ".join(share.values()),
         f"{result['peak_bytes'] / 2**30:.2f}",
         f"{result['compile_seconds']:.0f}, {result['compile_seconds_from_cache']:.1f}",
         result["date"],
-    ]  # fmt: skip
+    ]
     return "| " + " | ".join(cells) + " |"
 
 
 def views(results: Mapping[str, Any]) -> str:
     """What a masked view of 2.0 takes beside one of 1.0, as FLOPs and as time."""
     lines = [
-        "| device | | ms a masked view, 1.0 | 2.0 | time | FLOPs |", "|---|---|---|---|---|---|",
-    ]  # fmt: skip
+        "| device | | ms a masked view, 1.0 | 2.0 | time | FLOPs |",
+        "|---|---|---|---|---|---|",
+    ]
     for name, old in results.items():
         new = results.get(name.replace("_v1_", "_v2_"))
         if not name.endswith("_v1_base") or new is None:

@@ -33,9 +33,23 @@ from PIL import Image
 
 LANGUAGES = "fr", "ru", "ro", "bg", "es"  # whose recordings say what is written
 SECTIONS = (
-    "net", "science", "admin", "games", "text", "sound", "graphics", "fonts", "web", "math", "mail",
-    "editors", "database", "video", "electronics", "hamradio",
-)  # fmt: skip
+    "net",
+    "science",
+    "admin",
+    "games",
+    "text",
+    "sound",
+    "graphics",
+    "fonts",
+    "web",
+    "math",
+    "mail",
+    "editors",
+    "database",
+    "video",
+    "electronics",
+    "hamradio",
+)
 
 
 def held_out(name: str, share: float = 0.2) -> str:
@@ -231,9 +245,12 @@ def main() -> None:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/corpora")
     folder.mkdir(parents=True, exist_ok=True)
     made = {
-        "russian.tsv": russian, "languages.tsv": languages, "emoji.tsv": emoji,
-        "descriptions.csv": descriptions, "glosses.csv": glosses,
-    }  # fmt: skip
+        "russian.tsv": russian,
+        "languages.tsv": languages,
+        "emoji.tsv": emoji,
+        "descriptions.csv": descriptions,
+        "glosses.csv": glosses,
+    }
     for name, make in made.items():
         if not (folder / name).exists():
             make(folder)

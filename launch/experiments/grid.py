@@ -39,9 +39,13 @@ PICTURE = ROOT / "launch/experiments/grid.svg"
 SEEDS = 3
 JOBS = 2
 STARTS = {
-    "scratch": "from scratch", "v1": "1.0", "v2": "2.0", "full": "all parameters", "lora": "LoRA",
+    "scratch": "from scratch",
+    "v1": "1.0",
+    "v2": "2.0",
+    "full": "all parameters",
+    "lora": "LoRA",
     "dora": "DoRA",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -69,9 +73,7 @@ class Of:
     tuned_on_test: bool = False
 
 
-FULL: dict[str, Any] = dict(
-    table="full", shares=(0.01, 0.1, 1.0), starts=("scratch", "v1", "v2")
-)  # fmt: skip
+FULL: dict[str, Any] = dict(table="full", shares=(0.01, 0.1, 1.0), starts=("scratch", "v1", "v2"))
 # Frames of 40 ms: half the time of a step.
 CONVS = {"model.frontend": {"convs": ((32, 20, 10), (64, 11, 4), (64, 4, 4), (64, 4, 4))}}
 # Of 1.0 as of 2.0 here, so that one network from scratch is what both are compared with.
@@ -80,9 +82,13 @@ ALIBI = {"model.alibi": {"scale": 1.0, "learned": True, "per_head": True, "per_l
 # the batch and not over each recording; a front end of the teacher's own loses less of it.
 WHOLE = {"averaged": ("^(?!decoder/|head/)",), "objective.layer_norms": ("batch",)}
 COLOURS = {
-    "model.image": 32, "model.mean": (0.5,) * 3, "model.std": (0.5,) * 3, "examples.image": 32,
-    "examples.channels": 3, "examples.flip": 0.5,
-}  # fmt: skip
+    "model.image": 32,
+    "model.mean": (0.5,) * 3,
+    "model.std": (0.5,) * 3,
+    "examples.image": 32,
+    "examples.channels": 3,
+    "examples.flip": 0.5,
+}
 
 
 def tokens(vocabulary: int, table: str) -> dict[str, Any]:
@@ -98,65 +104,93 @@ def source(table: str) -> dict[str, Any]:
 
 TASKS = {
     "digits": Of(
-        "MNIST digits: 10 classes, 4,000 labels", "vision", "finetune_imagenet.py:demo",
-        ("accuracy",), **FULL,
+        "MNIST digits: 10 classes, 4,000 labels",
+        "vision",
+        "finetune_imagenet.py:demo",
+        ("accuracy",),
+        **FULL,
         finetune_options={"total_steps": 400},
         versions={"v1": {"total_steps": 900}, "v2": {"total_steps": 300}},
     ),
     "sections": Of(
-        "Debian descriptions: 16 sections, 9,400 labels", "text", "finetune_text.py:demo",
-        ("accuracy", "macro_f1"), **FULL, tuned_on_test=True,
+        "Debian descriptions: 16 sections, 9,400 labels",
+        "text",
+        "finetune_text.py:demo",
+        ("accuracy", "macro_f1"),
+        **FULL,
+        tuned_on_test=True,
         # Whole descriptions are longer than a row: they are cut, not left out.
         pretrain_options={
-            **tokens(4_000, "descriptions.csv"), "examples.lengths": (64,),
-            "examples.mode": "none", "data.batch_size": 24, "total_steps": 1_600,
+            **tokens(4_000, "descriptions.csv"),
+            "examples.lengths": (64,),
+            "examples.mode": "none",
+            "data.batch_size": 24,
+            "total_steps": 1_600,
         },
-        finetune_options={
-            **tokens(4_000, "sections.csv"), "head.classes": 16, "total_steps": 200
-        },
+        finetune_options={**tokens(4_000, "sections.csv"), "head.classes": 16, "total_steps": 200},
         versions={"v2": {"schedule.peak": 2e-3}},
     ),
     "languages": Of(
-        "Spoken captions: 5 languages, 3,100 labels", "speech", "finetune_audio.py:demo",
-        ("accuracy", "macro_f1"), tuned_on_test=True,
-        pretrain_options={
-            **source("languages.tsv"), **CONVS, **ALIBI, **WHOLE, "total_steps": 800
-        },
+        "Spoken captions: 5 languages, 3,100 labels",
+        "speech",
+        "finetune_audio.py:demo",
+        ("accuracy", "macro_f1"),
+        tuned_on_test=True,
+        pretrain_options={**source("languages.tsv"), **CONVS, **ALIBI, **WHOLE, "total_steps": 800},
         finetune_options={
-            **source("languages.tsv"), **CONVS, "head.classes": 5, "total_steps": 200
+            **source("languages.tsv"),
+            **CONVS,
+            "head.classes": 5,
+            "total_steps": 200,
         },
     ),
     "emoji": Of(
-        "Emoji: 9 classes, 1,500 labels", "vision", "finetune_imagenet.py:demo", ("accuracy",),
+        "Emoji: 9 classes, 1,500 labels",
+        "vision",
+        "finetune_imagenet.py:demo",
+        ("accuracy",),
         pretrain_options={**source("emoji.tsv"), **COLOURS, "total_steps": 300},
-        finetune_options={
-            **source("emoji.tsv"), **COLOURS, "head.classes": 9, "total_steps": 300
-        },
+        finetune_options={**source("emoji.tsv"), **COLOURS, "head.classes": 9, "total_steps": 300},
     ),
     "glosses": Of(
-        "WordNet glosses: 45 classes, 94,000 labels", "text", "finetune_text.py:demo",
-        ("accuracy", "macro_f1"), tuned_on_test=True,
+        "WordNet glosses: 45 classes, 94,000 labels",
+        "text",
+        "finetune_text.py:demo",
+        ("accuracy", "macro_f1"),
+        tuned_on_test=True,
         pretrain_options={
-            **tokens(4_000, "glosses.csv"), "total_steps": 1_600, "schedule.peak": 2e-3
+            **tokens(4_000, "glosses.csv"),
+            "total_steps": 1_600,
+            "schedule.peak": 2e-3,
         },
         finetune_options={**tokens(4_000, "glosses.csv"), "total_steps": 200},
     ),
     "adapters": Of(
-        "Debian descriptions, as above", "text", "finetune_text.py:demo", ("accuracy", "macro_f1"),
-        table="adapters", shares=(1.0,), starts=("full", "lora", "dora"), base="sections",
-        finetune_options={
-            **tokens(4_000, "sections.csv"), "head.classes": 16, "total_steps": 200
-        },
+        "Debian descriptions, as above",
+        "text",
+        "finetune_text.py:demo",
+        ("accuracy", "macro_f1"),
+        table="adapters",
+        shares=(1.0,),
+        starts=("full", "lora", "dora"),
+        base="sections",
+        finetune_options={**tokens(4_000, "sections.csv"), "head.classes": 16, "total_steps": 200},
     ),
     "russian": Of(
-        "Russian phrases: characters, 2,092 transcripts (85 minutes)", "speech",
-        "finetune_librispeech.py:demo", ("cer", "wer", "cer_lm", "wer_lm"), **FULL,
+        "Russian phrases: characters, 2,092 transcripts (85 minutes)",
+        "speech",
+        "finetune_librispeech.py:demo",
+        ("cer", "wer", "cer_lm", "wer_lm"),
+        **FULL,
         pretrain_options={**source("russian.tsv"), **CONVS, **ALIBI, "total_steps": 4_000},
         finetune_options={
-            **source("russian.tsv"), **CONVS, "examples.seconds": (4.0,), "total_steps": 1_000
+            **source("russian.tsv"),
+            **CONVS,
+            "examples.seconds": (4.0,),
+            "total_steps": 1_000,
         },
     ),
-}  # fmt: skip
+}
 
 
 # One line -----------------------------------------------------------------------------------------
@@ -246,9 +280,10 @@ def line(name: str, start: str) -> None:
             found |= with_language(name, workdirs)
     first = evaluate.evaluate(str(RUNS / name / f"{start}-{task.shares[0]:g}-0"), {})
     result = {
-        "scores": scores, "date": datetime.date.today().isoformat(),
+        "scores": scores,
+        "date": datetime.date.today().isoformat(),
         **{key: first[key] for key in ("parameters", "trained_parameters")},
-    }  # fmt: skip
+    }
     (FOLDER / f"{name}-{start}.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
@@ -258,9 +293,11 @@ def line(name: str, start: str) -> None:
 def missing() -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """(task, version) of pretraining, then (task, start) of lines, that are still to be made."""
     lines = [
-        (name, start) for name, task in TASKS.items() for start in task.starts
+        (name, start)
+        for name, task in TASKS.items()
+        for start in task.starts
         if not (FOLDER / f"{name}-{start}.json").exists()
-    ]  # fmt: skip
+    ]
     # From scratch, too, texts are read with the tokenizer of 2.0.
     wanted = {(TASKS[n].base or n, "v1" if start == "v1" else "v2") for n, start in lines}
     ready = {(n, v) for n, v in wanted if (RUNS / n / v / "done").exists()}
@@ -283,8 +320,10 @@ def run_all(jobs: list[list[str]]) -> list[str]:
             pages = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # as launch/local.sh
             done = subprocess.run(
                 ["taskset", "-c", ",".join(map(str, mine)), sys.executable, __file__, *options],
-                stdout=file, stderr=file, env=cache | pages | os.environ,
-            )  # fmt: skip
+                stdout=file,
+                stderr=file,
+                env=cache | pages | os.environ,
+            )
         with lock:
             free.append(mine)
         how = f"failed, see {log}" if done.returncode else "done"
@@ -307,9 +346,13 @@ def spread(values: list[float]) -> str:
 
 
 NAMES = {
-    "accuracy": "accuracy", "macro_f1": "macro F1", "cer": "character errors",
-    "wer": "word errors", "cer_lm": "character errors, trigram", "wer_lm": "word errors, trigram",
-}  # fmt: skip
+    "accuracy": "accuracy",
+    "macro_f1": "macro F1",
+    "cer": "character errors",
+    "wer": "word errors",
+    "cer_lm": "character errors, trigram",
+    "wer_lm": "word errors, trigram",
+}
 
 
 def errors(metric: str) -> bool:
@@ -338,9 +381,14 @@ def table(kind: str, results: Mapping[str, Any]) -> str:
                 cells = []
                 for s in starts:
                     text = spread(values[s]) if s in values else "not run"
-                    better = s != "scratch" and {s, "scratch"} <= values.keys() and (
-                        min(sign * v for v in values[s]) > max(sign * v for v in values["scratch"])
-                    )  # fmt: skip
+                    better = (
+                        s != "scratch"
+                        and {s, "scratch"} <= values.keys()
+                        and (
+                            min(sign * v for v in values[s])
+                            > max(sign * v for v in values["scratch"])
+                        )
+                    )
                     cells.append(f"**{text}**" if better else text)
                 label = f"{100 * share:g} %" if metric == task.metrics[0] else ""
                 lines.append(f"| {title} | {label} | {NAMES[metric]} | {' | '.join(cells)} |")
@@ -374,9 +422,10 @@ def draw(results: Mapping[str, Any]) -> None:
     from matplotlib import pyplot as plt
 
     tasks = {
-        name: task for name, task in TASKS.items()
+        name: task
+        for name, task in TASKS.items()
         if task.table == "full" and any(f"{name}-{start}" in results for start in task.starts)
-    }  # fmt: skip
+    }
     figure, panels = plt.subplots(1, len(tasks), figsize=(4.2 * len(tasks), 3.4), squeeze=False)
     colours = {"scratch": "#868e96", "v1": "#1971c2", "v2": "#e8590c"}
     for panel, (name, task) in zip(panels[0], tasks.items(), strict=True):

@@ -115,12 +115,17 @@ def row(plan: Mapping[str, Any]) -> str:
     )
     used, step = plan["bytes_per_device"]["total"], plan["step_seconds_estimate"]
     cells = [
-        recipe, where, f"{plan['batch_size']:,}", options_of(plan),
+        recipe,
+        where,
+        f"{plan['batch_size']:,}",
+        options_of(plan),
         "yes" if plan["fits"] else "no: " + "; ".join(plan["advice"]),
-        f"{used / 2**30:.2f} of {plan['hbm_bytes'] / 2**30:.2f}", sent or "–",
+        f"{used / 2**30:.2f} of {plan['hbm_bytes'] / 2**30:.2f}",
+        sent or "–",
         f"{1e3 * step:.1f}" if step else "–",
-        f"{plan['mfu_estimate']:.0%}" if step else "–", f"{plan['compile_cpu_seconds']:.0f}",
-    ]  # fmt: skip
+        f"{plan['mfu_estimate']:.0%}" if step else "–",
+        f"{plan['compile_cpu_seconds']:.0f}",
+    ]
     return "| " + " | ".join(cells) + " |"
 
 

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 REGISTRY = json.loads((ROOT / "tests/recipes.json").read_text())
 RECIPES = REGISTRY["recipes"]
 VARIANTS_OURS_ALONE = ("smoke",)  # variants of recipes that no paper has
-IMAGENET, RATE = 1_281_167, 16_000
+IMAGENET, AUDIOSET, RATE = 1_281_167, 1_912_134, 16_000
 
 
 # Those of fine-tuning are checked beside their tasks (test_classify, test_transcribe).
@@ -118,7 +118,7 @@ def test_differences_have_a_reason(recipe):
         if not all(same(row["ours"], value) for value in published):
             assert row["reason"].strip(), f"{where}: no reason"
         if row["paper"] is not None:
-            assert re.search(r"\[(P1|P2|2H)\]", row["reason"]), f"{where}: no source"
+            assert re.search(r"\[(P1|P2|P3|2H)\]", row["reason"]), f"{where}: no source"
 
 
 @pytest.mark.parametrize("function", REGISTRY["defaults"])
@@ -155,6 +155,8 @@ NUMBERS = {
     "vision_v2:large": ((375_300, 50_040, 150_000), (128, 128), (196, 196 - 49)),
     "vision_v2:huge": ((375_300, 50_040, 150_000), (128, 128), (196, 196 - 49)),
     "vision_v2:huge14": ((500_000, 50_040, 300_000), (256, 256), (256, 256 - 64)),
+    "sound_v2:base": ((400_000, 53_333, 100_000), (48, 48), (512, 410)),
+    "sound_v2:large": ((400_000, 53_333, 150_000), (48, 48), (512, 384)),
     "text_v1:base": ((1_000_000, 10_000, 300_000), (131_072, 131_072), (512, 157)),
     "text_v1:large": ((1_000_000, 10_000, 300_000), (131_072, 131_072), (512, 157)),
     "text_v2:base": ((1_000_000, 4_000, 100_000), (32_768, 32_768), (512, 512 - 266)),
@@ -190,6 +192,7 @@ def test_batches(recipe):
         "speech": lambda: examples["crops"][-1],
         "text": lambda: examples["lengths"][-1],
         "vision": lambda: 1,
+        "sound": lambda: 1,
     }[config["modality"]]()
     assert rows * longest == units
     assert units == pytest.approx(theirs, rel=0.05 if config["modality"] == "speech" else 0)
@@ -203,6 +206,7 @@ def test_masked_positions(recipe):
         "speech": lambda: frames(round(config["examples"]["crops"][-1] * RATE)),
         "text": lambda: config["examples"]["lengths"][-1],
         "vision": lambda: (model["image"] // model["patch"],) * 2,
+        "sound": lambda: (model["frames"] // 16, 8),
     }[config["modality"]]()
     sampler = masking.make(size=size, **config["mask"])
     assert sampler.length == positions
@@ -228,6 +232,17 @@ def test_vision_masks_and_epochs():
         assert IMAGENET // batch // gpus == steps  # of an epoch
         assert config["total_steps"] == 800 * steps
         assert config["data"]["batch_size"] == batch * gpus
+
+
+def test_sound_masks_and_epochs():
+    for variant, seeds in (("base", 5), ("large", 7)):
+        config = recipe_config(f"sound_v2:{variant}")
+        mask, rows = config["mask"], config["data"]["batch_size"]
+        kept = 1 - mask["ratio"] + mask["adjust"]
+        assert math.floor(64 * 8 * kept / mask["width"] ** 2) == seeds
+        assert config["total_steps"] * rows / AUDIOSET == pytest.approx(10.04, abs=0.005)
+        # 1 x the rows of one of the authors' 4 GPUs.
+        assert config["objective"]["class_weight"] == rows / 4 * config["objective"]["clones"]
 
 
 def test_frozen_teachers():
@@ -256,4 +271,6 @@ def test_targets_are_main_blocks():
         "text_v1:large": 4,
         "text_v2:base": 0,
         "text_v2:large": 0,
+        "sound_v2:base": 0,
+        "sound_v2:large": 0,
     }

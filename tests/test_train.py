@@ -65,8 +65,10 @@ def vision_run(tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize("version", [1, 2])
-@pytest.mark.parametrize("modality", ["speech", "vision", "text"])
+SMOKE = [(m, v) for m in ("speech", "vision", "text") for v in (1, 2)] + [("sound", 2)]
+
+
+@pytest.mark.parametrize("modality,version", SMOKE)
 def test_smoke(modality, version, tmp_path, request, capsys):
     name = f"{modality}_v{version}"
     if name == "vision_v1":

@@ -57,6 +57,9 @@ class TrainSampler:
     cropped to the next shorter bucket, and left out if there is none. Examples that are `padded`
     cannot be cropped: there an underfull bucket absorbs the next shorter bucket.
 
+    weights: float [N] above 0, of examples of one bucket. Then an epoch is `draws` of them without
+    replacement, each next one with a probability in proportion to its weight.
+
     rows: rows per batch of each bucket. batches: number of batches of each bucket in an epoch;
     per_epoch: of all.
     """
@@ -70,9 +73,11 @@ class TrainSampler:
         rows_multiple_of: int | None = None,
         padded: bool = False,
         equal_rows: bool = False,
+        weights: np.ndarray | None = None,
+        draws: int = 0,
     ):
         self.rows = rows_of(buckets, batch_size, rows_multiple_of, equal_rows)
-        self.seed = seed
+        self.seed, self.weights = seed, weights
         self.bucket_of = np.array(bucket_of, np.int32)
         for b in range(len(buckets))[::-1]:
             members = self.bucket_of == b
@@ -84,6 +89,13 @@ class TrainSampler:
             elif members.sum() < self.rows[b]:
                 self.bucket_of[members] = b - 1
         sizes = np.bincount(self.bucket_of[self.bucket_of >= 0], minlength=len(buckets))
+        if weights is not None:
+            if np.count_nonzero(sizes) > 1 or not 0 < draws <= sizes.sum():
+                raise UserError(
+                    f"config.data.balanced_draws: {draws} of {sizes.sum()} examples of "
+                    f"{np.count_nonzero(sizes)} lengths; draw at most as many as there are, of one"
+                )
+            sizes = np.minimum(sizes, draws)
         self.batches = [int(n) // rows for n, rows in zip(sizes, self.rows, strict=True)]
         self.per_epoch = sum(self.batches)
         if not self.per_epoch:
@@ -96,7 +108,9 @@ class TrainSampler:
     def digest(self) -> str:
         """A hash of everything that determines which examples each batch holds."""
         text = f"{self.seed} {self.rows} {self.batches} {len(self.bucket_of)} "
-        return hashlib.sha256(text.encode() + self.bucket_of.tobytes()).hexdigest()[:16]
+        data = text.encode() + self.bucket_of.tobytes()
+        data += b"" if self.weights is None else self.weights.tobytes()
+        return hashlib.sha256(data).hexdigest()[:16]
 
     def __getstate__(self):  # worker processes get the sampler, not its cache
         return {k: v for k, v in self.__dict__.items() if k != "_epoch"}
@@ -109,6 +123,15 @@ class TrainSampler:
         """The order of the examples, and (bucket, first example) of each batch of an epoch."""
         rng = np.random.default_rng((self.seed, epoch))
         order = rng.permutation(len(self.bucket_of)).astype(np.uint32)
+        if self.weights is not None:
+            # The largest of log-weights with Gumbel noise are such a sample (Efraimidis 2006); the
+            # permutation hides that the heaviest come first in it.
+            keys = np.log(self.weights) + rng.gumbel(size=len(order))
+            keys[self.bucket_of < 0] = -np.inf
+            count = sum(n * rows for n, rows in zip(self.batches, self.rows, strict=True))
+            drawn = np.zeros(len(order), bool)
+            drawn[np.argpartition(-keys, count - 1)[:count]] = True
+            order = order[drawn[order]]
         bucket = self.bucket_of[order]
         chosen, batches, start = [], [], 0
         for b, (count, rows) in enumerate(zip(self.batches, self.rows, strict=True)):
@@ -124,6 +147,18 @@ class TrainSampler:
         order, batches = self._epoch(epoch)
         bucket, start = batches[i]
         return bucket, order[start : start + self.rows[bucket]]
+
+
+def balanced_weights(classes: Sequence[Sequence[int]]) -> np.ndarray:
+    """Weights [N] that draw rare classes more often: those of AST (arXiv 2104.01778) for AudioSet.
+
+    classes: of each example. A weight is the sum of 1000 / (n + 0.01) over the example's classes,
+    where n examples have the class. Raises UserError: an example has no class.
+    """
+    counts = np.bincount(np.concatenate([np.asarray(c, np.int64) for c in classes]))
+    if not all(len(c) for c in classes):
+        raise UserError("config.data.balanced_draws: an example has no class, so no weight")
+    return np.array([np.sum(1000.0 / (counts[np.asarray(c)] + 0.01)) for c in classes])
 
 
 class EvalSampler:

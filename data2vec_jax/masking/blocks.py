@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data2vec_jax.core.errors import UserError
 from data2vec_jax.masking.sampler import Sampler, require, table
 from data2vec_jax.masking.spans import _windows
 
@@ -25,8 +26,16 @@ def inverse_blocks(
 ) -> Sampler:
     """Vision 2.0: squares around random centres are kept, exactly int(T * (1 - ratio)). spec 4.5.
 
-    Options as in `block_spans`. Without `inverse` the squares are masked.
+    Options as in `block_spans`. Without `inverse` the squares are masked. Raises UserError: the
+    grid is too small for a single square of this width.
     """
+    share = (1 - ratio if inverse else ratio) + adjust
+    if width >= 1 and int(grid[0] * grid[1] * (share / width**2)) < 1:
+        rows, columns = grid
+        raise UserError(
+            f"config.mask.width: of {rows} x {columns} patches with ratio={ratio} and "
+            f"adjust={adjust}, not one square of {width} x {width} is drawn; use a smaller width"
+        )
     return _windows(tuple(grid), ratio, adjust, width, inverse, dropout)
 
 

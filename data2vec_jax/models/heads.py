@@ -351,10 +351,14 @@ class Choice(nn.Module):
 
 
 class ImagePooler(nn.Module):
-    """One vector of an image: 'class', its class token, or 'mean', a norm of its patches' mean."""
+    """One vector of an image: 'class', its class token, or 'mean', a norm of its patches' mean.
+
+    class_norm: a norm of the class token, too.
+    """
 
     pooling: str = "class"
     eps: float = 1e-6
+    class_norm: bool = False
 
     def setup(self):
         if self.pooling not in ("class", "mean"):
@@ -364,9 +368,9 @@ class ImagePooler(nn.Module):
 
     def __call__(self, features: Features, key: Key = None) -> Arrays:
         """pooler_output [B, D]; the class token stands first in `features.x`."""
-        x = features.x
-        pooled = x[:, 0] if self.pooling == "class" else self.norm(jnp.mean(x[:, 1:], 1))
-        return {"pooler_output": pooled}
+        pooled = features.x[:, 0] if self.pooling == "class" else jnp.mean(features.x[:, 1:], 1)
+        normed = self.class_norm or self.pooling == "mean"
+        return {"pooler_output": self.norm(pooled) if normed else pooled}
 
 
 class Image(ImagePooler):

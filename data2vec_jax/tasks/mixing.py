@@ -87,3 +87,26 @@ def mix(
     blended = jnp.where(cut, image, share * image + (1 - share) * other)
     image = jnp.where(inside[..., None], other, blended)
     return image, share * targets + (1 - share) * targets[::-1]
+
+
+def mask_bands(x: Array, key: Array, row_share: float, column_share: float) -> Array:
+    """Zeros in one band of rows and one of columns of each of [B, H, W, C]. key: one of each row.
+
+    As for spectrograms of AST and EAT: a band is uniform between 0 and its share of the side wide,
+    and anywhere (docs/spec/sound.md section 6).
+    """
+
+    def inside(keys, size, share):
+        # In whole rows, as torchaudio's masks: the width and the place are rounded down.
+        width = jax.random.uniform(keys[0]) * int(share * size)
+        start = jnp.floor(jax.random.uniform(keys[1]) * (size - width))
+        places = jnp.arange(size)
+        return (places >= start) & (places < start + jnp.floor(width))
+
+    def one(x, key):
+        keys = jax.random.split(key, 4)
+        rows = inside(keys[:2], x.shape[0], row_share)
+        columns = inside(keys[2:], x.shape[1], column_share)
+        return jnp.where((rows[:, None] | columns)[..., None], 0.0, x)
+
+    return jax.vmap(one)(x, key)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from data2vec_jax.core.errors import UserError
 from data2vec_jax.data.sources import Source, open_named, open_source
 from data2vec_jax.modalities.contract import Examples, Labelled, Modality
 
@@ -38,11 +39,14 @@ def labelled(
 
 
 def with_classes(examples: Examples, source: Source) -> Labelled:
-    """All examples, each with its class."""
+    """All examples but those that are left out, each with its class."""
     rng = np.random.default_rng(0)
-    rows = [examples.load(i, int(examples.bucket_of[i]), rng) for i in range(len(source))]
+    used = [int(i) for i in np.flatnonzero(np.asarray(examples.bucket_of) >= 0)]
+    if not used:
+        raise UserError(f"{source.uri}: none of the {len(source)} examples of {source.split} fits")
+    rows = [examples.load(i, int(examples.bucket_of[i]), rng) for i in used]
     inputs = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    return Labelled(inputs, np.array([source.field(i, "label") for i in range(len(source))]))
+    return Labelled(inputs, np.array([source.field(i, "label") for i in used]))
 
 
 def make_encode(model: Any, layers: Sequence[int] | None = None):

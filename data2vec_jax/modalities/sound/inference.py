@@ -1,0 +1,58 @@
+"""Forward pass of a loaded sound model on raw waveforms.
+
+B batch, S samples, F frames, N patches, D width.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data2vec_jax.core.errors import UserError
+from data2vec_jax.modalities.contract import Inference
+from data2vec_jax.modalities.sound.model import SoundModel
+from data2vec_jax.modalities.sound.spectrogram import FBANK, device_spectrogram, samples_of
+from data2vec_jax.models.heads import Features
+from data2vec_jax.models.outputs import Inputs, Outputs, Params, outputs, states_of
+
+
+def forward(
+    config: Mapping[str, Any], model: SoundModel, params: Params, inputs: Inputs
+) -> Outputs:
+    """audio [B, S] at 16 kHz, optional padding bool [B, S] (True: padded), optional mask bool
+    [B, N]. The spectrogram is made on the device; it is padded or cut to the model's F frames.
+    """
+    audio = inputs["audio"]
+    length = jnp.full(len(audio), audio.shape[1])
+    if inputs.get("padding") is not None:
+        length = jnp.sum(~inputs["padding"], -1)
+    batch = {"spectrogram": device_spectrogram(audio, length, model.image[0])}
+    tokens = model.apply({"params": params}, batch, method="features")
+    encoded = model.apply(
+        {"params": params}, tokens, inputs.get("mask"), collect=True, method="encode"
+    )
+    x = jnp.concatenate([encoded.class_tokens, encoded.x], 1)
+    return outputs(config, params, encoded, Features(x, states_of(encoded)))
+
+
+def prepare(model: SoundModel, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """Waveforms as they are. Raises UserError: not [B, S], or less than a frame."""
+    audio, cells = inputs["audio"], model.grid[0] * model.grid[1]
+    if audio.ndim != 2 or audio.shape[1] < FBANK.length:
+        raise UserError(
+            f"audio of shape {audio.shape}; the model reads [batch, samples], of at least "
+            f"{FBANK.length} samples at 16 kHz"
+        )
+    if "mask" in inputs and inputs["mask"].shape[1:] != (cells,):
+        raise UserError(f"a mask of shape {inputs['mask'].shape} for {cells} patches")
+    return inputs
+
+
+def example(model: SoundModel) -> dict[str, jax.ShapeDtypeStruct]:
+    """One waveform of the model's length."""
+    return {"audio": jax.ShapeDtypeStruct((1, samples_of(model.image[0])), jnp.float32)}
+
+
+INFERENCE = Inference(input="audio", example=example, forward=forward, prepare=prepare)

@@ -1,0 +1,20 @@
+"""Sound: log-mel spectrograms of audio events, cut into patches."""
+
+from data2vec_jax.modalities.contract import Modality
+from data2vec_jax.modalities.sound import data, inference, inputs, model, published
+from data2vec_jax.modalities.sound.bench import BENCH
+from data2vec_jax.modalities.sound.codec import CODEC
+
+MODALITY = Modality(
+    name="sound",
+    codec=CODEC,
+    model=model.SoundConfig,
+    layout=data.SoundLayout,
+    examples=data.SoundExamples,
+    input_layout=inputs.SoundInputLayout,
+    inputs=inputs.Sounds,
+    flops=model.flops,
+    bench=BENCH,
+    published_scores=published.published_scores,
+    inference=inference.INFERENCE,
+)

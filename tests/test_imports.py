@@ -1,11 +1,16 @@
 """Who may import whom: DESIGN's arrows point down only, and flax.linen stays inside its fence."""
 
 import ast
+import fnmatch
+import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
+
+from data2vec_jax.modalities import contract
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "data2vec_jax"
@@ -78,6 +83,77 @@ def test_modalities_do_not_know_each_other():
             parts = name.split(".")
             if parts[:2] == ["data2vec_jax", "modalities"] and own != "modalities":
                 assert parts[2] in (own, "contract"), f"{path} imports {name}"
+
+
+# Files outside modalities/ that may name a modality, or the array that it reads, and why.
+MAY_NAME = {
+    "configs/*": "a recipe is of a modality",
+    "convert/beit.py": "layout of others: BEiT's vision checkpoints",
+    "convert/fairseq.py": "layout of others: fairseq has a class for each",
+    "convert/fairseq_v2.py": "layout of others: fairseq has one model of the papers' modalities",
+    "convert/hf.py": "layout of others: Hugging Face has a class for each",
+    "convert/hf_v2.py": "layout of others: our PyTorch file has a branch for each",
+    "convert/hf_vision.py": "layout of others: Hugging Face has a class for each",
+    "convert/modeling_data2vec2.py": "the PyTorch file itself, which cannot import this package",
+    "data/codecs/*": "a library of codecs, of which modalities pick; its fields have these names",
+    "bench/torch_baseline.py": "a class of Hugging Face's for each",
+    "models/heads.py": "the names of heads, which configs hold: 'image'",
+    "tasks/answer.py": "questions about texts",
+    "tasks/transcribe.py": "transcripts of speech",
+}
+
+
+def modality_names() -> set[str]:
+    """Names of the shipped modalities and of the arrays that they read."""
+    records = [contract.get(name) for name in contract.names()]
+    arrays = {r.inference.input for r in records if r.inference}
+    return {r.name for r in records} | {r.codec.field for r in records} | arrays
+
+
+def naming(text: str, names: set[str]) -> list[str]:
+    """Lines of a file that hold a string equal to one of `names`, or import a modality's module."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in names:
+            found.append(f"line {node.lineno}: '{node.value}'")
+    places = re.finditer(
+        r"^ *(?:from|import) data2vec_jax\.modalities\.(?!contract)\w+", text, re.M
+    )
+    return found + [match[0].strip() for match in places]
+
+
+def allowed(path: Path) -> str | None:
+    """The pattern of `MAY_NAME` that a file of the package matches."""
+    name = path.relative_to(PACKAGE).as_posix()
+    return next((pattern for pattern in MAY_NAME if fnmatch.fnmatch(name, pattern)), None)
+
+
+def test_no_file_outside_of_modalities_names_one():
+    names = modality_names()
+    assert {"speech", "text", "vision", "audio", "image", "tokens"} <= names
+    used = set()
+    for path in FILES:
+        if "modalities" in path.relative_to(PACKAGE).parts and path.name != "contract.py":
+            continue
+        if found := naming(path.read_text(), names):
+            used.add(allowed(path))
+            assert allowed(path), f"{path.relative_to(ROOT)} names a modality: {found}"
+    assert used == set(MAY_NAME), "an exception that nothing needs"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "if config['modality'] == 'speech': pass",
+        "x = batch['image']",
+        "FORWARD = {'text': 1}",
+        "from data2vec_jax.modalities.vision import model",
+        "    from data2vec_jax.modalities.speech.model import frames",
+    ],
+)
+def test_a_name_is_found(text):
+    assert naming(textwrap.dedent(text), modality_names())
+    assert not naming("from data2vec_jax.modalities import contract\ntexts = 'a text'", {"text"})
 
 
 def test_no_module_is_called_utils():

@@ -148,6 +148,8 @@ class Modality:
       default every example must have a class.
     input_layout, inputs: as `layout` and `examples`, of whole inputs (`Inputs`) for fine-tuning;
       None if it cannot be fine-tuned.
+    learned_mask: section `model` has the option `mask_embedding`, a vector for masked positions (in
+      1.0); it is turned off where a model of 2.0 loses its decoder, in fine-tuning.
     flops: (model, shapes of one example, masked positions, tokens that the student sees) -> forward
       FLOPs: 'frontend', 'encoder' (of the whole input), 'student' (of one masked input, from the
       front end's output to the predictions).
@@ -170,6 +172,7 @@ class Modality:
     labelled: Callable[..., Labelled] | None = None
     input_layout: Callable[..., Layout] | None = None
     inputs: Callable[..., Inputs] | None = None
+    learned_mask: bool = False
     corrupt: Callable[..., Any] | None = None
     bench: Bench = Bench()
     check_labels: Callable[[Source], None] = check_classes

@@ -117,14 +117,14 @@ def make_loss(
     def augmented(batch, targets, draw, key):
         if not (mixes or config.erasing):
             return batch, targets
-        image = model.pixels(batch["image"])
+        pixels = model.pixels(batch)
         if config.erasing:
             step = jax.random.fold_in(draw.masks, draw.step)
             rows = jax.vmap(lambda i: jax.random.fold_in(step, i))(batch["example_id"])
-            image = mixing.erase(image, rows, config.erasing)
+            pixels = mixing.erase(pixels, rows, config.erasing)
         if mixes:
-            image, targets = mixing.mix(
-                image,
+            pixels, targets = mixing.mix(
+                pixels,
                 targets,
                 key,
                 mixup=config.mixup,
@@ -132,7 +132,7 @@ def make_loss(
                 probability=config.mix_probability,
                 switch=config.switch,
             )
-        return {**batch, "image": image}, targets
+        return {**batch, "pixels": pixels}, targets
 
     return loss
 

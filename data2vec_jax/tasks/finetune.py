@@ -153,7 +153,7 @@ def resolve_config(config: Mapping[str, Any], init_from: str | None = None) -> d
     model = changed(config["model"], config.get("model_overrides", {}))
     if model.get("decoder") is not None:  # 2.0: whose encoder knows no learned mask
         model["decoder"] = None
-        if config["modality"] != "text":
+        if contract.get(config["modality"]).learned_mask:
             model["mask_embedding"] = False
     config["model"], optim = model, dict(config["optim"])
     if config.get("layerwise_lr"):

@@ -14,6 +14,7 @@ MODALITY = Modality(
     labelled=data.labelled,
     input_layout=inputs.UtteranceConfig,
     inputs=inputs.Utterances,
+    learned_mask=True,
     flops=model.flops,
     bench=BENCH,
     check_labels=data.check_labels,

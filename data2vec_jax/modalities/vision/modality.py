@@ -13,6 +13,7 @@ MODALITY = Modality(
     examples=data.VisionExamples,
     input_layout=inputs.ImageInputConfig,
     inputs=inputs.Images,
+    learned_mask=True,
     flops=model.flops,
     bench=BENCH,
     published_scores=published.published_scores,

@@ -32,10 +32,13 @@ class VisionModel(PatchModel):
 
     def features(self, batch: Batch, key: Key = None) -> Tokens:
         """image [B, height, width, C], uint8 or already normalised floats -> x [B, N, D]."""
-        return Tokens(self.patches(self.pixels(batch["image"])))
+        return Tokens(self.patches(self.pixels(batch)))
 
-    def pixels(self, image: Array) -> Array:
-        """uint8 [B, height, width, C] -> normalised floats, which stay as they are."""
+    def pixels(self, batch: Batch) -> Array:
+        """uint8 [B, height, width, C] -> normalised; floats, and `pixels`, stay as they are."""
+        if "pixels" in batch:
+            return batch["pixels"]
+        image = batch["image"]
         if image.dtype != jnp.uint8:
             return image
         mean, std = jnp.asarray(self.mean), jnp.asarray(self.std)

@@ -329,6 +329,41 @@ def test_sections_of_older_folders_are_read(tmp_path):
     np.testing.assert_array_equal(new(audio).logits, old(audio).logits)
 
 
+OWN = """
+import dataclasses
+import jax
+import jax.numpy as jnp
+from data2vec_jax.modalities.contract import Inference
+from data2vec_jax.modalities.speech.modality import MODALITY as SPEECH
+
+def example(model):
+    return {"audio": jax.ShapeDtypeStruct((1, 400), jnp.float32)}
+
+MODALITY = dataclasses.replace(SPEECH, inference=Inference("audio", example))
+"""
+
+
+def test_a_modality_of_the_user_is_loaded(tmp_path, monkeypatch):
+    (tmp_path / "my_lab").mkdir()
+    (tmp_path / "my_lab/eeg.py").write_text(OWN)
+    (tmp_path / "my_lab/silent.py").write_text(OWN.replace('Inference("audio", example)', "None"))
+    monkeypatch.syspath_prepend(tmp_path)
+    run(SPEECH, tmp_path / "eeg", "--to=jax")
+    speech, config = data2vec_jax.load(SPEECH), files.read_json(tmp_path / "eeg/config.json")
+    files.write_json(tmp_path / "eeg/config.json", config | {"modality": "my_lab.eeg"})
+    own, audio = data2vec_jax.load(tmp_path / "eeg"), np.random.default_rng(0).normal(size=(2, 900))
+    padding = np.arange(900) >= np.array([[900], [700]])
+    wanted, found = (load(audio.astype(np.float32), padding) for load in (speech, own))
+    np.testing.assert_allclose(found.last_hidden_state, wanted.last_hidden_state, atol=1e-6)
+    assert len(found.hidden_states) == len(wanted.hidden_states) and found.logits is None
+    for to in ("hf", "fairseq"):
+        with pytest.raises(UserError, match=f"--to={to}: there is no layout for this my_lab.eeg"):
+            run(tmp_path / "eeg", tmp_path / "target", f"--to={to}")
+    files.write_json(tmp_path / "eeg/config.json", config | {"modality": "my_lab.silent"})
+    with pytest.raises(UserError, match=r"config\.modality: 'my_lab\.silent' cannot be loaded"):
+        data2vec_jax.load(tmp_path / "eeg")
+
+
 class Harm:
     def __reduce__(self):
         return os.mkdir, ("harm",)

@@ -1,10 +1,11 @@
-"""Heads: what is put on an encoder for a task (conversion spec 1.2, 4.2, 4.4, 4.5).
+"""Heads: modules that make a task's outputs from an encoder's (conversion spec 1.2, 4.2, 4.4, 4.5).
 
 B batch, T frames or tokens, D width, L layers, U labels of a row, C classes, V vocabulary.
 
-A head is a linen module: `head(features) -> {name: array}`, with Hugging Face's names of outputs,
-and `loss(outputs, labels, features) -> scalar`, where `labels` is a dict of arrays as well. Labels
-below 0 are none. The losses are in losses.py, and a large head in segmentation.py.
+A head is a linen module with two methods: `head(features) -> {name: array}`, with Hugging Face's
+names of outputs, and `loss(outputs, labels, features) -> scalar`, where `labels` is a dict of
+arrays. Negative labels are ignored. The losses are in losses.py, the segmentation head in
+segmentation.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,25 +27,23 @@ Arrays = Mapping[str, Array]
 
 
 class Features(NamedTuple):
-    """What a head reads.
-
-    x: [B, T, D], the encoder's last output (speech: after the adapter). states: [L + 1, B, T, D],
-    the first block's input and each block's output, for heads that weight the layers. lengths: int
-    [B], valid frames or tokens of `x`, None without padding. table: [V, D], token embeddings, for
-    the tied output of a language model.
-    """
+    """Inputs of a head."""
 
     x: Array
+    """[B, T, D]: the encoder's output (of speech, after the convolutional adapter)."""
     states: Array | None = None
+    """[L + 1, B, T, D]: the first block's input and each block's output."""
     lengths: Array | None = None
+    """int [B]: valid frames or tokens of `x`; None without padding."""
     table: Array | None = None
+    """[V, D]: token embeddings, which the output of a tied language model shares."""
 
 
-def first(lengths: Array, size: int) -> Array:
-    """bool [B, size]: the first `lengths` of each row.
+def valid_mask(lengths: Array, size: int) -> Array:
+    """bool [B, size]: True at the first `lengths` positions of each row.
 
-    Hugging Face marks position length - 1 and all before it, and -1 is the last one: so a row
-    without a whole frame counts as full, and we follow.
+    A row without a whole frame counts as full, as in Hugging Face, whose index length - 1 is then
+    -1, the last position.
     """
     lengths = jnp.where(lengths > 0, lengths, size + lengths)
     return jnp.arange(size) < lengths[:, None]
@@ -56,7 +55,7 @@ def linear(width: int, name: str) -> nn.Dense:
 
 
 class WeightedStates(nn.Module):
-    """The last output, or a learned average over the states of all layers."""
+    """The encoder's output, or a learned average over the states of all layers (`weighted`)."""
 
     weighted: bool
 
@@ -65,7 +64,7 @@ class WeightedStates(nn.Module):
         if not self.weighted:
             return features.x
         if features.states is None:
-            raise UserError("a head that weights the layers needs the states of all of them")
+            raise UserError("config.head.weighted: the states of all layers are missing")
         count = len(features.states)
         weights = self.param("weights", lambda key: jnp.full(count, 1.0 / count))
         return jnp.tensordot(jax.nn.softmax(weights), features.states, 1)
@@ -75,19 +74,19 @@ class WeightedStates(nn.Module):
 
 
 class ConvAdapter(nn.Module):
-    """Strided convolutions that shorten the encoder's output, each followed by a gated linear unit.
-
-    width: O of the output. If the encoder has another width, a linear layer and a norm come first.
-    layers: number of convolutions. kernel, stride: of each, in frames.
-    """
+    """Strided convolutions, each followed by a gated linear unit, shorten the encoder's output."""
 
     width: int
+    """O: width of the output. If the encoder's differs, a linear layer and a norm come first."""
     layers: int = 3
+    """Number of convolutions."""
     kernel: int = 3
+    """Taps of each, in frames."""
     stride: int = 2
+    """Of each, in frames."""
 
     def lengths(self, lengths: Array) -> Array:
-        """Valid frames of the output (that of a kernel of 1, as in Hugging Face)."""
+        """Valid frames of the output, computed for kernels of 1 as Hugging Face does."""
         for _ in range(self.layers):
             lengths = (lengths - 1) // self.stride + 1
         return lengths
@@ -104,17 +103,18 @@ class ConvAdapter(nn.Module):
 
 
 class Ctc(nn.Module):
-    """Characters of an utterance: a linear layer per frame.
-
-    blank: index of the blank. reduction: 'sum' over the batch, or 'mean' of losses per label.
-    zero_infinity: rows that no alignment fits count as 0.
-    """
+    """Connectionist temporal classification (Graves 2006): one linear layer per frame."""
 
     vocab_size: int
+    """V: labels, the blank among them."""
     blank: int = 0
+    """Index of the blank."""
     reduction: str = "sum"
+    """'sum' of the rows' losses, 'mean' of losses per label, or another word for a loss per row."""
     zero_infinity: bool = False
+    """Rows shorter than their labels have loss 0, not infinity."""
     dropout: float = 0.0
+    """Of the layer's input."""
 
     @nn.compact
     def __call__(self, features: Features, key: Key = None) -> Arrays:
@@ -138,15 +138,16 @@ class Ctc(nn.Module):
 
 
 class SequenceClassifier(nn.Module):
-    """A class of an utterance: projection to P, mean over valid frames, linear layer.
-
-    projection: P. classes: C. weighted: of all layers.
-    """
+    """One class per utterance: projection, mean over valid frames, linear layer."""
 
     classes: int
+    """C."""
     projection: int = 256
+    """Width of the projection."""
     weighted: bool = False
+    """Reads a learned average over all layers."""
     problem: str | None = "single_label_classification"
+    """Kind of labels and loss: one of `losses.PROBLEMS`."""
 
     @nn.compact
     def __call__(self, features: Features, key: Key = None) -> Arrays:
@@ -156,7 +157,7 @@ class SequenceClassifier(nn.Module):
         if features.lengths is None:
             x = jnp.mean(x, 1)
         else:
-            valid = first(features.lengths, x.shape[1])[..., None]
+            valid = valid_mask(features.lengths, x.shape[1])[..., None]
             x = jnp.sum(jnp.where(valid, x, 0), 1) / jnp.sum(valid, 1)
         return {"logits": linear(self.classes, "output")(x)}
 
@@ -166,11 +167,14 @@ class SequenceClassifier(nn.Module):
 
 
 class TokenClassifier(nn.Module):
-    """A class of each frame or token."""
+    """One class per frame or token: a linear layer."""
 
     classes: int
+    """C."""
     weighted: bool = False
+    """Reads a learned average over all layers."""
     dropout: float = 0.0
+    """Of the layer's input."""
 
     @nn.compact
     def __call__(self, features: Features, key: Key = None) -> Arrays:
@@ -179,7 +183,7 @@ class TokenClassifier(nn.Module):
         return {"logits": linear(self.classes, "output")(dropout(x, self.dropout, key))}
 
     def loss(self, outputs: Arrays, labels: Arrays, features: Features) -> Array:
-        """labels int [B, T], or [B, T, C] of which the largest counts."""
+        """labels int [B, T], or scores [B, T, C], whose largest counts."""
         labels = labels["labels"]
         if labels.ndim == 3:
             labels = jnp.argmax(labels, -1)
@@ -187,17 +191,20 @@ class TokenClassifier(nn.Module):
 
 
 class XVector(nn.Module):
-    """A speaker's vector (Snyder 2018): dilated convolutions, mean and deviation over time.
-
-    channels, kernels, dilations: of the convolutions. width: X of the vector. classes: C speakers.
-    """
+    """Speaker embeddings (x-vectors, Snyder 2018): dilated convolutions, statistics over time."""
 
     classes: int
+    """C: speakers."""
     channels: Sequence[int] = (512, 512, 512, 512, 1500)
+    """Output channels of each convolution."""
     kernels: Sequence[int] = (5, 3, 3, 1, 1)
+    """Taps of each convolution."""
     dilations: Sequence[int] = (1, 2, 3, 1, 1)
+    """Frames between taps of each convolution."""
     width: int = 512
+    """X: width of the embedding."""
     weighted: bool = False
+    """Reads a learned average over all layers."""
 
     @nn.compact
     def __call__(self, features: Features, key: Key = None) -> Arrays:
@@ -233,7 +240,7 @@ class XVector(nn.Module):
 
 
 def statistics(x: Array, lengths: Array | None) -> Array:
-    """Mean and unbiased deviation of valid frames: [B, T, D] -> [B, 2 D].
+    """Mean and unbiased standard deviation over valid frames: [B, T, D] -> [B, 2 D].
 
     A negative length counts from the end of the row.
     """
@@ -251,7 +258,7 @@ def statistics(x: Array, lengths: Array | None) -> Array:
 
 
 class Pooler(nn.Module):
-    """The first token through a linear layer and tanh."""
+    """One vector per row: the first token, linear layer, tanh."""
 
     @nn.compact
     def __call__(self, features: Features, key: Key = None) -> Arrays:
@@ -261,14 +268,14 @@ class Pooler(nn.Module):
 
 
 class MaskedLm(nn.Module):
-    """A token at each position: linear layer, GELU, norm, product with the token embeddings.
-
-    tied: the output has the token embeddings, else weights of its own.
-    """
+    """Masked language model: linear layer, GELU, layer norm, product with the token embeddings."""
 
     vocab_size: int
+    """V."""
     eps: float = 1e-5
+    """Of the layer norm."""
     tied: bool = True
+    """The output layer shares the token embeddings; otherwise it has a kernel of its own."""
 
     @nn.compact
     def __call__(self, features: Features, key: Key = None) -> Arrays:
@@ -289,11 +296,14 @@ class MaskedLm(nn.Module):
 
 
 class ClsClassifier(nn.Module):
-    """A class, or a number, of a row: the first token, linear layer, tanh, linear layer."""
+    """One class or number per row: the first token, linear layer, tanh, linear layer."""
 
     classes: int
+    """C; 1 for a number."""
     problem: str | None = None
+    """Kind of labels and loss: one of `losses.PROBLEMS`; None to choose by the labels."""
     dropout: float = 0.0
+    """Of the input of both layers."""
 
     @nn.compact
     def __call__(self, features: Features, key: Key = None) -> Arrays:
@@ -308,8 +318,8 @@ class ClsClassifier(nn.Module):
         return problem_loss(self.problem, outputs["logits"], labels["labels"])
 
 
-class Answer(nn.Module):
-    """Where an answer starts and ends: two numbers per token."""
+class QuestionAnswering(nn.Module):
+    """Start and end of an answer: two logits per token."""
 
     @nn.compact
     def __call__(self, features: Features, key: Key = None) -> Arrays:
@@ -318,7 +328,7 @@ class Answer(nn.Module):
         return {"start_logits": start, "end_logits": end}
 
     def loss(self, outputs: Arrays, labels: Arrays, features: Features) -> Array:
-        """start_positions, end_positions int [B]; those outside the row are left out."""
+        """start_positions, end_positions int [B]; positions outside the row are ignored."""
         ends = ("start", "end")
         losses = [
             cross_entropy(
@@ -329,15 +339,12 @@ class Answer(nn.Module):
         return sum(losses) / 2
 
 
-class Choice(nn.Module):
-    """The best of several rows: the first token's pooled vector, one number each.
-
-    choices: rows of an example; they are adjacent.
-    """
+class MultipleChoice(nn.Module):
+    """The best of several rows: a pooled first token and one logit per row."""
 
     @nn.compact
     def __call__(self, features: Features, key: Key = None, choices: int = 1) -> Arrays:
-        """x [B * choices, T, D] -> logits [B, choices]."""
+        """x [B * choices, T, D], the rows of one example adjacent -> logits [B, choices]."""
         x = features.x
         pooled = jnp.tanh(linear(x.shape[-1], "pooler")(x[:, 0]))
         return {"logits": linear(1, "output")(pooled).reshape(-1, choices)}
@@ -351,14 +358,14 @@ class Choice(nn.Module):
 
 
 class ImagePooler(nn.Module):
-    """One vector of an image: 'class', its class token, or 'mean', a norm of its patches' mean.
-
-    class_norm: a norm of the class token, too.
-    """
+    """One vector per image."""
 
     pooling: str = "class"
+    """'class': the class token. 'mean': layer norm of the mean over patches."""
     eps: float = 1e-6
+    """Of that norm."""
     class_norm: bool = False
+    """Normalises the class token, too."""
 
     def setup(self):
         if self.pooling not in ("class", "mean"):
@@ -373,12 +380,15 @@ class ImagePooler(nn.Module):
         return {"pooler_output": self.norm(pooled) if normed else pooled}
 
 
-class Image(ImagePooler):
-    """A class, or a number, of an image: one vector, linear layer."""
+class ImageClassifier(ImagePooler):
+    """One class or number per image: one vector, linear layer."""
 
     classes: int = 1000
+    """C; 1 for a number."""
     problem: str | None = None
-    start: float = 1.0  # factor on the first weights: BEiT's 0.001
+    """Kind of labels and loss: one of `losses.PROBLEMS`; None to choose by the labels."""
+    start: float = 1.0
+    """Factor on the initial weights; BEiT's is 0.001."""
 
     def setup(self):
         super().setup()
@@ -396,25 +406,27 @@ class Image(ImagePooler):
 
 
 class LinearProbe(nn.Module):
-    """A linear classifier on a frozen encoder: MAE's and DINO's protocols (conversion spec 2.3).
-
-    pooling: 'class' token, 'mean' of the patches, or both joined, 'class+mean'. batch_norm: the
-    features of a batch are normalised, without weights; those of a held-out image by running
-    averages (momentum 0.1, unbiased variance), as by PyTorch's BatchNorm1d. deviation: of the
-    first weights.
-    """
+    """Linear classifier on a frozen encoder: MAE's and DINO's protocols (conversion spec 2.3)."""
 
     classes: int = 1000
+    """C."""
     pooling: str = "mean"
+    """'class' token, 'mean' over patches, or 'class+mean', both concatenated."""
     batch_norm: bool = False
+    """Normalises features by the batch's statistics, without learned weights; held-out rows by
+    running averages (momentum 0.1, unbiased variance), as PyTorch's BatchNorm1d does."""
     eps: float = 1e-6
+    """Of the batch norm."""
     deviation: float = 0.01
+    """Standard deviation of the initial weights."""
     problem: str | None = "single_label_classification"
-    freezes = True  # the encoder gets no gradient and drops nothing
+    """Kind of labels and loss: one of `losses.PROBLEMS`."""
+    freezes = True  # no gradient reaches the encoder, and it runs without dropout
 
     @nn.compact
     def __call__(self, features: Features, key: Key = None) -> Arrays:
-        """logits [B, C]; with a key the batch's statistics count, and go to `assigned`."""
+        """logits [B, C]. With a key (training), the batch's statistics normalise, and the updated
+        running averages are in `assigned`."""
         x = features.x
         parts = {"class": x[:, 0], "mean": jnp.mean(x[:, 1:], 1)}
         wanted = self.pooling.split("+")
@@ -442,8 +454,9 @@ class LinearProbe(nn.Module):
         return problem_loss(self.problem, outputs["logits"], labels["labels"])
 
 
+# Names in users' configs -> modules.
 HEADS: dict[str, Any] = {
-    "image": Image,
+    "image": ImageClassifier,
     "linear_probe": LinearProbe,
     "image_pooler": ImagePooler,
     "segmentation": Segmentation,
@@ -454,8 +467,8 @@ HEADS: dict[str, Any] = {
     "pooler": Pooler,
     "masked_lm": MaskedLm,
     "sequence": ClsClassifier,
-    "answer": Answer,
-    "choice": Choice,
+    "answer": QuestionAnswering,
+    "choice": MultipleChoice,
 }
 
 
@@ -479,6 +492,6 @@ def make_adapter(options: Mapping[str, Any], section: str = "conv_adapter") -> C
 
 
 def parameters(head: nn.Module, features: Features, **given: Any) -> dict[str, Any]:
-    """Shapes of a head's parameters; features may be shapes themselves."""
+    """Parameters of a head as arrays of zeros that take no memory. features: arrays or shapes."""
     shapes = jax.eval_shape(lambda f: head.init(jax.random.key(0), f, **given), features)
     return jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), shapes["params"])

@@ -1,8 +1,8 @@
-"""UPerNet (Xiao 2018): a class for every pixel, from four layers of a vision encoder.
+"""UPerNet (Xiao 2018): semantic segmentation from four layers of a vision encoder.
 
-A plain Transformer has one resolution. Its four layers are brought to 4, 2, 1 and 1/2 times the
-patch grid, the coarsest is seen through pools of several sizes, and information flows from coarse
-to fine (conversion spec 4.5). Batch norms use their stored statistics, in training too.
+A plain Transformer has one resolution. Its four layers are resampled to 4, 2, 1 and 1/2 times the
+patch grid, the coarsest is pooled at several sizes, and features are added from coarse to fine
+(conversion spec 4.5). Batch norms use their stored statistics, in training too.
 
 B batch, rows and columns of a feature map, D width, C classes, A width of the auxiliary head.
 """
@@ -82,12 +82,16 @@ def halve(x: Array) -> Array:
 
 
 class Auxiliary(nn.Module):
-    """A small head on one level, for the loss only. joined: its last convolution sees the input."""
+    """A small head on one level that adds a loss in training."""
 
     classes: int
+    """C."""
     width: int
+    """A: channels of its convolutions."""
     convs: int = 1
+    """Number of convolutions."""
     joined: bool = False
+    """A last convolution reads the level's features beside the others."""
 
     @nn.compact
     def __call__(self, level: Array) -> Array:  # [B, rows, columns, D] -> [B, rows, columns, C]
@@ -101,19 +105,20 @@ class Auxiliary(nn.Module):
 
 
 class Segmentation(nn.Module):
-    """A class of every pixel.
-
-    classes: C. states: four of the encoder's states, ascending; 0 is the first block's input.
-    pools: sizes of the pooled maps. auxiliary: options of the auxiliary head, None for none.
-    auxiliary_weight: of its loss. ignore: the label of pixels without one.
-    """
+    """One class per pixel."""
 
     classes: int
+    """C."""
     states: Sequence[int]
+    """Indices of four states of the encoder, ascending; 0 is the first block's input."""
     pools: Sequence[int] = (1, 2, 3, 6)
+    """Sizes of the pooled maps."""
     auxiliary: Any = None
+    """Options of the auxiliary head; None for none."""
     auxiliary_weight: float = 0.4
+    """Factor on the auxiliary head's loss."""
     ignore: int = 255
+    """Label of pixels without a class."""
 
     @nn.compact
     def __call__(

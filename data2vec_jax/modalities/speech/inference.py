@@ -27,7 +27,7 @@ def forward(
     if inputs.get("padding") is not None:
         samples = jnp.sum(~inputs["padding"], -1)
         lengths = frames(samples, model.frontend.convs)
-        valid = heads.first(lengths, x.shape[1])
+        valid = heads.valid_mask(lengths, x.shape[1])
     elif head_name(config) == "ctc":
         # As in Hugging Face, the loss covers the encoder's frames only: the adapter's padding adds
         # some at the end.

@@ -27,7 +27,8 @@ import jax
 import numpy as np
 import optax
 
-from data2vec_jax.cli.arguments import Arguments, run_main
+from data2vec_jax.cli.arguments import Arguments
+from data2vec_jax.cli.output import run_main
 from data2vec_jax.core import checkpoints, sharding
 from data2vec_jax.core.config import with_options
 from data2vec_jax.core.errors import UserError, nearest

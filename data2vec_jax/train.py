@@ -19,7 +19,8 @@ import jax
 import numpy as np
 
 import data2vec_jax
-from data2vec_jax.cli.arguments import parse, run_main, say
+from data2vec_jax.cli.arguments import parse
+from data2vec_jax.cli.output import run_main, say
 from data2vec_jax.core import distributed, sharding
 from data2vec_jax.core.checkpoints import Checkpoints, init_state_from
 from data2vec_jax.core.config import differences, with_current_names

@@ -10,7 +10,8 @@ with --unit=character. `config.scoring.lm` and `evaluate --set scoring.lm=...` r
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from data2vec_jax.cli.arguments import Arguments, run_main
+from data2vec_jax.cli.arguments import Arguments
+from data2vec_jax.cli.output import run_main
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.data.characters import SPACE, Characters
 from data2vec_jax.tasks import ngrams

@@ -23,7 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # a checkout need not be installed
 
 from data2vec_jax import train
-from data2vec_jax.cli.arguments import parse, run_main
+from data2vec_jax.cli.arguments import parse
+from data2vec_jax.cli.output import run_main
 from data2vec_jax.core import sharding
 from data2vec_jax.core.run import Run
 from data2vec_jax.metrics.writer import FILE, read_lines

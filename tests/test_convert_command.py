@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import data2vec_jax
-from data2vec_jax.cli.arguments import run_main
+from data2vec_jax.cli.output import run_main
 from data2vec_jax.convert import __main__ as command
 from data2vec_jax.convert import ours, pickles
 from data2vec_jax.convert.tables import entries_of

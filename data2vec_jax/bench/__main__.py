@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from data2vec_jax.bench.benchmark import bench
 from data2vec_jax.bench.report import report
 from data2vec_jax.bench.sweep import sweep
-from data2vec_jax.cli.arguments import config_words, parse, run_main, say, write_json
+from data2vec_jax.cli.arguments import config_words, parse
+from data2vec_jax.cli.output import run_main, say, write_json
 from data2vec_jax.core.errors import UserError
 
 OPTIONS = {"peer": "", "sweep": "", "batch": "N", "json": "FILE"}

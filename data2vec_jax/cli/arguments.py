@@ -1,17 +1,21 @@
-"""What commands share: their arguments, what they print, and how they end."""
+"""The command line: arguments of argparse's commands, and configs with options that override them.
+
+`--config=NAME:VARIANT` is a recipe that comes with the package, `--config=path.py:VARIANT` a file
+of the user's own. `--config.section.key=value` overrides an option of it.
+"""
 
 import argparse
-import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from absl import flags
 from ml_collections import config_flags
 
+from data2vec_jax.cli.output import one_line
 from data2vec_jax.core.config import current_name, with_current_names
-from data2vec_jax.core.errors import STOPPED, UserError, nearest
+from data2vec_jax.core.errors import UserError, nearest
 
 RECIPES = Path(__file__).parent.parent / "configs"
 NO_RECIPES = ("__init__", "common")
@@ -25,20 +29,22 @@ class Arguments(argparse.ArgumentParser):
         raise UserError(f"{message} (--help lists the arguments)")
 
 
-def run_main(main: Callable[[], Any]) -> None:
-    """Runs a command; a `UserError` becomes one line on stderr and exit code 2, Ctrl-C is 130."""
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(STOPPED)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+def find_config(text: str) -> str:
+    """'PATH.py:VARIANT' of a recipe that comes with the package, 'NAME:VARIANT', or of a file.
 
-
-def say(text: str) -> None:
-    """A line for the user; metrics go to files, and the progress bar to the same stream."""
-    print(text, file=sys.stderr, flush=True)
+    Raises UserError: there is neither; the nearest name is in the message.
+    """
+    name, colon, variant = text.partition(":")
+    path = Path(name).expanduser()
+    if not name.endswith(".py"):
+        shipped = {p.stem: p for p in sorted(RECIPES.glob("*.py")) if p.stem not in NO_RECIPES}
+        if name not in shipped:
+            raise UserError(f"no recipe '{name}'{nearest(name, shipped)}; or give a file, path.py")
+        path = shipped[name]
+    elif not path.is_file():
+        beside = [str(p) for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        raise UserError(f"no config file {path}{nearest(str(path), beside) if beside else ''}")
+    return f"{path}{colon}{variant}"
 
 
 def parse(
@@ -75,7 +81,7 @@ def parse(
         names = ", ".join(f"--{name}" for name in ("config", *options))
         raise UserError(f"unknown argument '{rest[1]}'; options are {names}")
     if config is None:
-        raise UserError("--config=configs/NAME.py:VARIANT is missing")
+        raise UserError("--config=NAME:VARIANT is missing")
     for name in required:
         if not values[name].value:
             raise UserError(f"--{name}={options[name]} is missing")
@@ -95,42 +101,7 @@ def _current_option(option: str) -> str:
     return f"{name}{equals}{value}"
 
 
-def find_config(text: str) -> str:
-    """'PATH.py:VARIANT' of a recipe that comes with the package, 'NAME:VARIANT', or of a file.
-
-    Raises UserError: there is neither; the nearest name is in the message.
-    """
-    name, colon, variant = text.partition(":")
-    path = Path(name).expanduser()
-    if not name.endswith(".py"):
-        shipped = {p.stem: p for p in sorted(RECIPES.glob("*.py")) if p.stem not in NO_RECIPES}
-        if name not in shipped:
-            raise UserError(f"no recipe '{name}'{nearest(name, shipped)}; or give a file, path.py")
-        path = shipped[name]
-    elif not path.is_file():
-        beside = [str(p) for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
-        raise UserError(f"no config file {path}{nearest(str(path), beside) if beside else ''}")
-    return f"{path}{colon}{variant}"
-
-
 def config_words(argv: Sequence[str]) -> str:
     """The config of a command line, for the record: file, variant and what overrides it."""
     given = [option.removeprefix("--") for option in argv if option.startswith("--config")]
     return " ".join(given).removeprefix("config=")
-
-
-def write_json(path: str, result: Mapping[str, Any]) -> None:
-    """What --json=FILE asks for. Raises UserError: it cannot be written."""
-    try:
-        Path(path).write_text(json.dumps(result, indent=1) + "\n")
-    except OSError as error:
-        raise UserError(f"--json={path}: {error.strerror}") from None
-
-
-def one_line(error: Exception) -> str:
-    """The first line of an error's message that says something; of a traceback in it, the last."""
-    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if any(line.startswith("Traceback (most recent call last)") for line in lines):
-        return lines[-1].removeprefix("ValueError: ")
-    return lines[0] if lines else type(error).__name__

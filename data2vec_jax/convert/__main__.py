@@ -11,7 +11,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from data2vec_jax.cli.arguments import Arguments, run_main
+from data2vec_jax.cli.arguments import Arguments
+from data2vec_jax.cli.output import run_main
 from data2vec_jax.convert import export, ours, report, verify
 from data2vec_jax.core.errors import UserError
 

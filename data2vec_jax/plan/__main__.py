@@ -11,7 +11,8 @@ is a package (`pip install libtpu`); without it only what arithmetic can tell is
 import sys
 from collections.abc import Sequence
 
-from data2vec_jax.cli.arguments import config_words, parse, run_main, write_json
+from data2vec_jax.cli.arguments import config_words, parse
+from data2vec_jax.cli.output import run_main, write_json
 from data2vec_jax.plan.planner import plan
 from data2vec_jax.plan.report import report
 from data2vec_jax.plan.topology import parse_topology, prepare_environment

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from data2vec_jax.cli.arguments import one_line
+from data2vec_jax.cli.output import one_line
 from data2vec_jax.core.errors import UserError
 
 GIB = 2.0**30

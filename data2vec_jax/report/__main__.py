@@ -7,7 +7,7 @@ demo: `summary.json` and one run for each recipe and seed in `*/seed*/`. The pag
 without scripts; it loads nothing, and follows the browser's light or dark mode.
 """
 
-from data2vec_jax.cli.arguments import run_main
+from data2vec_jax.cli.output import run_main
 from data2vec_jax.report.page import main
 
 if __name__ == "__main__":

@@ -1,0 +1,42 @@
+"""What a command says, and how it ends: in one line if the user can mend what went wrong."""
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from data2vec_jax.core.errors import STOPPED, UserError
+
+
+def run_main(main: Callable[[], Any]) -> None:
+    """Runs a command; a `UserError` becomes one line on stderr and exit code 2, Ctrl-C is 130."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(STOPPED)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def say(text: str) -> None:
+    """A line for the user; metrics go to files, and the progress bar to the same stream."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def write_json(path: str, result: Mapping[str, Any]) -> None:
+    """What --json=FILE asks for. Raises UserError: it cannot be written."""
+    try:
+        Path(path).write_text(json.dumps(result, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"--json={path}: {error.strerror}") from None
+
+
+def one_line(error: Exception) -> str:
+    """The first line of an error's message that says something; of a traceback in it, the last."""
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if any(line.startswith("Traceback (most recent call last)") for line in lines):
+        return lines[-1].removeprefix("ValueError: ")
+    return lines[0] if lines else type(error).__name__

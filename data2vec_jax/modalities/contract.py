@@ -30,6 +30,7 @@ from data2vec_jax.models.outputs import Outputs
 Batch = Mapping[str, jax.Array]
 Options = Mapping[str, Any]
 FROZEN: Options = MappingProxyType({})
+EMBEDDING_PARAMS = r"(^|/)(patches/.*|class_token|mask_embedding|positions)$"
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,8 @@ class Modality:
       None if it cannot be fine-tuned.
     learned_mask: section `model` has the option `mask_embedding`, a vector for masked positions (in
       1.0); it is turned off where a model of 2.0 loses its decoder, in fine-tuning.
+    embedding_params: path pattern of the parameters before the blocks, which learn the slowest
+      under `layerwise_lr`, in fine-tuning.
     flops: (model, shapes of one example, masked positions, tokens that the student sees) -> forward
       FLOPs: 'frontend', 'encoder' (of the whole input), 'student' (of one masked input, from the
       front end's output to the predictions).
@@ -173,6 +176,7 @@ class Modality:
     input_layout: Callable[..., Layout] | None = None
     inputs: Callable[..., Inputs] | None = None
     learned_mask: bool = False
+    embedding_params: str = EMBEDDING_PARAMS
     corrupt: Callable[..., Any] | None = None
     bench: Bench = Bench()
     check_labels: Callable[[Source], None] = check_classes

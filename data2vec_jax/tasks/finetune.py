@@ -158,8 +158,12 @@ def resolve_config(config: Mapping[str, Any], init_from: str | None = None) -> d
     config["model"], optim = model, dict(config["optim"])
     if config.get("layerwise_lr"):
         options = config["layerwise_lr"]
-        check_section("layerwise_lr", options, layerwise.layer_rates, given=("depth",))
-        optim["rates"] = layerwise.layer_rates(model["encoder"]["depth"], **options)
+        given = {
+            "depth": model["encoder"]["depth"],
+            "embeddings": contract.get(config["modality"]).embedding_params,
+        }
+        check_section("layerwise_lr", options, layerwise.layer_rates, given=given)
+        optim["rates"] = layerwise.layer_rates(**given, **options)
     if config.get("adapter"):
         check_section("adapter", config["adapter"], AdapterConfig)
     if adapters.switched_on(config.get("adapter")):
@@ -362,6 +366,7 @@ def layer_notes(config: Mapping[str, Any], init: Callable, depth: int) -> list[s
         depth,
         **(rates or {"decay": 1.0}),
         no_decay=optim.get("no_decay", ()) if optim.get("weight_decay") else ("",),
+        embeddings=contract.get(config["modality"]).embedding_params,
     )
     frozen = [row for row in rows if matches(optim.get("frozen", ()), row.path)]
     lines = layerwise.notes(row for row in rows if row not in frozen)

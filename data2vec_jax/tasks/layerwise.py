@@ -11,9 +11,9 @@ import jax
 
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.core.state import matches, path_name
+from data2vec_jax.modalities.contract import EMBEDDING_PARAMS
 
 BLOCKS = r"(^|/)blocks/"  # stacked: the first axis of each array is the block
-EMBEDDINGS = r"(^|/)(patches/.*|class_token|mask_embedding|positions)$"
 # 1-D parameters, biases, positions and the class token; the mask token and tables of biases decay.
 NO_DECAY = (r"(/|q_|v_)bias$", r"scale\d?$", r"(^|/)class_token$", r"(^|/)positions$")
 
@@ -30,17 +30,23 @@ class Row(NamedTuple):
     decays: bool
 
 
-def layer_rates(depth: int, decay: float, slow_embeddings: bool = True) -> Rates:
+def layer_rates(
+    depth: int,
+    decay: float,
+    slow_embeddings: bool = True,
+    embeddings: str = EMBEDDING_PARAMS,
+) -> Rates:
     """(path pattern, factor) pairs, the first match counts, 1 where none does: for `optim.rates`.
 
-    The factor of stacked blocks is a tuple, one number a block. slow_embeddings: patches and
-    positions are layer 0, as in 1.0 (BEiT); data2vec 2.0 lets them learn at the full rate
-    (conversion spec 2.2). Raises UserError: a decay outside of (0, 1].
+    The factor of stacked blocks is a tuple, one number a block. slow_embeddings: the parameters
+    `embeddings` (path pattern: patches and positions) are layer 0, as in 1.0 (BEiT); data2vec 2.0
+    lets them learn at the full rate (conversion spec 2.2). Raises UserError: a decay outside of
+    (0, 1].
     """
     if not 0 < decay <= 1:
         raise UserError(f"config.layerwise_lr.decay: {decay} is not above 0 and at most 1")
     rates: Rates = [(BLOCKS, tuple(decay ** (depth - i) for i in range(depth)))]
-    return rates + ([(EMBEDDINGS, decay ** (depth + 1))] if slow_embeddings else [])
+    return rates + ([(embeddings, decay ** (depth + 1))] if slow_embeddings else [])
 
 
 def table(
@@ -50,13 +56,14 @@ def table(
     *,
     slow_embeddings: bool = True,
     no_decay: Sequence[str] = NO_DECAY,
+    embeddings: str = EMBEDDING_PARAMS,
 ) -> list[Row]:
     """Layer, factor of the rate and weight decay of every parameter (arrays or their shapes).
 
-    no_decay: path patterns of parameters without weight decay. Raises UserError: the blocks are
-    not `depth`.
+    no_decay: path patterns of parameters without weight decay. The others: see `layer_rates`.
+    Raises UserError: the blocks are not `depth`.
     """
-    rates = layer_rates(depth, decay, slow_embeddings)
+    rates = layer_rates(depth, decay, slow_embeddings, embeddings)
     rows = []
     for key_path, array in jax.tree_util.tree_leaves_with_path(params):
         path = path_name(key_path)
@@ -67,7 +74,7 @@ def table(
                 raise UserError(f"{path}: {array.shape[0]} blocks, not {depth}")
             rows += [Row(path, i, i + 1, f, decays) for i, f in enumerate(factor)]
         else:
-            first = slow_embeddings and matches((EMBEDDINGS,), path)
+            first = slow_embeddings and matches((embeddings,), path)
             rows.append(Row(path, None, 0 if first else depth + 1, factor, decays))
     return rows
 

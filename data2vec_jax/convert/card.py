@@ -33,7 +33,7 @@ def auto_class(described: Config) -> str:
 
 
 def card(checkpoint: Checkpoint, layout: Layout, described: Config) -> str:
-    """Markdown: what the model is, its numbers, how to load it, what it was made of."""
+    """Markdown: kind of model, sizes, source, metrics, and how to load it."""
     config, name = checkpoint.config, auto_class(described)
     lines = [
         "---",

@@ -1,4 +1,4 @@
-"""Writes a checkpoint in somebody else's layout."""
+"""Writes a checkpoint in any layout."""
 
 import re
 from dataclasses import dataclass, replace
@@ -17,15 +17,16 @@ TARGETS = ("jax", "hf", "fairseq", "peft")
 
 @dataclass(frozen=True)
 class Written:
-    """entries: the tensors written, by their names there. dropped: our paths that the target has
-    no place for -> why."""
+    """Result of an export."""
 
     entries: list[Entry]
+    """Tensors of the target, by their names there."""
     dropped: dict[str, str]
+    """Our path that the target cannot store -> the reason."""
 
 
 def layout_for(config: Config, to: str) -> Layout:
-    """The layout that holds a config of ours."""
+    """The layout that a converted config is written in. Raises UserError: there is none."""
     origin = (config.get("origin") or {}).get("layout")
     found = [x for x in layouts.layouts() if x.to == to and x.modality == config["modality"]]
     fitting = [layout for layout in found if layout.holds(config)]
@@ -84,7 +85,7 @@ def merged(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def export_adapter(checkpoint: Checkpoint, target: Path) -> Written:
-    """Writes a folder of PEFT's: the adapters, and what was trained beside them."""
+    """Writes a folder of PEFT's: the adapters, and other tensors that were trained with them."""
     if not checkpoint.config.get("adapters"):
         raise UserError(f"--to=peft: {checkpoint.path} has no adapters")
     kept = [x for x in checkpoint.entries if not x.name.startswith(peft.OURS)]

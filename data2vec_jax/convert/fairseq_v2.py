@@ -76,7 +76,7 @@ BLOCKS = [
 
 
 def _context(mode: str) -> list[Row]:
-    """Rows of what is between the front end and the blocks."""
+    """Rows of the parameters between front end and blocks."""
     return [
         Row(f"{mode}.alibi_scale", "alibi/scale", SCALES),
         Row(f"{mode}.extra_tokens", "class_token", EXTRA),
@@ -283,7 +283,7 @@ def multi(source: Source) -> Mapping[str, Any]:
 
 
 def outer(state: Mapping[str, Any]) -> str:
-    """What a fine-tuned model puts in front of the encoder's names."""
+    """Prefix of the encoder's names in a fine-tuned model."""
     for name in state:
         found = re.search(r"^(.*?)(modality_encoders\.|_ema\.)", name)
         if found:

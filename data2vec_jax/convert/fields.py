@@ -1,4 +1,4 @@
-"""Configs as tables: a field of theirs and the place of ours that says the same, read both ways."""
+"""Tables of options: fields of their configs and places in converted ones, for both directions."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -19,16 +19,20 @@ def with_current_names(converted: Mapping[str, Any]) -> Config:
 
 
 class Field(NamedTuple):
-    """theirs: the name. default: what theirs is if absent. ours: dotted places in our config, which
-    must agree on export. absent: what ours is if absent. there, back: of the value, theirs -> ours
-    and back."""
+    """One option in both configs."""
 
     theirs: str
+    """Name in their config."""
     default: Any
+    """Their value where the field is absent."""
     ours: str | tuple[str, ...]
+    """Dotted path in the converted config; several must have equal values on export."""
     absent: Any = None
+    """Our value where the path is absent."""
     there: Callable[[Any], Any] = lambda value: value
+    """Their value -> ours."""
     back: Callable[[Any], Any] = lambda value: value
+    """Our value -> theirs."""
 
     @property
     def places(self) -> tuple[str, ...]:
@@ -55,7 +59,7 @@ def put(config: Config, place: str, value: Any) -> None:
 
 
 def take(fields: Iterable[Field], theirs: Mapping[str, Any], config: Config) -> None:
-    """Translates fields of theirs into `config`."""
+    """Translates fields of their config into the converted `config`."""
     for field in fields:
         value = theirs.get(field.theirs)
         value = field.default if value is None else value
@@ -64,7 +68,7 @@ def take(fields: Iterable[Field], theirs: Mapping[str, Any], config: Config) -> 
 
 
 def give(fields: Iterable[Field], config: Mapping[str, Any]) -> Config:
-    """The inverse of `take`. Raises UserError where ours distinguishes what theirs cannot."""
+    """The inverse of `take`. Raises UserError: one field of theirs has several values in ours."""
     theirs = {}
     for field in fields:
         values = [get(config, place, field.absent) for place in field.places]
@@ -79,7 +83,7 @@ def give(fields: Iterable[Field], config: Mapping[str, Any]) -> Config:
 
 
 def demand(config: Mapping[str, Any], wanted: Mapping[str, Any], what: str) -> None:
-    """Refuses other values at these places than the only ones that `what` can have."""
+    """Raises UserError where the config differs from the values that `what` is limited to."""
     for place, value in wanted.items():
         found = get(config, place, value)
         if found != value:
@@ -89,7 +93,7 @@ def demand(config: Mapping[str, Any], wanted: Mapping[str, Any], what: str) -> N
 
 
 def refuse(theirs: Mapping[str, Any], neutral: Mapping[str, Sequence[Any]], path: Any) -> None:
-    """Refuses fields of theirs with an effect that we do not have. neutral: allowed values."""
+    """Raises UserError for unsupported options. neutral: name -> values without an effect."""
     for name, allowed in neutral.items():
         if name in theirs and theirs[name] not in allowed:
             raise UserError(f"{path}: config field '{name}' = {theirs[name]!r} is not supported")

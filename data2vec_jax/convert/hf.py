@@ -62,10 +62,10 @@ def described(
     named: Config,
     meaning: Mapping[str, Callable[[Any], Any]] = MappingProxyType({}),
 ) -> Config:
-    """A Hugging Face config: what it was, if it came from this layout, and `named` on top.
+    """A Hugging Face config: the original one, if it came from this layout, updated by `named`.
 
-    meaning: of fields that can say one thing in several ways; they stay as they were if they say
-    what `named` does.
+    meaning: field -> function that maps equivalent values to one. Such a field keeps its original
+    value if that is equivalent to the one in `named`.
     """
     origin = config.get("origin") or {}
     kept = dict(origin.get("config") or {}) if origin.get("layout") == kind else {}

@@ -223,7 +223,7 @@ def _refuse_other_grids(model: Config, theirs: Config, image: list[int], patch: 
 
 
 def prefix(config: Config) -> str:
-    """What stands before the encoder's names."""
+    """Prefix of the encoder's names."""
     return "" if fields.get(config, "head.name") in (None, "image_pooler") else "data2vec_vision."
 
 

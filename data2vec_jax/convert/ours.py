@@ -1,8 +1,8 @@
-"""Our own checkpoints, and what every conversion passes through.
+"""Our own checkpoints, and `Checkpoint`, which every conversion passes through.
 
-On disk, a converted checkpoint is a folder: config.json (see the package's docstring),
-model.safetensors (our paths), and whatever processor and tokenizer files came with it. The workdir
-of a training run is read as well.
+On disk, a converted checkpoint is a folder with config.json (see the package's docstring),
+model.safetensors (tensors at our paths), and the processor and tokenizer files that came with it.
+Workdirs of training runs are read as well.
 """
 
 import functools
@@ -29,7 +29,7 @@ from data2vec_jax.modalities import contract
 from data2vec_jax.models import adapters, heads
 from data2vec_jax.models.outputs import head_name
 
-# Files that say how inputs are made, or what outputs mean; they travel with the weights.
+# Files that prepare inputs or name outputs; they are copied with the weights.
 PROCESSORS = (
     "preprocessor_config.json",
     "processor_config.json",
@@ -51,18 +51,20 @@ TEACHER = "teacher/"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A config of ours and tensors at our paths, made when asked for.
-
-    unused: names of the source that are in none of them -> why. processors: files to go with it.
-    shapes: of the source's tensors, by their names.
-    """
+    """A converted config, and tensors at our paths that are read when used."""
 
     path: Path
+    """Of the source, for messages."""
     config: Config
+    """The converted config."""
     entries: list[Entry]
+    """Tensors at our paths."""
     unused: dict[str, str] = field(default_factory=dict)
+    """Name of a source's tensor that no entry reads -> the reason."""
     processors: tuple[Path, ...] = ()
+    """Processor and tokenizer files that are copied along."""
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Shapes of the source's tensors by their names."""
 
     def tree(self) -> dict[str, np.ndarray]:
         """All tensors by path, in memory."""
@@ -204,7 +206,7 @@ def model_of(config: Config) -> Any:
 
 
 def inference_of(config: Config) -> contract.Inference:
-    """How the config's model is called. Raises UserError: its modality does not say."""
+    """The modality's `inference`. Raises UserError: its record has none."""
     found = contract.get(config["modality"]).inference
     if found is None:
         raise UserError(
@@ -219,7 +221,7 @@ def shapes_of(config: Config) -> dict[str, tuple[int, ...]]:
     model = model_of(config)
     example = dict(inference_of(config).example(model))
     found = jax.eval_shape(model.init, jax.random.key(0), example)["params"]
-    width = config["model"]["width"]
+    width = model.width
     x = jax.ShapeDtypeStruct((2, 8, width), jnp.float32)
     states = jax.ShapeDtypeStruct((model.encoder.depth + 1, 2, 8, width), jnp.float32)
     parts = {"": found}
@@ -277,7 +279,7 @@ def missing(checkpoint: Checkpoint) -> list[str]:
 
 
 def demand_whole(checkpoint: Checkpoint, allowed: tuple[str, ...] = ()) -> None:
-    """Refuses a checkpoint that lacks parameters, but for those that match `allowed` (patterns)."""
+    """Raises UserError if parameters are missing, except paths that match `allowed` (patterns)."""
     lost = [p for p in missing(checkpoint) if not any(re.search(a, p) for a in allowed)]
     if lost:
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""

@@ -52,12 +52,16 @@ INITIAL = (None, True, False, "gaussian", "orthogonal", "eva")  # the others cha
 
 
 class Module(NamedTuple):
-    """A linear layer of theirs: the site of ours, and which of its layers (None: it has one)."""
+    """One of their linear layers, by our site."""
 
     site: str
+    """Name of the site."""
     kernel: str
+    """Path of the kernel."""
     part: int | None
+    """Third of a fused kernel; None for all of it."""
     layer: int | None
+    """Index in a stacked kernel; None for the kernel of one layer."""
 
 
 def is_adapter(path: Path) -> bool:
@@ -86,11 +90,14 @@ def modules(table: Table, depth: int) -> dict[str, Module]:
 
 
 class Adapter(NamedTuple):
-    """An opened folder. config: adapter_config.json. state: tensors by name, without the prefix."""
+    """An opened folder of PEFT's."""
 
     path: Path
+    """The folder."""
     config: Config
+    """adapter_config.json."""
     state: Mapping[str, Any]
+    """Tensors by name, without `base_model.model.`."""
 
 
 def open_adapter(path: Path) -> Adapter:
@@ -132,7 +139,7 @@ TASKS = {
 
 
 def with_head(source: Source, adapter: Adapter) -> Source:
-    """The base with the class that the adapter was trained on, which may have a head of its own."""
+    """The base's source with the class that the adapter was trained on, and that class's head."""
     named = (adapter.config.get("auto_mapping") or {}).get("base_model_class") or ""
     (have, *_) = source.config.get("architectures") or [""]
     family = have.removesuffix("Model")
@@ -315,7 +322,7 @@ def merge(config: Config, entries: list[Entry]) -> tuple[Config, list[Entry]]:
 
 
 def describe(config: Config, table: Table, base: str) -> Config:
-    """adapter_config.json: as it was, or what our sites amount to. base: the class of the base."""
+    """adapter_config.json: the adapter's own, or made from our sites. base: the base's class."""
     section = config["adapters"]
     if "peft" in section:
         return section["peft"]

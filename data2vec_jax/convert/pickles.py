@@ -177,7 +177,7 @@ def _plain_dtype(name: Any) -> np.dtype:
 
 
 def _reconstruct(kind: Any, base: Any, state: Any) -> Any:
-    """What old pickles call for every object."""
+    """Stands in for `copyreg._reconstructor`, by which old pickles make objects."""
     return kind() if isinstance(kind, type) and issubclass(kind, Stub) else Stub(state)
 
 
@@ -204,9 +204,9 @@ def _view(array: np.ndarray, offset: int, size: tuple, stride: tuple) -> np.ndar
 
 
 def read(path: str | os.PathLike) -> Any:
-    """What a PyTorch file holds: tensors are numpy arrays, unknown objects are `Stub`s.
+    """The object in a PyTorch file; tensors are numpy arrays, unknown objects are `Stub`s.
 
-    Raises UserError if it is none, is cut short, or wants to run something.
+    Raises UserError: not a PyTorch file, cut short, or it asks to run code.
     """
     path = Path(path)
     try:

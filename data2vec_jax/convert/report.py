@@ -1,4 +1,4 @@
-"""What became of every tensor, as text."""
+"""The report of a conversion: one line for each tensor."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence

@@ -154,17 +154,17 @@ def _numbers(name: str, candidates: Sequence[str]) -> list[dict[str, int]]:
 
 
 class Entry(NamedTuple):
-    """One tensor on its way: known by name and shape, and made only when asked for.
-
-    sources: the names that it is made of. changed: it differs from them in more than its name.
-    """
+    """One tensor of a conversion, computed only when `make` is called."""
 
     name: str
+    """Name at the target."""
     sources: tuple[str, ...]
+    """Names of the source's tensors that it is made of."""
     shape: tuple[int, ...]
     dtype: np.dtype
     make: Callable[[], np.ndarray]
     changed: bool
+    """Whether more than the name differs from the source."""
 
 
 def _outline(array: np.ndarray) -> np.ndarray:

@@ -29,7 +29,7 @@ LARGEST = 4096  # rank
 
 
 class Site(NamedTuple):
-    """Where adapters sit: a kernel, or a third of a fused one, in all layers.
+    """Position of adapters: a kernel, or a third of a fused one, in all layers.
 
     name: of the site, and of its parameters a [L, I, r], b [L, r, O], with DoRA magnitude [L, O];
     without L if the kernel is of one layer. kernel: path of the kernel. part: which third, None for

@@ -13,6 +13,7 @@ MODALITY = Modality(
     examples=data.SoundExamples,
     input_layout=inputs.SoundInputLayout,
     inputs=inputs.Sounds,
+    learned_mask=True,
     flops=model.flops,
     bench=BENCH,
     published_scores=published.published_scores,

@@ -85,7 +85,7 @@ def xavier_of_patches(key, shape, dtype=jnp.float32):
 class PatchModel(base.Model):
     """A grid of numbers in, patch representations out: what images and spectrograms have in common.
 
-    A modality's model adds `features`, which calls `patches` on normalised inputs. width: D. image:
+    A modality's model adds `normalised(batch)`: inputs [B, rows, columns, C]. width: D. image:
     rows and columns of an input, before it is cut into patches. mean, std: of each channel.
     class_init: initializer of class tokens. For the others see a modality's config.
     """
@@ -138,6 +138,14 @@ class PatchModel(base.Model):
     def mask_shape(self, shapes: Mapping[str, Any]) -> tuple[int, int]:
         """The grid of patches that a mask covers."""
         return self.grid
+
+    def features(self, batch: Mapping[str, Array], key: Key = None) -> Tokens:
+        """What `normalised` reads, or `pixels` -> x [B, N, D]."""
+        return Tokens(self.patches(self.pixels(batch)))
+
+    def pixels(self, batch: Mapping[str, Array]) -> Array:
+        """Normalised inputs [B, rows, columns, C]: `pixels` of a batch that has them already."""
+        return batch["pixels"] if "pixels" in batch else self.normalised(batch)
 
     def encode(
         self,

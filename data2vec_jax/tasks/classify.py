@@ -45,11 +45,19 @@ class LossConfig:
     """Config section `loss` of classification and regression."""
 
     smoothing: float = 0.0  # share of a target that all classes have alike
-    mixup: float = 0.0  # of images, see `mixing.mix`
-    cutmix: float = 0.0  # of images, see `mixing.mix`
+    # Binary cross-entropies in place of the softmax's, summed over classes and rows and divided by
+    # the sum of labels, 'labels', or by the rows, 'rows'. None: softmax; of examples with several
+    # classes, the mean over classes and rows.
+    binary: str | None = None
+    mixup: float = 0.0  # of images and spectrograms, see `mixing.mix`
+    cutmix: float = 0.0  # likewise
     mix_probability: float = 1.0  # see `mixing.mix`
     switch: float = 0.5  # see `mixing.mix`
     erasing: float = 0.0  # of images: probability of `mixing.erase`
+    # Of spectrograms: largest share of frames, and of mel bins, in a band that is set to 0, see
+    # `mixing.mask_bands`.
+    mask_frames: float = 0.0
+    mask_bins: float = 0.0
     scale: float = 1.0  # of the labels of a regression
     time_prob: float = 0.0  # of speech: masked frames, see `specaugment.augment`
     time_width: int = 5  # of speech: frames of a mask's span
@@ -65,14 +73,23 @@ def make_loss(
     """
     problem = problem_of(head)
     mixes = config.mixup > 0 or config.cutmix > 0
+    bands = config.mask_frames, config.mask_bins
     masks = SpecAugmentConfig(
         time_prob=config.time_prob,
         time_width=config.time_width,
         channel_prob=0.0,
         channel_width=1,
     )
-    if mixes and (problem != SINGLE or not hasattr(model, "pixels")):
-        raise UserError("config.loss: mixup and cutmix are for images with one class each")
+    changes = mixes or config.erasing or any(bands)
+    if changes and not hasattr(model, "pixels"):
+        raise UserError(
+            "config.loss: mixup, cutmix, erasing and bands are for images and spectrograms"
+        )
+    if problem == REGRESSION and (mixes or config.binary):
+        raise UserError("config.loss: mixup, cutmix and binary are for classes, not for numbers")
+    if config.binary not in (None, "labels", "rows"):
+        hint = nearest(config.binary, ("labels", "rows"))
+        raise UserError(f"config.loss.binary: no '{config.binary}'{hint}")
 
     def loss(params, teacher, batch, draw):
         del teacher
@@ -82,6 +99,8 @@ def make_loss(
             used = (label >= 0) & (label < head.classes)
             targets = jax.nn.one_hot(label, head.classes) * (1 - config.smoothing)
             targets = targets + config.smoothing / head.classes
+        elif problem == SEVERAL:
+            targets = label.astype(jnp.float32)
         if draw is not None:
             keys = jax.random.split(draw.noise, 3)
             batch, targets = augmented(batch, targets, draw, keys[2])
@@ -103,9 +122,8 @@ def make_loss(
                 len(label), -1
             )
             return jnp.sum(jnp.mean(errors, -1)), jnp.float32(len(label)), {}
-        if problem == SEVERAL:
-            losses = optax.sigmoid_binary_cross_entropy(logits, label.astype(jnp.float32))
-            return jnp.sum(jnp.mean(losses, -1)), jnp.float32(len(label)), {}
+        if problem == SEVERAL or config.binary:
+            return binary(logits, targets, used)
         losses = -jnp.sum(targets * jax.nn.log_softmax(logits), -1)
         right = jnp.argmax(logits, -1) == label
         count = jnp.sum(used, dtype=jnp.float32)
@@ -114,13 +132,23 @@ def make_loss(
             metrics["assigned"] = {"task": outputs["assigned"]}
         return jnp.sum(jnp.where(used, losses, 0.0)), count, metrics
 
+    def binary(logits, targets, used):
+        losses = optax.sigmoid_binary_cross_entropy(logits, targets)
+        used = jnp.ones(logits.shape[:-1], bool) if used is None else used
+        if config.binary is None:
+            losses = losses / head.classes
+        count = jnp.sum(used, dtype=jnp.float32)
+        if config.binary == "labels":
+            count = jnp.maximum(jnp.sum(jnp.where(used[..., None], targets, 0.0)), 1.0)
+        return jnp.sum(jnp.where(used[..., None], losses, 0.0)), count, {}
+
     def augmented(batch, targets, draw, key):
-        if not (mixes or config.erasing):
+        if not changes:
             return batch, targets
         pixels = model.pixels(batch)
+        step = jax.random.fold_in(draw.masks, draw.step)
+        rows = jax.vmap(lambda i: jax.random.fold_in(step, i))(batch["example_id"])
         if config.erasing:
-            step = jax.random.fold_in(draw.masks, draw.step)
-            rows = jax.vmap(lambda i: jax.random.fold_in(step, i))(batch["example_id"])
             pixels = mixing.erase(pixels, rows, config.erasing)
         if mixes:
             pixels, targets = mixing.mix(
@@ -132,6 +160,9 @@ def make_loss(
                 probability=config.mix_probability,
                 switch=config.switch,
             )
+        if any(bands):
+            keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(rows)
+            pixels = mixing.mask_bands(pixels, keys, *bands)
         return {**batch, "pixels": pixels}, targets
 
     return loss
@@ -242,9 +273,20 @@ def targets(config: Mapping[str, Any], head: Any) -> finetune.Targets:
             text = json.dumps(list(seen["names"]), ensure_ascii=False, indent=1)
             (folder / "labels.json").write_text(text + "\n", encoding="utf-8")
 
+    def classes_of(source):
+        labels = source.column(column)
+        if labels is None or problem == REGRESSION:
+            raise UserError(
+                f"config.data.balanced_draws: {source.uri} does not list the classes of its "
+                "examples; use a table or a folder"
+            )
+        if problem == SINGLE:
+            return [[class_of(label)] for label in labels]
+        return [np.flatnonzero(several(label, classes)) for label in labels]
+
     seen: dict[str, Any] = {}
     names = () if problem == REGRESSION else None
-    return finetune.Targets(shapes, read, check, save, names)
+    return finetune.Targets(shapes, read, check, save, names, classes_of)
 
 
 def number_of(label: Any) -> float:

@@ -64,7 +64,7 @@ class Targets:
     """shapes: bucket's length -> {name: shape}. read: (item, bucket's length) -> {name: array}.
 
     check: of a source, raises UserError. save: writes what gives the numbers names. names: of the
-    classes, for `open_source`.
+    classes, for `open_source`. classes: of a source -> numbers of the classes of each example.
     """
 
     shapes: Callable[[int], Mapping[str, jax.ShapeDtypeStruct]]
@@ -72,6 +72,7 @@ class Targets:
     check: Callable[[Any], None] = lambda source: None
     save: Callable[[Path], None] = lambda folder: None
     names: Sequence[str] | None = None
+    classes: Callable[[Any], Sequence[Sequence[int]]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +109,9 @@ class DataConfig:
     rows_multiple_of: int | None = None  # see `batches.rows_of`
     equal_rows: bool = False  # as many rows of short examples as of long ones
     repeat: int = 1  # how often an example is in an epoch, for sets smaller than a batch
+    # Examples of an epoch, drawn without replacement, more often where their classes are rare, see
+    # `batches.balanced_weights`; 0 for all, once each.
+    balanced_draws: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -396,6 +400,8 @@ def make(config: Mapping[str, Any], job: FinetuneSpec) -> Task:
         options.rows_multiple_of,
         examples.layout.padded,
         options.equal_rows,
+        balanced(source, examples, targets) if options.balanced_draws else None,
+        options.balanced_draws,
     )
     shapes = batches.global_shapes(plan, examples)
     check_rows(shapes, config)
@@ -432,6 +438,13 @@ def make(config: Mapping[str, Any], job: FinetuneSpec) -> Task:
         notes=[*task.notes, *data_notes(plan, examples)],
         save_assets=save_assets,
     )
+
+
+def balanced(source: sources.Source, examples: Examples, targets: Targets) -> np.ndarray:
+    """Weights of the training examples. Raises UserError: they have no classes."""
+    if targets.classes is None or len(source) != len(examples.bucket_of):
+        raise UserError("config.data.balanced_draws: of this task, examples have no classes")
+    return batches.balanced_weights(targets.classes(source))
 
 
 def open_part(

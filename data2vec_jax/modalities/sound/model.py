@@ -6,17 +6,17 @@ B batch, F frames of 10 ms, N patches, D width.
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from data2vec_jax.core.errors import UserError
-from data2vec_jax.modalities.contract import Batch, Options, Tokens, build
+from data2vec_jax.modalities.contract import Batch, Options, build
 from data2vec_jax.modalities.sound.spectrogram import AUDIOSET, BINS, check_frames
 from data2vec_jax.models.decoder import Decoder
 from data2vec_jax.models.encoder import Encoder
-from data2vec_jax.models.layers import Array, Key, Mlp
+from data2vec_jax.models.layers import Array, Mlp
 from data2vec_jax.models.patches import Patches, PatchModel
 from data2vec_jax.models.patches import flops as patches_flops
 
@@ -26,19 +26,11 @@ PATCH = 16  # frames, and mel bins
 class SoundModel(PatchModel):
     """Spectrogram in, patch representations out, time-major: row by row of 8 patches."""
 
-    input: ClassVar[str] = "spectrogram"
+    def normalised(self, batch: Batch) -> Array:
+        """spectrogram [B, F, 128, 1], log-mel -> (x - mean) / (2 std).
 
-    def features(self, batch: Batch, key: Key = None) -> Tokens:
-        """spectrogram float [B, F, 128, 1], log-mel -> x [B, N, D]."""
-        return Tokens(self.patches(self.pixels(batch)))
-
-    def pixels(self, batch: Batch) -> Array:
-        """Normalised spectrograms [B, F, 128, 1]: `pixels` of a batch if it has them.
-
-        (x - mean) / (2 std): the 2 is AST's (arXiv 2104.01778), and the authors' weights expect it.
+        The 2 is AST's (arXiv 2104.01778), and the authors' weights expect it.
         """
-        if "pixels" in batch:
-            return batch["pixels"]
         spectrogram = batch["spectrogram"].astype(jnp.float32)
         return (spectrogram - jnp.asarray(self.mean)) / (2 * jnp.asarray(self.std))
 

@@ -11,10 +11,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from data2vec_jax.core.errors import UserError, nearest
-from data2vec_jax.modalities.contract import Batch, Options, Tokens, build
+from data2vec_jax.modalities.contract import Batch, Options, build
 from data2vec_jax.models.decoder import Decoder
 from data2vec_jax.models.encoder import Encoder
-from data2vec_jax.models.layers import Array, Key, Mlp, beit_init
+from data2vec_jax.models.layers import Array, Mlp, beit_init
 from data2vec_jax.models.patches import Patches, PatchModel
 from data2vec_jax.models.patches import flops as patches_flops
 from data2vec_jax.models.positions import Alibi
@@ -30,14 +30,8 @@ class VisionModel(PatchModel):
     mean: Sequence[float] = IMAGENET_MEAN
     std: Sequence[float] = IMAGENET_STD
 
-    def features(self, batch: Batch, key: Key = None) -> Tokens:
-        """image [B, height, width, C], uint8 or already normalised floats -> x [B, N, D]."""
-        return Tokens(self.patches(self.pixels(batch)))
-
-    def pixels(self, batch: Batch) -> Array:
-        """uint8 [B, height, width, C] -> normalised; floats, and `pixels`, stay as they are."""
-        if "pixels" in batch:
-            return batch["pixels"]
+    def normalised(self, batch: Batch) -> Array:
+        """image [B, height, width, C], uint8 -> normalised floats, which stay as they are."""
         image = batch["image"]
         if image.dtype != jnp.uint8:
             return image

@@ -376,14 +376,16 @@ def test_messages_of_a_plan(v5e8):
     weights = [2 * n * width * width for n in (3, 1, 4, 4)]  # bytes
     head = 2 * width * width
 
+    # One layer at a time, be it in the loop over layers or, ahead of it, for its first turn.
     gathers = [m for m in messages if m["kind"] == "all-gather"]
-    inside, outside = (
-        [m for m in gathers if ("/while/" in m["where"]) is w] for w in (True, False)
+    of_layers, others = (
+        [m for m in gathers if ("/encoder/" in m["where"]) is w] for w in (True, False)
     )
     assert all(m["group"] == 4 for m in gathers)
-    assert sum(m["times"] for m in inside) <= passes * layers * len(weights)
-    assert sum(m["times"] * m["bytes"] for m in inside) == passes * layers * sum(weights)
-    assert [m["bytes"] for m in outside] == [head]
+    assert max(m["bytes"] for m in of_layers) <= sum(weights)
+    assert sum(m["times"] for m in of_layers) <= passes * layers * len(weights)
+    assert sum(m["times"] * m["bytes"] for m in of_layers) == passes * layers * sum(weights)
+    assert [m["bytes"] for m in others] == [head]
 
     scatters = [m for m in messages if m["kind"] == "reduce-scatter"]
     assert all(m["group"] == 4 for m in scatters)

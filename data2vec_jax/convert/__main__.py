@@ -3,8 +3,8 @@
     python -m data2vec_jax.convert SOURCE TARGET --to={jax,hf,fairseq,peft} [--verify]
 
 SOURCE: our workdir or a folder that this command wrote, a Hugging Face folder, fairseq's .pt, the
-1.0 vision code base's .pth, a PEFT adapter. What it is, is seen from its content. TARGET: a new
-folder, or a new file for --to=fairseq. Prints what became of every tensor.
+1.0 vision code base's .pth, or a PEFT adapter; the format is detected automatically. TARGET: a new
+folder, or a new file for --to=fairseq. Prints a line for every tensor.
 """
 
 import re
@@ -21,14 +21,14 @@ def parser() -> Arguments:
     """The command's arguments."""
     found = Arguments(
         prog="python -m data2vec_jax.convert",
-        description="Converts a checkpoint. Prints what became of every tensor.",
+        description="Converts a checkpoint. Prints a line for every tensor.",
     )
     found.add_argument(
         "source",
         metavar="SOURCE",
         type=Path,
         help="our workdir or a folder that this command wrote, a Hugging Face folder, fairseq's "
-        ".pt, the 1.0 vision code base's .pth, or a PEFT adapter; seen from its content",
+        ".pt, the 1.0 vision code base's .pth, or a PEFT adapter; the format is detected",
     )
     found.add_argument(
         "target", metavar="TARGET", type=Path, help="a new folder; a new file for --to=fairseq"

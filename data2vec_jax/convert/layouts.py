@@ -1,4 +1,4 @@
-"""What a path holds, and the kinds of checkpoint that we know."""
+"""Opened checkpoints of others, and the record of a checkpoint layout."""
 
 import importlib
 import os

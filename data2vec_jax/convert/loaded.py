@@ -58,14 +58,18 @@ class Loaded:
 
         Args:
           inputs: speech: audio [B, S], 16 kHz, normalised as the model was trained. text: token ids
-            [B, T]. vision: images [B, H, W, C] or [B, C, H, W], normalised floats or uint8.
-          padding_mask: bool, as `inputs` (speech, text), True where there is nothing. Without it,
+            [B, T]. vision: images [B, H, W, C] or [B, C, H, W], normalised floats or uint8. Others:
+            the array that `input` of the modality's `inference` names.
+          padding_mask: bool, shaped like `inputs` (speech, text), True at padding. Without it,
             nothing is padding (fairseq's text models: the pads).
-          **more: mask, bool [B, T] or [B, N], True where the mask embedding stands; types, segment
-            ids of text.
+          **more: mask, bool [B, T] or [B, N], True where the mask embedding replaces the input;
+            types, segment ids of text; further inputs that the modality's forward pass reads.
 
         Returns:
-          `Outputs`: last_hidden_state, hidden_states, and what the head adds.
+          `Outputs`: last_hidden_state, hidden_states, and the head's outputs.
+
+        Raises:
+          UserError: inputs that the model cannot read.
         """
         inference = ours.inference_of(self.config)
         batch = {inference.input: np.asarray(inputs)}
@@ -77,15 +81,15 @@ class Loaded:
 
 
 def load(path: Any, base: Any = None) -> Loaded:
-    """Opens a checkpoint: ours, a Hugging Face folder, fairseq's .pt, BEiT's .pth, or an adapter of
-    PEFT's, by its content.
+    """Opens a checkpoint. Its format is detected from its content: a folder or workdir of ours, a
+    Hugging Face folder, fairseq's .pt, BEiT's .pth, or an adapter of PEFT's.
 
     Args:
       path: of the checkpoint.
       base: of an adapter, the folder of its base model, if it is not where the adapter says.
 
     Raises:
-      UserError: not a checkpoint that we know, a damaged or an incomplete one.
+      UserError: an unknown format, or a damaged or incomplete checkpoint.
     """
     checkpoint = ours.open_checkpoint(path, base)
     ours.demand_whole(checkpoint)

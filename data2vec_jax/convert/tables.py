@@ -25,7 +25,7 @@ Tree = dict[str, Any]
 
 
 class Change(NamedTuple):
-    """How arrays differ: (their arrays) -> ours, and ours -> (their arrays). Loses nothing."""
+    """A lossless change of arrays: (their arrays) -> ours, and ours -> (their arrays)."""
 
     to_ours: Callable[[Sequence[np.ndarray]], np.ndarray]
     to_theirs: Callable[[np.ndarray], Sequence[np.ndarray]]
@@ -57,11 +57,14 @@ FUSED_BIAS = Change(np.concatenate, lambda x: np.split(x, 3))
 
 @dataclass(frozen=True)
 class Row:
-    """Their name (or names, if several arrays make one of ours), our path, and the change."""
+    """One parameter in both layouts."""
 
     theirs: str | tuple[str, ...]
+    """Their name, or names if several of their arrays make one of ours."""
     ours: str
+    """Our path."""
     change: Change = SAME
+    """Between their arrays and ours."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -76,15 +79,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows, and what happens on reading to names that are in none.
-
-    ignored: regular expression of names that hold nothing of a model -> the reason, for the report.
-    aliases: (regular expression, replacement), names of older files; applied before the rows.
-    """
+    """Names of all parameters in one layout."""
 
     rows: Sequence[Row]
+    """Parameters, in the order in which they are written."""
     ignored: Mapping[str, str] = field(default_factory=dict)
+    """Regular expression of names that are no parameters -> the reason, for the report."""
     aliases: Sequence[tuple[str, str]] = ()
+    """(regular expression, replacement): names in older files, replaced before the rows match."""
 
 
 def inside(table: Table, prefix: str) -> Table:
@@ -179,10 +181,12 @@ def _full(dtype: np.dtype) -> np.dtype:
 
 
 class Reading(NamedTuple):
-    """Tensors of ours, and names of theirs that none of them uses, with the reason."""
+    """Result of `plan_read`."""
 
     entries: list[Entry]
+    """Our tensors."""
     unused: dict[str, str]
+    """Their name that no entry reads -> the reason."""
 
 
 def plan_read(table: Table, state: Mapping[str, np.ndarray]) -> Reading:

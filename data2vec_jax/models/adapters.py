@@ -29,20 +29,22 @@ LARGEST = 4096  # rank
 
 
 class Site(NamedTuple):
-    """Position of adapters: a kernel, or a third of a fused one, in all layers.
-
-    name: of the site, and of its parameters a [L, I, r], b [L, r, O], with DoRA magnitude [L, O];
-    without L if the kernel is of one layer. kernel: path of the kernel. part: which third, None for
-    all of it. ranks, scales (s): of each layer; layers of rank 0 have no adapter, and smaller ranks
-    than the largest are filled up with zeros, which stay zero in training.
-    """
+    """Position of adapters: a kernel, or a third of a fused one, in all layers."""
 
     name: str
+    """Path of its parameters a [L, I, r], b [L, r, O] and, of DoRA, magnitude [L, O]; without the
+    axis L for the kernel of one layer."""
     kernel: str
+    """Path of the kernel."""
     part: int | None
+    """Third of a fused kernel; None for all of it."""
     ranks: tuple[int, ...]
+    """r of each layer; 0 for no adapter. Matrices of smaller ranks than the largest are padded with
+    zeros, which stay zero in training."""
     scales: tuple[float, ...]
+    """s of each layer."""
     dora: bool = False
+    """DoRA, not LoRA."""
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> "Site":

@@ -66,8 +66,9 @@ def vision_v2(c: ConfigDict) -> None:
 
 
 def sound(c: ConfigDict) -> None:
-    c.model.update(initializer="small", mean=-6.3, std=4.5)
-    c.mask.width = 2  # of 12 x 8 patches; a side of 3 would leave two squares
+    c.model.update(initializer="small", frames=128, mean=-10.1, std=5.1)
+    c.mask.width = 2  # of 8 x 8 patches; a side of 3 would leave one square
+    c.examples.update(frames=128, min_samples=1_600)
 
 
 def sound_v2(c: ConfigDict) -> None:

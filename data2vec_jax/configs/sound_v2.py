@@ -47,7 +47,7 @@ def get_config(variant: str = "base") -> ConfigDict:
         # like the regression: (12 clips x 16 masks) rows x the mean over rows.
         class_weight=192.0,
     )
-    c.examples = dict(frames=1024)
+    c.examples = dict(frames=1024, min_samples=10_000)  # shorter clips are left out
     # 12 clips x 4 GPUs.
     c.data = dict(
         source="audioset:/data/audioset",

@@ -6,6 +6,8 @@
 | ---------------- | ----------------------- | ------------------------------------------------- |
 | russian.tsv      | Debian's festvox-ru     | 620 read sentences cut at pauses, and transcripts |
 | languages.tsv    | tuxpaint-stamps-default | 3,900 spoken captions in five languages           |
+| drums.tsv        | hydrogen-drumkits and   | 600 hits on drums of 16 kits, six classes         |
+|                  | hydrogen-data           |                                                   |
 | emoji.tsv        | npm's emoji-datasource- | 1,900 drawings of 64 pixels, 9 classes            |
 |                  | google                  |                                                   |
 | sections.csv     | Debian's package index  | 11,800 descriptions and their 16 sections         |
@@ -19,6 +21,7 @@ some are copyleft, so nothing of this is shipped. Needs apt-get, dpkg-deb, npm a
 
 import csv
 import hashlib
+import html
 import json
 import re
 import subprocess
@@ -28,6 +31,7 @@ from concurrent.futures import ThreadPoolExecutor
 from math import gcd
 from pathlib import Path
 
+import numpy as np
 import soundfile
 from PIL import Image
 
@@ -133,8 +137,6 @@ def russian(folder: Path) -> None:
 
 def languages(folder: Path) -> None:
     """Captions as 16 kHz FLAC; identical recordings once, a picture's captions in one split."""
-    from scipy.signal import resample_poly
-
     (stamps,) = package(folder, "tuxpaint-stamps-default").glob("usr/share/tuxpaint/stamps")
     sounds, seen = folder / "languages", set()
     sounds.mkdir(exist_ok=True)
@@ -142,10 +144,7 @@ def languages(folder: Path) -> None:
     def convert(job):
         path, target = job
         if not target.exists():
-            audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
-            common = gcd(rate, 16_000)
-            audio = resample_poly(audio.mean(1), 16_000 // common, rate // common)
-            soundfile.write(target, audio.clip(-1, 1), 16_000, subtype="PCM_16")
+            soundfile.write(target, resampled(path), 16_000, subtype="PCM_16")
 
     rows, jobs = [], []
     for path in sorted(stamps.rglob("*_desc_*.ogg")):
@@ -159,6 +158,49 @@ def languages(folder: Path) -> None:
     with ThreadPoolExecutor() as pool:
         list(pool.map(convert, jobs))
     write(folder / "languages.tsv", ("path", "label", "split"), rows)
+
+
+DRUMS = {  # parts of an instrument's name -> class; the first that fits
+    "hat": "hihat", "hh": "hihat", "kick": "kick", "bassdrum": "kick", "snare": "snare",
+    "tom": "tom", "crash": "cymbal", "ride": "cymbal", "splash": "cymbal", "china": "cymbal",
+    "cymbal": "cymbal", "clap": "percussion", "clave": "percussion", "cowbell": "percussion",
+    "agogo": "percussion", "woodblock": "percussion", "tambourine": "percussion",
+    "bongo": "percussion", "conga": "percussion", "maraca": "percussion",
+}  # fmt: skip
+
+
+def drums(folder: Path) -> None:
+    """Hits as 16 kHz FLAC; all strengths of one drum of one kit are in one split."""
+    sounds, rows = folder / "drums", []
+    sounds.mkdir(exist_ok=True)
+    for name in ("hydrogen-data", "hydrogen-drumkits"):
+        kits = (package(folder, name) / "usr/share/hydrogen/data/drumkits").glob("*/drumkit.xml")
+        for table in sorted(kits):
+            text = table.read_text(encoding="utf-8", errors="replace")
+            for part in re.findall(r"<instrument>.*?</instrument>", text, re.S):
+                instrument = re.search(r"<name>(.*?)</name>", part)[1].lower()
+                label = next((DRUMS[key] for key in DRUMS if key in instrument), None)
+                split = held_out(f"{table.parent.name} {instrument}")
+                for file in re.findall(r"<filename>(.*?)</filename>", part):
+                    path = table.parent / html.unescape(file)
+                    if not label or not path.is_file():
+                        continue
+                    audio = resampled(path)
+                    digest = hashlib.md5(audio.tobytes()).hexdigest()
+                    row = (f"drums/{digest}.flac", label, split)
+                    if len(audio) >= 1_600 and row[0] not in {r[0] for r in rows}:
+                        soundfile.write(folder / row[0], audio, 16_000, subtype="PCM_16")
+                        rows.append(row)
+    write(folder / "drums.tsv", ("path", "label", "split"), rows)
+
+
+def resampled(path: Path) -> np.ndarray:
+    """An audio file as float32 [n] of one channel at 16 kHz."""
+    from scipy.signal import resample_poly
+
+    audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    common = gcd(rate, 16_000)
+    return resample_poly(audio.mean(1), 16_000 // common, rate // common).clip(-1, 1)
 
 
 def emoji(folder: Path) -> None:
@@ -247,6 +289,7 @@ def main() -> None:
     made = {
         "russian.tsv": russian,
         "languages.tsv": languages,
+        "drums.tsv": drums,
         "emoji.tsv": emoji,
         "descriptions.csv": descriptions,
         "glosses.csv": glosses,

@@ -69,7 +69,7 @@ def old(tmp_path, monkeypatch):
 
 
 def test_old_runs_resume(old):
-    """The losses are the old code's: to the last bit on the kind of processor that made them."""
+    """The losses are the old code's, but for the rounding of float32."""
     commands = [
         [
             "train",

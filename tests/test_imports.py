@@ -89,6 +89,7 @@ def test_modalities_do_not_know_each_other():
 MAY_NAME = {
     "configs/*": "a recipe is of a modality",
     "convert/beit.py": "layout of others: BEiT's vision checkpoints",
+    "convert/eat.py": "layout of others: EAT's checkpoints of sound, which call it an image",
     "convert/fairseq.py": "layout of others: fairseq has a class for each",
     "convert/fairseq_v2.py": "layout of others: fairseq has one model of the papers' modalities",
     "convert/hf.py": "layout of others: Hugging Face has a class for each",

@@ -77,7 +77,7 @@ class Layout:
 
 
 # Modules with a list `LAYOUTS` each; a source is of the first layout that claims it.
-MODULES = ("hf", "hf_vision", "hf_v2", "fairseq_v2", "fairseq", "beit")
+MODULES = ("eat", "hf", "hf_vision", "hf_v2", "fairseq_v2", "fairseq", "beit")
 
 
 def layouts() -> list[Layout]:

@@ -51,8 +51,17 @@ def prepare(model: SoundModel, inputs: Mapping[str, np.ndarray]) -> Mapping[str,
 
 
 def example(model: SoundModel) -> dict[str, jax.ShapeDtypeStruct]:
-    """One waveform of the model's length."""
-    return {"audio": jax.ShapeDtypeStruct((1, samples_of(model.image[0])), jnp.float32)}
+    """One spectrogram: what the model itself reads."""
+    return {"spectrogram": jax.ShapeDtypeStruct((1, *model.image, 1), jnp.float32)}
 
 
-INFERENCE = Inference(input="audio", example=example, forward=forward, prepare=prepare)
+def random_inputs(
+    config: Mapping[str, Any], model: SoundModel, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Two waveforms of the model's length."""
+    return {"audio": rng.normal(size=(2, samples_of(model.image[0]))).astype(np.float32) * 0.1}
+
+
+INFERENCE = Inference(
+    input="audio", example=example, forward=forward, prepare=prepare, random_inputs=random_inputs
+)

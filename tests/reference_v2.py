@@ -327,10 +327,10 @@ def mask(flags: Flags, kind: str) -> dict[str, Any]:
     ratio, adjust = modality("mask_prob", 0.7), modality("mask_prob_adjust", 0)
     width, inverse = modality("mask_length", 5), modality("inverse_mask", False)
     dropout = modality("mask_dropout", 0)
-    if width == 1:
+    if width == 1 or kind == "vision":  # recorded grids may be too small for a kept square
         return dict(kind="independent", ratio=ratio)
     return dict(
-        kind="inverse_blocks" if kind == "vision" else "block_spans",
+        kind="block_spans",
         ratio=ratio,
         adjust=adjust,
         width=width,

@@ -218,7 +218,7 @@ def test_a_hugging_face_folder(head, tmp_path):
     found = ours.open_checkpoint(place)
     assert found.config["modality"] == "sound" and not ours.missing(found)
     assert bool(found.config.get("head")) == head
-    if head:  # trap (h)
+    if head:  # sound trap (h)
         assert found.config["head"]["eps"] == 1e-5
     out = data2vec_jax.load(place)(RNG.normal(size=(1, 160_000)).astype(np.float32) * 0.1)
     assert out.last_hidden_state.shape == (1, 1 + 512, D)

@@ -211,7 +211,7 @@ def workdirs_of(text: str) -> tuple[str, list[str]]:
         inside = sorted(path.parent for path in folder.glob("*/config.json"))
         inside = [folder] if (folder / "config.json").exists() else inside
         if not inside:
-            raise UserError(f"{place}: no workdir, and none in it")
+            raise UserError(f"{place}: not a workdir (no config.json), and contains none")
         found += (str(path.resolve()) for path in inside)  # the same name for the same run
     if twice := {path for path in found if found.count(path) > 1}:
         raise UserError(f"{text}: {min(twice)} is in it twice")

@@ -1,6 +1,6 @@
 """The training loop.
 
-    python -m data2vec_jax.train --config=configs/speech_v1.py:base --workdir=DIR
+    python -m data2vec_jax.train --config=speech_v1:base --workdir=DIR
 
 The same command again resumes. `--config.section.key=value` overrides an option.
 `--init_from=CHECKPOINT`: a new run begins with parameters and teacher of another workdir, or of a
@@ -117,6 +117,11 @@ def train(
         start = checkpoints.latest() or 0
         if start:
             state, position = checkpoints.restore(run.abstract)
+            if position["batch"] != start:
+                raise UserError(
+                    f"{workdir}: checkpoint {start} says that batch {position['batch']} is next; "
+                    "its folder was renamed or damaged: remove it"
+                )
             watch.load(position["stopwatch"])
         else:
             state = run.init(config["seed"])
@@ -131,7 +136,9 @@ def train(
                 say(note)
             say(f"{mesh.size} devices, mesh {dict(mesh.shape)}; step {start:,} of {total:,}")
 
-        mean = lambda values: float(np.dot(task.shares, values))  # noqa: E731
+        def mean(values):  # over buckets, by how often each occurs
+            return float(np.dot(task.shares, values))
+
         throughput = Throughput(
             watch,
             batch_size=mean([s["example_id"].shape[0] for s in task.shapes]),
@@ -144,7 +151,7 @@ def train(
         )
         with writer:
             batches = task.data(start) if start < total else iter(())
-            done, scalars = start, {}
+            done = start
             for done in range(start + 1, total + 1):
                 with watch.measure("data"):
                     batch = next(batches)

@@ -50,7 +50,7 @@ for number in "$slices" "$nodes" "$gpus"; do
     [[ $number =~ ^[1-9][0-9]*$ ]] || fail "--slices, --nodes and --gpus are numbers, not '$number'"
 done
 [[ " $* " == *" --config="* && " $* " == *" --workdir="* ]] ||
-    fail "after -- come --config=configs/NAME.py:VARIANT and --workdir=DIR"
+    fail "after -- come --config=NAME:VARIANT and --workdir=DIR"
 [[ "$*" =~ ^[[:alnum:]_./:=,@%+\ -]+$ ]] || fail "options with quotes or other signs: '$*'"
 
 accelerator=$gpu chips=4 hosts=0

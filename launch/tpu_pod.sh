@@ -4,7 +4,7 @@
 #
 #   bash launch/tpu_pod.sh NAME --zone=us-west4-a --type=v5litepod-256 --spot \
 #       --prepare='sudo mkdir -p /data && sudo mount 10.0.0.2:/share /data' \
-#       -- --config=configs/vision_v2.py:large --workdir=/data/run
+#       -- --config=vision_v2:large --workdir=/data/run
 #
 #   --slices=N          slices of that type (1)
 #   --runtime=IMAGE     of the machines (by type: v2-alpha-tpuv5-lite, ...)
@@ -50,7 +50,7 @@ done
 if [ -z "$delete" ]; then
     [ -n "$type" ] || fail "--type=TYPE is missing, such as v5litepod-256"
     [[ " $* " == *" --config="* && " $* " == *" --workdir="* ]] ||
-        fail "after -- come --config=configs/NAME.py:VARIANT and --workdir=DIR"
+        fail "after -- come --config=NAME:VARIANT and --workdir=DIR"
 fi
 if [ -z "$runtime" ]; then
     case $type in

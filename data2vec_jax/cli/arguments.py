@@ -39,7 +39,10 @@ def find_config(text: str) -> str:
     if not name.endswith(".py"):
         shipped = {p.stem: p for p in sorted(RECIPES.glob("*.py")) if p.stem not in NO_RECIPES}
         if name not in shipped:
-            raise UserError(f"no recipe '{name}'{nearest(name, shipped)}; or give a file, path.py")
+            hint = nearest(name, shipped)
+            if Path(f"{name}.py").is_file():
+                hint = f"; did you mean {name}.py{colon}{variant}?"
+            raise UserError(f"'{name}' is no recipe, and no path that ends in .py{hint}")
         path = shipped[name]
     elif not path.is_file():
         beside = [str(p) for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
@@ -60,7 +63,8 @@ def parse(
     if {"-h", "--help"} & set(argv):
         print((sys.modules["__main__"].__doc__ or __doc__).strip())
         sys.exit(0)
-    argv, values = [argv[0], *map(_current_option, argv[1:])], flags.FlagValues()
+    argv = [argv[0], *map(_current_option, _joined(argv[1:]))]
+    values = flags.FlagValues()
     config_flags.DEFINE_config_file(
         "config", None, "config file, path.py:variant", flag_values=values, sys_argv=argv
     )
@@ -69,7 +73,7 @@ def parse(
         define(name, None, meaning, flag_values=values)
     try:
         rest = values(argv)
-        config = values.config
+        config = values.config and values.config.to_dict()
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         text = one_line(error)
         # ml_collections gives the name, at times quoted and with a hint, and no more.
@@ -85,8 +89,16 @@ def parse(
     for name in required:
         if not values[name].value:
             raise UserError(f"--{name}={options[name]} is missing")
-    config = with_current_names(config.to_dict())
-    return config, {name: values[name].value for name in options}
+    return with_current_names(config), {name: values[name].value for name in options}
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+    """Arguments with `--config NAME` as `--config=NAME`."""
+    argv = list(argv)
+    if "--config" in argv[:-1]:
+        i = argv.index("--config")
+        argv[i : i + 2] = [f"--config={argv[i + 1]}"]
+    return argv
 
 
 def _current_option(option: str) -> str:

@@ -1,7 +1,7 @@
 """The demo: small models on the real samples shipped inside, on a laptop's CPU.
 
     bash launch/local.sh                     # pretrains, probes and reports all three
-    python -m data2vec_jax.train --config=configs/demo.py:speech,v2 --workdir=DIR
+    python -m data2vec_jax.train --config=demo:speech,v2 --workdir=DIR
 
 Variants: speech, vision, text (data2vec 1.0), and with ",v2" data2vec 2.0; "sound,v2", for a folder
 or table of short sounds, as those shipped inside are few (docs/results.md). Sizes and schedules are

@@ -1,6 +1,6 @@
 """Fine-tuning for the class of a sound: any folder with a folder of sounds for each class.
 
-    python -m data2vec_jax.train --config=configs/finetune_audio.py:base --workdir=DIR \
+    python -m data2vec_jax.train --config=finetune_audio:base --workdir=DIR \
         --init_from=PRETRAINED --config.data.source=folder:/data/sounds --config.head.classes=N
 
 Variants: base; demo (a minute on a CPU; a network as configs/demo.py:speech has, for a folder of

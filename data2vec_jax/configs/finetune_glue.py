@@ -1,6 +1,6 @@
 """Fine-tuning on the eight tasks of GLUE, each with its metrics; STS-B is a regression.
 
-    python -m data2vec_jax.train --config=configs/finetune_glue.py:rte --workdir=DIR \
+    python -m data2vec_jax.train --config=finetune_glue:rte --workdir=DIR \
         --init_from=PRETRAINED --config.data.source=glue:/data/glue/RTE
 
 Variants: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte; with ",v2" the rate of data2vec 2.0.

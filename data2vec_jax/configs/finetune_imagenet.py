@@ -1,6 +1,6 @@
 """Fine-tuning for image classification: ViT-B and ViT-L on ImageNet-1K.
 
-    python -m data2vec_jax.train --config=configs/finetune_imagenet.py:base --workdir=DIR \
+    python -m data2vec_jax.train --config=finetune_imagenet:base --workdir=DIR \
         --init_from=PRETRAINED --config.data.source=imagenet:/data/imagenet
 
 Variants: base, large (data2vec 1.0); base_v2, large_v2, huge_v2 (2.0); demo (a minute on a CPU, on

@@ -1,6 +1,6 @@
 """Fine-tuning for speech recognition by CTC on characters, with little and much of LibriSpeech.
 
-    python -m data2vec_jax.train --config=configs/finetune_librispeech.py:10h --workdir=DIR \
+    python -m data2vec_jax.train --config=finetune_librispeech:10h --workdir=DIR \
         --init_from=PRETRAINED --config.data.source=librispeech:/data
 
 Variants: 10m, 1h, 10h, 100h, 960h (base); with ",large" the large ones; demo (minutes on a CPU, on

@@ -1,6 +1,6 @@
 """Fine-tuning for the classes of sounds, as EAT (arXiv 2401.03497): AudioSet, ESC-50, words.
 
-    python -m data2vec_jax.train --config=configs/finetune_sound.py:as20k --workdir=DIR \
+    python -m data2vec_jax.train --config=finetune_sound:as20k --workdir=DIR \
         --init_from=PRETRAINED --config.data.source=audioset:/data/audioset
 
 Variants: as2m, as20k (AudioSet, whole and balanced), esc50 (a run for each fold, by data.split and

@@ -1,6 +1,6 @@
 """Fine-tuning for answers to questions about a text: SQuAD 1.1, and XQuAD without its languages.
 
-    python -m data2vec_jax.train --config=configs/finetune_squad.py:base --workdir=DIR \
+    python -m data2vec_jax.train --config=finetune_squad:base --workdir=DIR \
         --init_from=PRETRAINED --config.data.source=squad:/data/squad
 
 Variants: base, large (its rate). PRETRAINED: a workdir, or what

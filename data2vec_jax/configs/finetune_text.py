@@ -1,6 +1,6 @@
 """Fine-tuning for a class of a text, or of a pair: any table with columns text and label.
 
-    python -m data2vec_jax.train --config=configs/finetune_text.py:dora --workdir=DIR \
+    python -m data2vec_jax.train --config=finetune_text:dora --workdir=DIR \
         --init_from=PRETRAINED --config.data.source=ag_news:/data/ag_news
 
 Variants: base (all parameters), lora, dora (adapters and head alone), the recipe of AG News; demo,

@@ -1,6 +1,6 @@
 """data2vec 2.0, sound: pretraining of EAT (arXiv 2401.03497) on AudioSet.
 
-    python -m data2vec_jax.train --config=configs/sound_v2.py:base --workdir=DIR \
+    python -m data2vec_jax.train --config=sound_v2:base --workdir=DIR \
         --config.data.source=audioset:/data/audioset
 
 Variants: base, large, smoke (4 steps on the sounds shipped inside).

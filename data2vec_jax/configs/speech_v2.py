@@ -1,6 +1,6 @@
 """data2vec 2.0, speech: pretraining on LibriSpeech 960 h (base) and Libri-light 60k h (large).
 
-    python -m data2vec_jax.train --config=configs/speech_v2.py:base --workdir=DIR \
+    python -m data2vec_jax.train --config=speech_v2:base --workdir=DIR \
         --config.data.source=manifest:/data/librispeech/train.tsv
 
 Variants: base, large, smoke (4 steps on the speech shipped inside).

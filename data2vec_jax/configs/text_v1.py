@@ -1,6 +1,6 @@
 """data2vec 1.0, text: pretraining on books and Wikipedia with GPT-2's byte-level BPE.
 
-    python -m data2vec_jax.train --config=configs/text_v1.py:base --workdir=DIR \
+    python -m data2vec_jax.train --config=text_v1:base --workdir=DIR \
         --config.data.source=folder:/data/books_wiki --config.examples.tokenizer=/data/gpt2_bpe
 
 Variants: base, large, smoke (4 steps on the glosses shipped inside).

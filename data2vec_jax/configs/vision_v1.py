@@ -1,6 +1,6 @@
 """data2vec 1.0, vision: pretraining of ViT-B and ViT-L on ImageNet-1K.
 
-    python -m data2vec_jax.train --config=configs/vision_v1.py:base --workdir=DIR \
+    python -m data2vec_jax.train --config=vision_v1:base --workdir=DIR \
         --config.data.source=folder:/data/imagenet
 
 Variants: base (800 epochs), large (stage 1 of 2), smoke (4 steps on the digits shipped inside).

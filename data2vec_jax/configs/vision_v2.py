@@ -1,6 +1,6 @@
 """data2vec 2.0, vision: pretraining of ViT-B, ViT-L and ViT-H on ImageNet-1K.
 
-    python -m data2vec_jax.train --config=configs/vision_v2.py:base --workdir=DIR \
+    python -m data2vec_jax.train --config=vision_v2:base --workdir=DIR \
         --config.data.source=folder:/data/imagenet
 
 Variants: base, large, huge (patches of 16), huge14 (patches of 14), smoke (4 steps on the digits

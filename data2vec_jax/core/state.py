@@ -64,7 +64,7 @@ def overlay(params: Tree, teacher: Tree) -> Tree:
 
 
 class Decay(NamedTuple):
-    """The decay of one average, float32, and 1 - decay, which is computed without it.
+    """The decay of one average, float32, and 1 - decay, computed from the schedule.
 
     Near 1 float32 has steps of 6e-8: there 1.0 - value would be off by half, or zero too early.
     """

@@ -12,11 +12,11 @@ from data2vec_jax.core.task import Scalars, Task
 
 
 class StepKeys(NamedTuple):
-    """The randomness of one update. Masks are a function of (masks, step, example id, clone)."""
+    """The randomness of one update. Masks are a function of (mask_key, step, example id, clone)."""
 
-    masks: jax.Array  # PRNG key, the same in every step
+    mask_key: jax.Array  # PRNG key, the same in every step
     step: jax.Array  # int32, completed updates
-    noise: jax.Array  # PRNG key of this step: dropout and decoder noise
+    noise_key: jax.Array  # PRNG key of this step: dropout and decoder noise
 
 
 def init_state(task: Task, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
@@ -46,11 +46,11 @@ def make_train_step(
 
     accumulate: micro-batches per update; gradients of sums are added, then divided by the count of
     the whole batch, so that they equal the large batch's. shards: devices that rows are split over.
-    decay: of the teacher's average, unused without one.
+    decay: completed updates -> decay of the teacher's average; None without a teacher.
     """
 
     def gradients(state, batch, noise):
-        draw = step_keys(state)._replace(noise=noise)
+        draw = step_keys(state)._replace(noise_key=noise)
 
         def total(params):
             loss, count, metrics = task.loss(params, state.teacher, batch, draw)
@@ -60,7 +60,7 @@ def make_train_step(
         return grads, loss, count, metrics
 
     def train_step(state, batch):
-        noise = step_keys(state).noise
+        noise = step_keys(state).noise_key
         if accumulate == 1:
             grads, loss, count, metrics = gradients(state, batch, noise)
         else:
@@ -80,6 +80,7 @@ def make_train_step(
 
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        # Parameters that the loss sets and the optimiser does not learn, such as running averages.
         params = overlay(params, metrics.pop("assigned", {}))
         done = state.step + 1
         teacher = state.teacher
@@ -99,7 +100,7 @@ def make_train_step(
 
 
 def micro_batches(batch: Any, parts: int, shards: int) -> Any:
-    """[G, ...] -> [parts, G / parts, ...], every device keeping its own rows."""
+    """Rows [G, ...] of a global batch -> [parts, G / parts, ...]; devices keep their rows."""
 
     def split(x):
         rows = x.reshape(shards, parts, -1, *x.shape[1:])

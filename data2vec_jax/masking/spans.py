@@ -1,7 +1,6 @@
 """Proposals for rows: spans of frames (speech 1.0 and 2.0).
 
-Legend: B examples, M masks (clones) of one example, T positions: frames, tokens, or the patches of
-a grid row by row. A mask is bool [T], True = masked; `valid` of the T positions are not padding.
+T positions of a row; a mask is bool [T], True = masked. See `sampler`.
 """
 
 import math

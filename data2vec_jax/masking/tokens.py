@@ -1,7 +1,6 @@
 """Proposals for text, and what becomes of the chosen tokens (BERT's 80/10/10).
 
-Legend: B examples, M masks (clones) of one example, T positions: frames, tokens, or the patches of
-a grid row by row. A mask is bool [T], True = masked; `valid` of the T positions are not padding.
+T positions of a row; a mask is bool [T], True = masked. See `sampler`.
 """
 
 import functools

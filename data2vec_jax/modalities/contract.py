@@ -1,4 +1,6 @@
-"""What data2vec needs to know about one kind of signal.   B batch, T tokens, D width.
+"""What data2vec needs to know about one kind of signal.
+
+B batch, T tokens, D width.
 
 A modality is one folder with one record, `MODALITY`: a folder beside this file, or a module of your
 own. To add EEG, music or video, write one and a config file: nothing else changes
@@ -10,7 +12,6 @@ import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import flax.linen as nn
@@ -29,7 +30,6 @@ from data2vec_jax.models.outputs import Outputs
 
 Batch = Mapping[str, jax.Array]
 Options = Mapping[str, Any]
-FROZEN: Options = MappingProxyType({})
 EMBEDDING_PARAMS = r"(^|/)(patches/.*|class_token|mask_embedding|positions)$"
 
 

@@ -7,7 +7,7 @@ its own moving average, makes of the whole input.
     targets     y = 1/K sum_l norm(a_l), over the teacher's top K layers: `targets.make_teacher`
     objective   smooth L1 or L2 of prediction - y, where masked: `targets.regression`
 
-B batch, T tokens, M masked positions of a row, D width.
+B batch, T tokens, N masked positions of a row, D width.
 """
 
 import dataclasses
@@ -70,17 +70,17 @@ def make_loss(
         batch: Mapping[str, Array],
         visible: Mapping[str, Array],
         mask: Array,
-        most: int,
+        max_masked: int,
         key: Array | None,
         collect: bool = False,
     ) -> Intermediates:
-        """Everything after the masks. mask bool [B, T], at most `most` = M True in a row.
+        """Everything after the masks. mask bool [B, T], at most N = `max_masked` True in a row.
 
         batch, visible: what the teacher and the student see. collect: keep every layer's output.
         """
-        positions = masking.positions(mask, most)  # [B, M]
+        positions = masking.positions(mask, max_masked)  # [B, N]
         # 1 at these positions, 0 where a row has fewer.
-        weights = (jnp.arange(most) < jnp.sum(mask, -1, keepdims=True)).astype(jnp.float32)
+        weights = (jnp.arange(max_masked) < jnp.sum(mask, -1, keepdims=True)).astype(jnp.float32)
 
         # Student: the masked input at full length, then a prediction at each masked position.
         front_key, encoder_key = split(key, 2)
@@ -89,12 +89,12 @@ def make_loss(
         encoded = apply(student, tokens, mask, encoder_key, collect=collect, method="encode")
         prediction = apply(
             student, gather_tokens(encoded.x, positions), method="predict"
-        )  # [B, M, D]
+        )  # [B, N, D]
 
         # Teacher: the targets y, from the whole input, at each masked position.
         unmasked = tokens if corrupt is None else None
-        teaching, targets = teach(params, teacher, batch, unmasked, collect)
-        masked_targets = gather_tokens(targets, positions)  # [B, M, D]
+        teacher_encoded, targets = teach(params, teacher, batch, unmasked, collect)
+        masked_targets = gather_tokens(targets, positions)  # [B, N, D]
 
         # Objective: summed over the masked positions; their number divides it in the train step.
         count = jnp.sum(weights)
@@ -115,7 +115,7 @@ def make_loss(
             masked_targets,
             weights,
             encoded,
-            teaching,
+            teacher_encoded,
             parts,
             mask,
             visible,
@@ -124,12 +124,12 @@ def make_loss(
     def forward(params, teacher, batch, draw: StepKeys):
         masks = sampler(batch)  # an exact count per row: every shape is static
         valid = model.valid_lengths(batch)
-        mask = masking.sample(masks, draw.masks, draw.step, batch["example_id"], 1, valid)[:, 0]
+        mask = masking.sample(masks, draw.mask_key, draw.step, batch["example_id"], 1, valid)[:, 0]
         visible = whole = batch
         if corrupt is not None:
             visible, whole, mask = corrupt(model, batch, mask, draw)
-        most = masks.count(masks.length)
-        return forward_with_masks(params, teacher, whole, visible, mask, most, draw.noise)
+        max_masked = masks.count(masks.length)
+        return forward_with_masks(params, teacher, whole, visible, mask, max_masked, draw.noise_key)
 
     def loss(params, teacher, batch, draw: StepKeys):
         found = forward(params, teacher, batch, draw)

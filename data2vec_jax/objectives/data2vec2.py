@@ -40,7 +40,7 @@ def draw_noise(draw: StepKeys, example_ids: Array, shape: tuple[int, ...]) -> Ar
     Like its masks, a function of the step and the example alone: the same on any number of devices
     and in any micro-batch.
     """
-    step = jax.random.fold_in(draw.masks, draw.step)
+    step = jax.random.fold_in(draw.mask_key, draw.step)
 
     def one(example):
         # The clones' masks fold in 0 ... M - 1 here.
@@ -55,15 +55,15 @@ class Config:
     """Config section `objective` with the name 'data2vec2'."""
 
     clones: int  # M, masks of an example
-    top_k: int | Sequence[int]  # K uppermost blocks averaged, or the numbers of the blocks
+    top_k: int | Sequence[int]  # K uppermost blocks averaged, or the blocks' numbers, from 0
     # What is averaged: the output of a block's feed-forward part, or of the block ('block').
     target: str = "ffn"
     layer_norms: Sequence[Norm] = ()  # of each block's output
     final_norms: Sequence[Norm] = ()  # of the average
     beta: float = 0.0  # of smooth L1; 0 for squared error
     scale: str | float = "rsqrt_width"  # factor on the sum over channels, see `targets.scale_of`
-    # Of the class token's loss, a mean over rows, beside the regression, a mean over masked
-    # positions.
+    # Weight of the class token's loss (a mean over rows; the regression is a mean over masked
+    # positions).
     class_weight: float = 0.0
     noise_std: float = 0.01  # of what the decoder gets at masked positions
 
@@ -89,21 +89,21 @@ def make_loss(
         teacher: Any,
         batch: Mapping[str, Array],
         mask: Array,
-        most: int,
+        max_masked: int,
         noise: Array,
         key: Array | None,
         collect: bool = False,
     ) -> Intermediates:
-        """Everything after the draws. mask bool [B, M, T], at most `most` = N True in a row.
+        """Everything after the draws. mask bool [B, M, T], at most N = `max_masked` True in a row.
 
         noise: [B * M, T, D], used at masked positions. collect: keep the outputs of every layer.
         """
         mask = mask.reshape(-1, mask.shape[-1])  # [B * M, T], the students of an example adjacent
         rows, length = mask.shape
-        keep = masking.kept(mask, length - most)  # [B * M, V]
-        positions = masking.positions(mask, most)  # [B * M, N]
+        keep = masking.kept(mask, length - max_masked)  # [B * M, V]
+        positions = masking.positions(mask, max_masked)  # [B * M, N]
         # 1 at these positions, 0 where a row has fewer.
-        weights = (jnp.arange(most) < jnp.sum(mask, -1, keepdims=True)).astype(jnp.float32)
+        weights = (jnp.arange(max_masked) < jnp.sum(mask, -1, keepdims=True)).astype(jnp.float32)
         front_key, encoder_key, decoder_key = split(key, 3)
 
         # Students: the front end once per example, the blocks on visible tokens only.
@@ -121,7 +121,7 @@ def make_loss(
         )  # [B * M, N, D]
 
         # Teacher: the targets y, from the whole input, once per example.
-        teaching, targets = teach(params, teacher, batch, tokens, collect)  # [B, T, D]
+        teacher_encoded, targets = teach(params, teacher, batch, tokens, collect)  # [B, T, D]
         masked_targets = gather_tokens(targets, positions)  # [B * M, N, D]
 
         # Objective: summed over the masked positions of all students; see 1.0.
@@ -132,35 +132,36 @@ def make_loss(
         if config.class_weight:
             # The class token regresses the mean target. Weighted by the row's masked positions,
             # because the sum of all terms will be divided by their number in the whole batch.
-            middle = repeat(jnp.mean(targets, 1), rows)  # [B * M, D]
-            each = factor * regression(encoded.class_tokens[:, -1], middle, config.beta)  # [B * M]
-            parts["class"] = config.class_weight * jnp.sum(each * jnp.sum(weights, -1))
+            mean_target = repeat(jnp.mean(targets, 1), rows)  # [B * M, D]
+            class_token = encoded.class_tokens[:, -1]
+            row_loss = factor * regression(class_token, mean_target, config.beta)  # [B * M]
+            parts["class"] = config.class_weight * jnp.sum(row_loss * jnp.sum(weights, -1))
         total = sum(parts.values())
         return Intermediates(
-            total,
-            jnp.sum(weights),
-            tokens,
-            prediction,
-            targets,
-            masked_targets,
-            weights,
-            encoded,
-            teaching,
-            parts,
-            mask,
-            batch,
+            total=total,
+            count=jnp.sum(weights),
+            tokens=tokens,
+            prediction=prediction,
+            targets=targets,
+            masked_targets=masked_targets,
+            weights=weights,
+            student=encoded,
+            teacher=teacher_encoded,
+            parts=parts,
+            mask=mask,
+            visible=batch,
         )
 
     def forward(params, teacher, batch, draw: StepKeys):
         masks = sampler(batch)  # an exact count per row: every shape is static
         valid = model.valid_lengths(batch)
         mask = masking.sample(
-            masks, draw.masks, draw.step, batch["example_id"], config.clones, valid
+            masks, draw.mask_key, draw.step, batch["example_id"], config.clones, valid
         )
         shape = config.clones, masks.length, model.width
         noise = config.noise_std * draw_noise(draw, batch["example_id"], shape)
-        most = masks.count(masks.length)
-        return forward_with_masks(params, teacher, batch, mask, most, noise, draw.noise)
+        max_masked = masks.count(masks.length)
+        return forward_with_masks(params, teacher, batch, mask, max_masked, noise, draw.noise_key)
 
     def loss(params, teacher, batch, draw: StepKeys):
         found = forward(params, teacher, batch, draw)

@@ -1,6 +1,6 @@
 """What data2vec 1.0 and 2.0 share: the teacher's targets, and the loss of a prediction.
 
-B batch, T tokens, D width, K layers averaged.
+B batch, T tokens, N masked positions of a row, D width, K layers averaged.
 
 Spec 6 (targets) and 8 (losses). Everything is float32; normalisations have no affine part and
 eps 1e-5. `valid` is bool [B, T] or None: padded positions take part in no statistic.
@@ -28,9 +28,9 @@ class Intermediates(NamedTuple):
     """What an objective computes on its way, for the loss, the monitor and the golden tests.
 
     total, count: sum of the loss over masked positions, their number. tokens: the front end's
-    output. prediction, masked_targets [rows, M, D] and weights [rows, M]: what entered the loss.
+    output. prediction, masked_targets [rows, N, D] and weights [rows, N]: what entered the loss.
     targets [B, T, D]: at every position. student, teacher: what their encoders returned, with every
-    layer's output if `collect` was asked for. parts: the loss's terms, before their weights.
+    layer's output if `collect` was asked for. parts: the loss's terms.
     mask: bool [rows, T], where the student sees nothing. visible: the batch that it sees.
     """
 
@@ -176,13 +176,13 @@ def scale_of(scale: str | float, width: int) -> float:
 def variance_penalty(prediction: Array, weights: Array, margin: float) -> Array:
     """Mean over channels of max(0, margin - deviation over all predicted positions) (spec 8.2).
 
-    prediction [B, M, D], weights [B, M]. It is a statistic of the whole batch.
+    prediction [B, N, D], weights [B, N]. It is a statistic of the whole batch.
     """
     return jnp.mean(jax.nn.relu(margin - channel_std(prediction, weights)))
 
 
 def monitor(found: Intermediates) -> dict[str, Array]:
-    """Scalars that tell learning from collapse (spec 8.2; `metrics` says what each means)."""
+    """Scalars that tell learning from collapse (spec 8.2), explained in `metrics.collapse`."""
     tokens, targets, weights = found.tokens, found.targets, found.weights
     valid = tokens.valid
     present = jnp.ones(targets.shape[:2]) if valid is None else valid.astype(jnp.float32)

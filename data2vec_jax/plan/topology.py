@@ -34,7 +34,8 @@ class Chip(NamedTuple):
 
 
 # hbm: where libtpu 0.0.42 refuses a program ("exceeds available HBM"); it keeps the rest. The peaks
-# are in `metrics.PEAK_FLOPS`. Bandwidths: cloud.google.com/tpu/docs/{v5e,v5p,v6e,tpu7x}, where a
+# are `metrics.hardware.PEAK_FLOPS`. Bandwidths: cloud.google.com/tpu/docs/{v5e,v5p,v6e,tpu7x},
+# where a
 # chip's interconnect (both ways) divided by its links (2 an axis) is what two links send: a ring
 # goes along one axis, to both neighbours. v4: docs/v4, and 50 GB/s a link in "TPU v4" (Jouppi et
 # al., arXiv 2304.01433); its data centre network as v5p's, the same card for as many chips.

@@ -31,7 +31,7 @@ def make_loss(
 
     def loss(params, teacher, batch, draw):
         del teacher
-        keys = (None, None) if draw is None else jax.random.split(draw.noise)
+        keys = (None, None) if draw is None else jax.random.split(draw.noise_key)
         features = finetune.encode(model, head, params, batch, keys[0])
         variables = {"params": params["task"]}
         outputs = {k: wide(v) for k, v in head.apply(variables, features, keys[1]).items()}

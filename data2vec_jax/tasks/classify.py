@@ -102,7 +102,7 @@ def make_loss(
         elif problem == SEVERAL:
             targets = label.astype(jnp.float32)
         if draw is not None:
-            keys = jax.random.split(draw.noise, 3)
+            keys = jax.random.split(draw.noise_key, 3)
             batch, targets = augmented(batch, targets, draw, keys[2])
         change = lambda tokens: tokens  # noqa: E731
         if draw is not None and config.time_prob:
@@ -146,7 +146,7 @@ def make_loss(
         if not changes:
             return batch, targets
         pixels = model.pixels(batch)
-        step = jax.random.fold_in(draw.masks, draw.step)
+        step = jax.random.fold_in(draw.mask_key, draw.step)
         rows = jax.vmap(lambda i: jax.random.fold_in(step, i))(batch["example_id"])
         if config.erasing:
             pixels = mixing.erase(pixels, rows, config.erasing)

@@ -319,7 +319,7 @@ def _outline(config, job):
 
 def _with_adapters(loss, sites, dropout):
     def run(params, teacher, batch, draw):
-        key = None if draw is None else jax.random.fold_in(draw.noise, 1 << 16)
+        key = None if draw is None else jax.random.fold_in(draw.noise_key, 1 << 16)
         whole = adapted(lambda p: loss(p, teacher, batch, draw), sites)
         return whole(params, key=key, dropout=dropout)
 

@@ -57,7 +57,7 @@ CONFIG = PretrainConfig
 
 
 def resolve_config(config: Mapping[str, Any], init_from: str | None = None) -> dict[str, Any]:
-    """A pretraining config is complete; a checkpoint that it starts from must fit it."""
+    """The config as it is: a checkpoint of another shape is refused when it is read."""
     return dict(config)
 
 
@@ -91,14 +91,14 @@ def make_objective(config: Mapping[str, Any], modality: contract.Modality, model
     if (name == "data2vec2") != (model.decoder is not None):
         raise UserError(
             f"config.model.decoder: {name} needs "
-            + ("one" if model.decoder is None else "none, its head reads the encoder")
+            + ("one" if model.decoder is None else "none (None): its head reads the encoder")
         )
     if options.get("class_weight") and not getattr(model, "class_tokens", 0):
         raise UserError("config.objective.class_weight: this model has no class token")
     depth, top_k = model.encoder.depth, options.get("top_k", 1)
     inside = 1 <= top_k <= depth if isinstance(top_k, int) else set(top_k) <= {*range(depth)}
     if not inside or not top_k:
-        raise UserError(f"config.objective.top_k: {top_k} of {depth} layers")
+        raise UserError(f"config.objective.top_k: {top_k}, but the encoder has {depth} blocks")
     norms = (*options.get("layer_norms", ()), *options.get("final_norms", ()))
     mixes_rows = any(0 in axes for axes in axes_of(norms)) or options.get("variance_weight")
     if config["accumulate"] > 1 and mixes_rows:

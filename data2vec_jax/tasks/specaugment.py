@@ -46,12 +46,12 @@ def augment(
     """Spans of frames become `embedding` [D], spans of channels 0 (conversion spec 1.3).
 
     Without an embedding (2.0) masked frames are noise from `key`, or 0 with `zero_mask`. A
-    probability of 0 masks nothing. Masks are functions of (draw.masks, draw.step, example id); at
-    least one span of frames a row.
+    probability of 0 masks nothing. Masks are functions of (draw.mask_key, draw.step, example
+    id); a row has at least one span of frames.
     """
     x, valid = tokens
     _, frames, width = x.shape
-    time_key, channel_key = jax.random.split(draw.masks)
+    time_key, channel_key = jax.random.split(draw.mask_key)
     if config.time_prob:
         lengths = None if valid is None else jnp.sum(valid, -1, dtype=jnp.int32)
         sampler = spans(frames, config.time_prob, config.time_width, 1)

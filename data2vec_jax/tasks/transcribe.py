@@ -66,7 +66,7 @@ def make_loss(
         del teacher
         keys = (None,) * 4
         if draw is not None:
-            keys = jax.random.split(draw.noise, 4)
+            keys = jax.random.split(draw.noise_key, 4)
             if config.freeze_updates:
                 params = head_only(params, draw.step, config.freeze_updates)
         apply = functools.partial(model.apply, {"params": params})

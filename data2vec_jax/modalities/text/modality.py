@@ -34,7 +34,7 @@ def corrupt(
     if net.teacher_sees == "targets":
         whole = jnp.where(mask, whole, net.embeddings.pad)
     if keep_prob or replace_prob:
-        step = jax.random.fold_in(draw.masks, draw.step)
+        step = jax.random.fold_in(draw.mask_key, draw.step)
 
         def one(example, chosen):
             # One more than `masking.sample` folds in, so that these draws are independent of it.

@@ -52,7 +52,7 @@ def translate_y(x, strength, fill, rng):
 
 
 def posterise(x, strength, fill, rng):
-    """Keeps 4 bits down to none."""
+    """Keeps 4 bits at strength 0, none at strength 1."""
     return _posterise(x, 4 - int(4 * strength))
 
 
@@ -62,7 +62,7 @@ def _posterise(x, bits):
 
 
 def solarise(x, strength, fill, rng):
-    """Inverts pixels from 256 down to 0."""
+    """Inverts pixels at or above a threshold: 256 at strength 0, 0 at strength 1."""
     return ImageOps.solarize(x, 256 - min(256, int(256 * strength)))
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 import data2vec_jax
 from data2vec_jax.cli.arguments import parse
@@ -118,10 +117,7 @@ def train(
         if start:
             state, position = checkpoints.restore(run.abstract)
             if position["batch"] != start:
-                raise UserError(
-                    f"{workdir}: checkpoint {start} says that batch {position['batch']} is next; "
-                    "its folder was renamed or damaged: remove it"
-                )
+                raise UserError(f"{workdir}: checkpoint {start} is damaged, its position disagrees")
             watch.load(position["stopwatch"])
         else:
             state = run.init(config["seed"])
@@ -136,13 +132,10 @@ def train(
                 say(note)
             say(f"{mesh.size} devices, mesh {dict(mesh.shape)}; step {start:,} of {total:,}")
 
-        def mean(values):  # over buckets, by how often each occurs
-            return float(np.dot(task.shares, values))
-
         throughput = Throughput(
             watch,
-            batch_size=mean([s["example_id"].shape[0] for s in task.shapes]),
-            flops_per_step=mean([task.flops(s) for s in task.shapes]),
+            batch_size=task.mean([s["example_id"].shape[0] for s in task.shapes]),
+            flops_per_step=task.mean([task.flops(s) for s in task.shapes]),
             devices=mesh.devices.ravel(),
             start_step=start,
         )

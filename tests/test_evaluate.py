@@ -78,7 +78,7 @@ def test_other_examples_than_in_training(runs, tmp_path):
     assert set(row["scores"]) == {"train loss", "train accuracy", "train top5_accuracy"}
     with pytest.raises(UserError, match="--set model"):
         evaluate.evaluate(str(runs / "b"), {"model.width": 3})
-    with pytest.raises(UserError, match="no workdir"):
+    with pytest.raises(UserError, match="not a workdir"):
         evaluate.main([str(tmp_path)])
     with pytest.raises(UserError, match="not a pretraining run"):
         evaluate.main([str(runs / "b"), f"--features={tmp_path}/x.npz"])

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCH = ROOT / "launch"
-RUN = ("--config=configs/vision_v2.py:large", "--workdir=/data/run")
+RUN = ("--config=vision_v2:large", "--workdir=/data/run")
 POD = ("my-run", "--zone=us-west4-a", "--type=v5litepod-256")
 SCRIPTS = sorted(p.name for p in [*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
 
@@ -57,7 +57,7 @@ def test_shellcheck():
         ("tpu_pod.sh", ("run", "--zone=a"), "--type=TYPE is missing"),
         ("tpu_pod.sh", (*POD, "--slices=two", "--", *RUN), "--slices=two is not a positive"),
         ("tpu_pod.sh", (*POD, "--spto", "--", *RUN), "unknown option '--spto'"),
-        ("tpu_pod.sh", (*POD, "--", RUN[0]), "--config=configs/NAME.py:VARIANT and --workdir=DIR"),
+        ("tpu_pod.sh", (*POD, "--", RUN[0]), "--config=NAME:VARIANT and --workdir=DIR"),
         ("tpu_pod.sh", ("run", "--zone=a", "--type=v9-8", "--", *RUN), "--runtime=IMAGE"),
         ("tpu_pod.sh", (*POD, "--", *RUN, "--config.x='y'"), "cannot hold a single quote"),
         ("slurm.sbatch", (RUN[0],), "usage: sbatch"),
@@ -66,7 +66,7 @@ def test_shellcheck():
         ("gke.sh", ("tpu", "--topology=v5e:16", "--", *RUN), "'16' is no shape"),
         ("gke.sh", ("gpu", "--nodes=0", "--", *RUN), "are numbers, not '0'"),
         ("gke.sh", ("gpu", "--nodse=2", "--", *RUN), "unknown option '--nodse=2'"),
-        ("gke.sh", ("gpu", "--", RUN[0]), "--config=configs/NAME.py:VARIANT and --workdir=DIR"),
+        ("gke.sh", ("gpu", "--", RUN[0]), "--config=NAME:VARIANT and --workdir=DIR"),
     ],
 )
 def test_wrong_requests_are_one_line(script, arguments, message):

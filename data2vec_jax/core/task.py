@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from data2vec_jax.core.state import TrainState
 
@@ -46,3 +47,7 @@ class Task:
     notes: Sequence[str] = ()
     save_assets: Callable[[Path], None] = lambda folder: None
     init_from: Callable[..., dict[str, Any]] = lambda params, new, path: params
+
+    def mean(self, values: Sequence[float]) -> float:
+        """The mean of one value of each bucket, weighted by how often the bucket occurs."""
+        return float(np.dot(self.shares, values))

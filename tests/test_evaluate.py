@@ -144,7 +144,7 @@ def test_the_same_run_twice_and_rows_of_one_name(runs, tmp_path, monkeypatch):
         ("x", "b"),
         ("x", "0"),
     ]
-    for bad, why in (("x=b,typo", "typo: no workdir"), ("b,./b", "b is in it twice")):
+    for bad, why in (("x=b,typo", "typo: not a workdir"), ("b,./b", "b is in it twice")):
         with pytest.raises(UserError, match=why):
             evaluate.main(["--compare", bad])
     (runs / "rate=1").symlink_to(runs / "b")

@@ -1,6 +1,6 @@
 """Speed of the train step, and of the same step in PyTorch beside it.
 
-    python -m data2vec_jax.bench --config=speech_v1:base [--peer] [--sweep] \
+    python -m data2vec_jax.bench --config=speech_v1:base [--peer] [--sweep]
         [--batch=N] [--json=FILE]
 
 The program is the one that `train` runs, on random input of the config's longest examples. --batch:

@@ -1,6 +1,6 @@
 """Compiles the train step for a TPU slice that you do not have, on a machine with nothing but CPUs.
 
-    python -m data2vec_jax.plan --config=vision_v2:huge --topology=v5e:16x16 \
+    python -m data2vec_jax.plan --config=vision_v2:huge --topology=v5e:16x16
         [--slices=2] [--json=FILE]
 
 Says whether the step fits, what fills the memory, what is sent between chips, and how long a step

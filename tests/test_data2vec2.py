@@ -512,7 +512,7 @@ def test_class_loss_is_a_mean_over_rows_beside_a_mean_over_positions():
         masks = masking.make("inverse_blocks", (7, 7), ratio=0.8, adjust=0.07, width=3)
         mask = masking.sample(masks, draw.mask_key, draw.step, batch["example_id"], 2)
         noise = jnp.zeros((8, 49, 32))
-        stages = with_class.given(params, {}, batch, mask, 40, noise, None)
+        stages = with_class.forward_with_masks(params, {}, batch, mask, 40, noise, None)
         middle = jnp.repeat(stages.targets.mean(1), 2, axis=0)
         return jnp.square(stages.student.class_tokens[:, 0] - middle).sum(-1) / np.sqrt(32)
 

@@ -1,8 +1,10 @@
 """config.modality: folders of the package, modules of the user, and messages for neither."""
 
+import os
 import subprocess
 import sys
 
+import conftest
 import pytest
 
 from data2vec_jax.core.errors import UserError
@@ -64,11 +66,11 @@ def test_a_console_script_searches_the_current_folder(lab):
         "if __name__ == '__main__':\n    sys.exit(train())\n"
     )
     options = [f"--workdir={lab}/w", "--config=vision_v2:smoke"]
+    env = {**os.environ, "PYTHONPATH": str(conftest.ROOT)}
 
     def run(*more):
-        return subprocess.run(
-            [sys.executable, "-P", script, *options, *more], cwd=lab, capture_output=True, text=True
-        )
+        command = [sys.executable, "-P", script, *options, *more]
+        return subprocess.run(command, cwd=lab, env=env, capture_output=True, text=True)
 
     found = run("--config.modality=some_lab.empty")
     assert found.returncode == 2

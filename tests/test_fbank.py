@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 import jax.numpy as jnp
+import kaldi_native_fbank as knf
 import numpy as np
 import pytest
 import soundfile
@@ -133,7 +134,6 @@ def test_kaldi_native_fbank(signal, tolerance, bins, window):
     relative to the loudest bin of a frame: where the spectrum is steep, the quiet bins differ by
     a few thousandths. (It refuses 128 bins, as bin 3 is empty.)
     """
-    knf = pytest.importorskip("kaldi_native_fbank")
     audio = signal() if callable(signal) else soundfile.read(signal, dtype="float32")[0][:48_000]
     options = knf.FbankOptions()
     options.frame_opts.dither, options.frame_opts.window_type = 0.0, window

@@ -21,20 +21,7 @@ def get_config(variant: str = "base") -> ConfigDict:
         seed=1,
         averaged=("^encoder/",),  # embeddings are the student's
     )
-    c.model = dict(
-        width=768,
-        vocab_size=50_265,
-        max_length=512,
-        dropout=0.1,
-        encoder=dict(
-            depth=12,
-            heads=12,
-            mlp=3072,
-            norm="post",
-            dropout=0.1,
-            attention_dropout=0.1,
-            remat="none",
-        ),
+    c.model = common.roberta_base() | dict(
         keep_prob=0.0,
         replace_prob=0.0,  # paper's main recipe: BERT masks, 15 %, 0.1 and 0.1
         teacher_sees="all",  # as in the paper; in the authors' code "targets"

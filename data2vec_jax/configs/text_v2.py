@@ -21,20 +21,7 @@ def get_config(variant: str = "base") -> ConfigDict:
         seed=1,
         averaged=("^encoder/",),  # embeddings are the student's, with its dropout
     )
-    c.model = dict(
-        width=768,
-        vocab_size=50_265,
-        max_length=512,
-        dropout=0.1,
-        encoder=dict(
-            depth=12,
-            heads=12,
-            mlp=3072,
-            norm="post",
-            dropout=0.1,
-            attention_dropout=0.1,
-            remat="none",
-        ),
+    c.model = common.roberta_base() | dict(
         decoder=dict(layers=5, width=768, kernel=9, groups=1, residual=False, dropout=0.1),
         head=dict(depth=2, hidden=1536, initializer="bert"),
     )

@@ -5,13 +5,13 @@ Nothing is random: pretraining has no augmentation (docs/spec/sound.md section 1
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from data2vec_jax.core.errors import UserError
+from data2vec_jax.modalities.contract import Examples
 from data2vec_jax.modalities.sound.spectrogram import (
     BINS,
     FBANK,
@@ -61,7 +61,7 @@ def check_size(model: Any, frames: int) -> None:
         raise UserError(f"config.model.frames is {model.image[0]}, config.examples.frames {frames}")
 
 
-class SoundExamples:
+class SoundExamples(Examples):
     """One spectrogram of each sound."""
 
     def __init__(self, source: Any, like: "SoundExamples | None" = None, **options: Any):
@@ -78,6 +78,3 @@ class SoundExamples:
     def check(self, model: Any) -> None:
         """The lengths of spectrograms must agree."""
         check_size(model, self.layout.frames)
-
-    def save_assets(self, folder: Path) -> None:
-        """Nothing beside the config."""

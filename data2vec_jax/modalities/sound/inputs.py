@@ -5,12 +5,12 @@ docs/spec/sound.md sections 1 and 6. Mixing and masks are of whole batches, in `
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data2vec_jax.core.errors import UserError
+from data2vec_jax.modalities.contract import Inputs
 from data2vec_jax.modalities.sound.data import SoundLayout, buckets_of, check_size
 from data2vec_jax.modalities.sound.spectrogram import centre, spectrogram
 
@@ -32,7 +32,7 @@ class SoundInputLayout(SoundLayout):
             raise UserError(f"config.examples.noise: {self.noise} is below 0")
 
 
-class Sounds:
+class Sounds(Inputs):
     """spectrogram float32 [F, 128, 1]. With `like` (evaluation) nothing is random."""
 
     def __init__(self, source: Any, like: "Sounds | None" = None, **options: Any):
@@ -62,6 +62,3 @@ class Sounds:
     def check(self, model: Any) -> None:
         """The lengths of spectrograms must agree."""
         check_size(model, self.layout.frames)
-
-    def save_assets(self, folder: Path) -> None:
-        """Nothing beside the config."""

@@ -2,14 +2,13 @@
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
 import numpy as np
 
 from data2vec_jax.core.errors import UserError
-from data2vec_jax.modalities.contract import Labelled
+from data2vec_jax.modalities.contract import Examples, Labelled
 from data2vec_jax.modalities.speech.codec import RATE
 
 
@@ -42,7 +41,7 @@ def normalise(audio: np.ndarray) -> np.ndarray:
     return (audio / np.sqrt(audio.var(dtype=np.float64) + 1e-5)).astype(np.float32)
 
 
-class SpeechExamples:
+class SpeechExamples(Examples):
     """Random crops of the longest fixed length that an utterance fills; no padding (spec 1.1).
 
     Utterances shorter than the shortest crop are left out. With `like` (evaluation) the crop is
@@ -67,9 +66,6 @@ class SpeechExamples:
         samples = self.layout.buckets[0]
         if model.mask_shape(self.layout.shapes[0]) < 1:
             raise UserError(f"config.examples.crops: {samples} samples are less than one frame")
-
-    def save_assets(self, folder: Path) -> None:
-        """Nothing beside the config."""
 
 
 def check_labels(source: Any) -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
@@ -10,6 +9,7 @@ import numpy as np
 
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.data.sources import Subset
+from data2vec_jax.modalities.contract import Inputs
 from data2vec_jax.modalities.speech.codec import RATE
 from data2vec_jax.modalities.speech.data import normalise
 from data2vec_jax.modalities.speech.model import hop, reach
@@ -65,7 +65,7 @@ def window_step(size: int, overlap: int) -> int:
     return (size - overlap) // STEP * STEP
 
 
-class Utterances:
+class Utterances(Inputs):
     """audio float32 [S], zero after `length` samples. With `like` nothing is random.
 
     owner: int [N], the number in the source of each row's utterance. starts: int [N], its first
@@ -134,6 +134,3 @@ class Utterances:
         if model.mask_shape({"audio": shape}) < 1:
             length = shape.shape[0]
             raise UserError(f"{self.source.uri}: an utterance of {length} samples has no frame")
-
-    def save_assets(self, folder: Path) -> None:
-        """Nothing beside the config."""

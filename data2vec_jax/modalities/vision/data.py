@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
@@ -11,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 from data2vec_jax.core.errors import UserError
+from data2vec_jax.modalities.contract import Examples
 
 TRIES = 10  # of a random crop, before the fallback to a centre crop
 
@@ -82,7 +82,7 @@ def check_size(model: Any, image: int) -> None:
         raise UserError(f"config.model.image is {model.image}, config.examples.image {image}")
 
 
-class VisionExamples:
+class VisionExamples(Examples):
     """One augmented image, seen by student and teacher alike (spec 1.2).
 
     With `like` (evaluation): resized so that the shorter side fits, centre crop, nothing random.
@@ -121,6 +121,3 @@ class VisionExamples:
     def check(self, model: Any) -> None:
         """The sizes of images must agree."""
         check_size(model, self.config.image)
-
-    def save_assets(self, folder: Path) -> None:
-        """Nothing beside the config."""

@@ -5,13 +5,13 @@ Conversion spec 2.1.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
 import numpy as np
 from PIL import Image
 
+from data2vec_jax.modalities.contract import Inputs
 from data2vec_jax.modalities.vision import data
 from data2vec_jax.modalities.vision.randaugment import randaugment
 
@@ -37,7 +37,7 @@ class ImageInputConfig:
         return data.image_shapes(self.image, self.channels)
 
 
-class Images:
+class Images(Inputs):
     """image uint8 [side, side, channels]. With `like` (evaluation) nothing is random."""
 
     def __init__(self, source: Any, like: "Images | None" = None, **options: Any):
@@ -89,6 +89,3 @@ class Images:
     def check(self, model: Any) -> None:
         """The sizes of images must agree."""
         data.check_size(model, self.config.image)
-
-    def save_assets(self, folder: Path) -> None:
-        """Nothing beside the config."""

@@ -71,12 +71,9 @@ class Step:
             "arguments": m.argument_size_in_bytes,
             "temporaries": m.temp_size_in_bytes,
             "output": m.output_size_in_bytes,
-            # The state is donated: its next value lies where it did.
-            "total": m.argument_size_in_bytes
-            + m.output_size_in_bytes
-            - m.alias_size_in_bytes
-            + m.temp_size_in_bytes
-            + m.generated_code_size_in_bytes,
+            # At the moment when most is held, arguments included. Temporaries alone can sum to more:
+            # not all of them are held at once.
+            "total": m.peak_memory_in_bytes + m.generated_code_size_in_bytes,
         }
         return Compiled(program, memory, took)
 

@@ -102,7 +102,8 @@ def probe_run(
         params = load_params(workdir, task, config, mesh)
         untrained = init_state(task, optax.identity(), jax.random.key(config["seed"])).params
         for name, tree in (("", params), (" untrained", untrained)):
-            found = dict(probe.probe(encode, tree, *labelled))
+            result = probe.probe(encode, tree, *labelled)
+            found = {key: result[key] for key in probe.PROBES}
             if labelled[0].labels.ndim == 1:
                 parts = (probe.tokens(encode, tree, part) for part in labelled)
                 found["attentive_probe"] = probe.attentive(*parts)

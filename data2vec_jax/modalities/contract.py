@@ -109,6 +109,17 @@ class Labelled(NamedTuple):
     labels: np.ndarray
 
 
+class HandMade(NamedTuple):
+    """Features that need no learning: what a pretrained encoder must beat.
+
+    name: for tables. make: (inputs of the training examples, inputs) -> float32 [N, F], or, where
+    labels are of frames, [N, T, F] at those frames. Inputs are those of `Labelled`.
+    """
+
+    name: str
+    make: Callable[[Mapping[str, np.ndarray], Mapping[str, np.ndarray]], np.ndarray]
+
+
 @dataclass(frozen=True)
 class Bench:
     """How the benchmark makes random batches of a modality, and scales their examples.
@@ -147,6 +158,7 @@ class Modality:
       default `examples` as they are in evaluation, with their classes.
     check_labels: of such a source, raises UserError if it has none that `labelled` can use; by
       default every example must have a class.
+    hand_made: features that probes put beside the encoder's; None if none are known.
     input_layout, inputs: as `layout` and `examples`, of whole inputs (`Inputs`) for fine-tuning;
       None if it cannot be fine-tuned.
     learned_mask: section `model` has the option `mask_embedding`, a vector for masked positions (in
@@ -173,6 +185,7 @@ class Modality:
     examples: Callable[..., Examples]
     flops: Callable[..., Mapping[str, float]]
     labelled: Callable[..., Labelled] | None = None
+    hand_made: HandMade | None = None
     input_layout: Callable[..., Layout] | None = None
     inputs: Callable[..., Inputs] | None = None
     learned_mask: bool = False

@@ -1,10 +1,16 @@
 """Probes of a frozen encoder: what can be read off its representations.
 
-The same code, budget and split for every encoder. N examples (or frames), D width, C classes.
+The same code, budget and split for every encoder, and for the hand-made features of the modality.
+N examples (or frames), D width, C classes, L blocks.
+
+What is free (which block is read, how its features are scaled, how strong the classifier's prior
+is) is chosen on a dev split, a fifth of the training examples. Then the classifier is fitted to
+all training rows, and sees the test rows once (docs/spec/small_scale.md section 6).
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -49,42 +55,110 @@ def with_classes(examples: Examples, source: Source) -> Labelled:
     return Labelled(inputs, np.array([source.field(i, "label") for i in used]))
 
 
-def make_encode(model: Any, layers: Sequence[int] | None = None):
-    """A jitted (params, inputs) -> features [B, T, D] and valid [B, T] or None.
+class Encode(NamedTuple):
+    """Two jitted functions of (params, inputs), of one frozen encoder.
 
-    layers: the mean of these layers' outputs (negative from the end); None is the encoder's output.
+    output: -> the encoder's output [B, T, D], and valid [B, T] or None.
+    candidates: with the further argument `pooled`, -> all features that a probe chooses from by
+      name, [B, D] if pooled, else [B, T, D]; in one pass.
+    """
+
+    output: Callable[..., Any]
+    candidates: Callable[..., Mapping[str, jax.Array]]
+
+
+def make_encode(model: Any) -> Encode:
+    """The encoder of a model, for `probe`, `features` and `tokens`.
+
+    Candidates are 'front end', 'block 1' to 'block L', 'mean of blocks' and 'output' (a norm may
+    follow the last block). Pooling is the mean over the valid positions. Where there are class
+    tokens, pooled candidates are theirs, too: 'block 1, class token' and so on.
     """
 
     @jax.jit
-    def encode(params, inputs):
-        apply = functools.partial(model.apply, {"params": params})
-        tokens = apply(inputs, method="features")
-        out = apply(tokens, method="encode", collect=layers is not None)
-        if layers is None:
-            return out.x, tokens.valid
-        x = jnp.mean(out.layers[jnp.asarray(layers)], axis=0)
-        return x[:, x.shape[1] - tokens.x.shape[1] :], tokens.valid
+    def output(params, inputs):
+        tokens = model.apply({"params": params}, inputs, method="features")
+        return model.apply({"params": params}, tokens, method="encode").x, tokens.valid
 
-    return encode
+    @functools.partial(jax.jit, static_argnames="pooled")
+    def candidates(params, inputs, pooled):
+        tokens = model.apply({"params": params}, inputs, method="features")
+        out = model.apply({"params": params}, tokens, method="encode", collect=True)
+        leading = out.layers.shape[2] - tokens.x.shape[1]  # class tokens
+        blocks = {f"block {i + 1}": x for i, x in enumerate(out.layers)}
+        found = OrderedDict({"front end": tokens.x})  # `jit` would sort a dict
+        found.update({k: x[:, leading:] for k, x in blocks.items()})
+        found["mean of blocks"] = jnp.mean(out.layers[:, :, leading:], axis=0)
+        found["output"] = out.x
+        if not pooled:
+            return found
+        found = OrderedDict((k, mean_of(x, tokens.valid)) for k, x in found.items())
+        if leading:
+            first = {k: x[:, :leading] for k, x in blocks.items()}
+            if out.class_tokens is not None:
+                first["output"] = out.class_tokens
+            found.update({f"{k}, class token": jnp.mean(x, axis=1) for k, x in first.items()})
+        return found
+
+    return Encode(output, candidates)
 
 
-def features(encode: Any, params: Any, data: Labelled, batch: int = 64) -> tuple[np.ndarray, ...]:
-    """Features [N, D] and labels [N] of labelled data.
+def mean_of(x: jax.Array, valid: jax.Array | None) -> jax.Array:
+    """Mean [B, D] of [B, T, D] over the valid positions [B, T]; None: over all."""
+    weights = jnp.ones(x.shape[:2]) if valid is None else valid
+    return jnp.sum(x * weights[..., None], 1) / jnp.sum(weights, 1)[:, None]
+
+
+def features(
+    encode: Encode, params: Any, data: Labelled, batch: int = 64
+) -> tuple[np.ndarray, np.ndarray]:
+    """The encoder's outputs [N, D] and labels [N] of labelled data.
 
     Labels of frames [N, T] keep the frames with a label >= 0; labels of examples [N] get the mean
     over the valid positions.
     """
-    found, count = [], len(data.labels)
-    for start in range(0, count, batch):
-        rows = np.arange(start, start + batch) % count  # the last batch is filled up and cut
-        x, valid = encode(params, {k: v[rows] for k, v in data.inputs.items()})
-        if data.labels.ndim == 1:
-            weights = jnp.ones(x.shape[:2]) if valid is None else valid
-            x = jnp.sum(x * weights[..., None], 1) / jnp.sum(weights, 1)[:, None]
-        found.append(np.asarray(x, np.float32)[: count - start])
-    x, labels = np.concatenate(found), data.labels
-    chosen = labels.reshape(-1) >= 0
-    return x.reshape(-1, x.shape[-1])[chosen], labels.reshape(-1)[chosen]
+    pooled = data.labels.ndim == 1
+
+    def run(inputs):
+        x, valid = encode.output(params, inputs)
+        return {"output": mean_of(x, valid) if pooled else x}
+
+    found = read(run, data, None, batch)
+    return found.x["output"], found.y
+
+
+class Rows(NamedTuple):
+    """Rows for a classifier: features x {name: [N, D]}, labels y [N], example of each row [N]."""
+
+    x: Mapping[str, np.ndarray]
+    y: np.ndarray
+    example: np.ndarray
+
+
+def read(
+    run: Callable[..., Mapping[str, Any]], data: Labelled, limit: int | None, batch: int = 64
+) -> Rows:
+    """Features of at most `limit` labelled examples or frames, evenly spaced; None for all.
+
+    run: inputs -> {name: [B, D]}, or [B, T, D] where labels are of frames. It gets batches of one
+    size, of the examples that are needed and no others.
+    """
+    labels = data.labels.reshape(-1)
+    rows = np.flatnonzero(labels >= 0)
+    rows = rows if limit is None else spaced(rows, limit)
+    per_example = labels.size // len(data.labels)
+    used, example = np.unique(rows // per_example, return_inverse=True)
+    places = example * per_example + rows % per_example  # of rows, among the used examples
+    found: dict[str, list[np.ndarray]] = {}
+    for start in range(0, len(used), batch):
+        some = used[np.arange(start, start + batch) % len(used)]  # the last batch is filled up
+        inside = places // per_example // batch == start // batch
+        at = places[inside] - start * per_example
+        for name, x in run({k: v[some] for k, v in data.inputs.items()}).items():
+            x = np.asarray(x, np.float32).reshape(-1, x.shape[-1])
+            found.setdefault(name, []).append(x[at])
+    x = {name: np.concatenate(parts) for name, parts in found.items()}
+    return Rows(x, labels[rows], used[example])
 
 
 @functools.partial(jax.jit, static_argnames=("classes", "steps"))
@@ -110,23 +184,38 @@ def _fit(x, y, classes, steps, decay):
     return params
 
 
+def scaled(scaling: str, x: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Features [N, D] of training rows and of others, by the training rows' mean and deviation.
+
+    scaling: 'each', every column divided by its own deviation, or 'all', all columns by one, which
+    suits columns whose sizes mean something (TF-IDF). Columns that do not vary become 0.
+    """
+    mean, std = x.mean(0), x.std(0, dtype=np.float64)
+    varies = std > 1e-5 * std.max()
+    one = np.sqrt(np.mean(np.square(std)))
+    factor = np.where(varies, 1 / np.where(varies, std if scaling == "each" else one, 1), 0)
+    return tuple(((a - mean) * factor).astype(np.float32) for a in (x, *others))
+
+
 def linear(
     train: tuple[np.ndarray, np.ndarray],
     test: tuple[np.ndarray, np.ndarray],
     *,
     steps: int = 60,
     prior: float = 10.0,
+    scaling: str = "each",
+    classes: int | None = None,
 ) -> float:
-    """Accuracy on `test` of a linear classifier on standardised features (x [N, D], y [N]).
+    """Accuracy on `test` of a linear classifier on scaled features (x [N, D], y [N]).
 
     prior: weight of the squared norm of the classifier beside the *sum* of the losses, so that it
-    matters where labels are few.
+    matters where labels are few. scaling: see `scaled`. classes: C; None for those of the labels.
     """
     (x, y), (x_test, y_test) = train, test
-    mean, std = x.mean(0), x.std(0) + 1e-6
-    classes = int(max(y.max(), y_test.max())) + 1
-    params = _fit((x - mean) / std, y, classes, steps, prior / len(y))
-    guess = np.argmax((x_test - mean) / std @ np.asarray(params["w"]) + np.asarray(params["b"]), 1)
+    x, x_test = scaled(scaling, x, x_test)
+    classes = classes or int(max(y.max(), y_test.max())) + 1
+    params = _fit(x, y, classes, steps, prior / len(y))
+    guess = np.argmax(x_test @ np.asarray(params["w"]) + np.asarray(params["b"]), 1)
     return float(np.mean(guess == y_test))
 
 
@@ -143,13 +232,18 @@ def knn(
     *,
     k: int = 20,
     temperature: float = 0.07,
+    scaling: str = "all",
+    classes: int | None = None,
 ) -> float:
-    """Accuracy of weighted k-nearest neighbours by cosine (the DINO protocol)."""
+    """Accuracy of weighted k-nearest neighbours by cosine (the DINO protocol) of scaled features.
+
+    scaling, classes: see `linear`.
+    """
     (x, y), (x_test, y_test) = train, test
-    mean = x.mean(0)
-    unit = lambda a: (a - mean) / (np.linalg.norm(a - mean, axis=-1, keepdims=True) + 1e-8)  # noqa: E731
-    classes = int(max(y.max(), y_test.max())) + 1
-    x, queries = unit(x), unit(x_test)
+    classes = classes or int(max(y.max(), y_test.max())) + 1
+    unit = lambda a: a / (np.linalg.norm(a, axis=-1, keepdims=True) + 1e-8)  # noqa: E731
+    x, queries = map(unit, scaled(scaling, x, x_test))
+    k = min(k, len(x))
     guesses = [
         np.asarray(_vote(x, y, queries[i : i + 512], k, classes, temperature))
         for i in range(0, len(queries), 512)
@@ -170,7 +264,7 @@ def tokens(encode: Any, params: Any, data: Labelled, batch: int = 64) -> Tokens:
     xs, valids, count = [], [], len(data.labels)
     for start in range(0, count, batch):
         rows = np.arange(start, start + batch) % count
-        x, valid = encode(params, {k: v[rows] for k, v in data.inputs.items()})
+        x, valid = encode.output(params, {k: v[rows] for k, v in data.inputs.items()})
         valid = np.ones(x.shape[:2], bool) if valid is None else valid
         xs.append(np.asarray(x, np.float32)[: count - start])
         valids.append(np.asarray(valid)[: count - start])
@@ -253,16 +347,110 @@ def spaced(rows: np.ndarray, limit: int) -> np.ndarray:
     return rows[:: max(1, -(-len(rows) // limit))]
 
 
+# The protocol -------------------------------------------------------------------------------------
+
+PROBES = ("linear_probe", "knn")
+PRIORS = (100.0, 10.0, 1.0, 0.1)  # see `linear`; of equal ones the strongest is taken
+MIDDLE = 10.0  # the prior with which candidates are compared
+SCALINGS = ("each", "all")  # see `scaled`
+DEV_SHARE = 0.2  # of the training examples
+DEV_ROWS = 5_000  # at most, on either side of the dev split: frames are many
+
+
 def probe(
-    encode: Any, params: Any, train: Labelled, test: Labelled, *, limit: int = 20_000
-) -> Mapping[str, float]:
-    """{'linear_probe': accuracy, 'knn': accuracy}; `limit` training rows, evenly spaced."""
-    sets = []
-    for data in (train, test):
-        if data.labels.ndim == 1:  # of examples: the others need not be encoded
-            rows = np.flatnonzero(data.labels >= 0)
-            rows = spaced(rows, limit)
-            data = Labelled({k: v[rows] for k, v in data.inputs.items()}, data.labels[rows])
-        x, y = features(encode, params, data)
-        sets.append((spaced(x, limit), spaced(y, limit)))
-    return {"linear_probe": linear(*sets), "knn": knn(*sets)}
+    encode: Encode, params: Any, train: Labelled, test: Labelled, *, limit: int = 20_000
+) -> dict[str, Any]:
+    """Scores of a frozen encoder, of the features that are best on the dev split: see `judge`.
+
+    limit: of rows, evenly spaced, for training and for test.
+    """
+    pooled = train.labels.ndim == 1
+    sets = [
+        read(lambda inputs: encode.candidates(params, inputs, pooled), part, limit)
+        for part in (train, test)
+    ]
+    x = sets[0].x
+    last = [name for name in x if name.startswith("block") and "," not in name][-1]
+    if np.allclose(x["output"], x[last], rtol=1e-4, atol=1e-5):  # nothing follows the last block
+        sets = [rows._replace(x=without_output(rows.x)) for rows in sets]
+    return judge(*sets)
+
+
+def without_output(x: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The candidates but 'output', and its class token."""
+    return {name: values for name, values in x.items() if not name.startswith("output")}
+
+
+def probe_hand_made(
+    modality: Modality, train: Labelled, test: Labelled, *, limit: int = 20_000
+) -> dict[str, Any] | None:
+    """The same scores of the modality's hand-made features; None if it names none."""
+    if modality.hand_made is None:
+        return None
+    name, make = modality.hand_made
+    sets = [
+        read(lambda inputs: {name: make(train.inputs, inputs)}, part, limit, batch=256)
+        for part in (train, test)
+    ]
+    return judge(*sets)
+
+
+def dev_split(example: np.ndarray) -> np.ndarray:
+    """bool [N]: rows of the dev split, which are all rows of a fifth of the examples [N]."""
+    examples = np.unique(example)
+    if len(examples) < 2:
+        raise UserError(f"{len(examples)} labelled example cannot be split for a probe")
+    count = max(1, round(DEV_SHARE * len(examples)))
+    return np.isin(example, np.random.default_rng(0).permutation(examples)[:count])
+
+
+def judge(train: Rows, test: Rows) -> dict[str, Any]:
+    """{'linear_probe': accuracy, 'knn': accuracy} on the test rows, and what was chosen for them.
+
+    'blocks' {probe: name of the features}, 'scaling' {probe: ...} and 'prior' are those that are
+    best on the dev split, whose scores are in 'dev' {probe: {name: accuracy}}. The linear probe
+    compares the features with one prior, then scalings and priors of the best.
+    """
+    classes = int(max(train.y.max(), test.y.max())) + 1
+    held = dev_split(train.example)
+    fit, dev = (spaced(np.flatnonzero(side), DEV_ROWS) for side in (~held, held))
+
+    def on_dev(score: Callable[..., float], name: str, **options: Any) -> float:
+        parts = ((train.x[name][rows], train.y[rows]) for rows in (fit, dev))
+        return score(*parts, classes=classes, **options)
+
+    by_name = {name: on_dev(linear, name, prior=MIDDLE) for name in train.x}
+    best = max(by_name, key=by_name.__getitem__)
+    by_option = {
+        (scaling, prior): on_dev(linear, best, scaling=scaling, prior=prior)
+        for scaling in SCALINGS
+        for prior in PRIORS
+    }
+    scaling, prior = max(by_option, key=by_option.__getitem__)
+    nearest = {(name, how): on_dev(knn, name, scaling=how) for name in train.x for how in SCALINGS}
+    near, how = max(nearest, key=nearest.__getitem__)
+    by_near = {name: max(nearest[name, s] for s in SCALINGS) for name in train.x}
+
+    def on_test(score: Callable[..., float], name: str, **options: Any) -> float:
+        return score((train.x[name], train.y), (test.x[name], test.y), classes=classes, **options)
+
+    return {
+        "linear_probe": on_test(linear, best, scaling=scaling, prior=prior),
+        "knn": on_test(knn, near, scaling=how),
+        "blocks": {"linear_probe": best, "knn": near},
+        "scaling": {"linear_probe": scaling, "knn": how},
+        "prior": prior,
+        "dev": {"linear_probe": by_name, "knn": by_near},
+    }
+
+
+def verdict(
+    pretrained: Sequence[float], untrained: Sequence[float], hand_made: float | None
+) -> str:
+    """What pretraining has brought, in words; every seed must be above what it is compared with."""
+    if min(pretrained) <= max(untrained):
+        return "no gain"
+    if hand_made is None:
+        return "better than untrained"
+    better = min(pretrained) > hand_made
+    return "better than hand-made features" if better else "better than untrained only"

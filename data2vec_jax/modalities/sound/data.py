@@ -4,7 +4,7 @@ Nothing is random: pretraining has no augmentation (docs/spec/sound.md section 1
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -78,3 +78,18 @@ class SoundExamples(Examples):
     def check(self, model: Any) -> None:
         """The lengths of spectrograms must agree."""
         check_size(model, self.layout.frames)
+
+
+def log_mel_statistics(
+    train: Mapping[str, np.ndarray], inputs: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    """Hand-made features: spectrograms [N, F, 128, 1] -> mean and deviation over time of each bin,
+    float32 [N, 256]. Padded frames, which are 0, are left out.
+    """
+    del train
+    x = inputs["spectrogram"][..., 0].astype(np.float64)
+    inside = np.any(x != 0, axis=2, keepdims=True)  # [N, F, 1]
+    count = np.maximum(inside.sum(1), 1)
+    mean = x.sum(1) / count
+    deviation = np.sqrt((np.square(x - mean[:, None]) * inside).sum(1) / count)
+    return np.concatenate([mean, deviation], axis=1).astype(np.float32)

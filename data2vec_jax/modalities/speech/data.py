@@ -1,15 +1,20 @@
 """Speech examples: whole utterances normalised, then cropped to a few fixed lengths."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
 import numpy as np
 
 from data2vec_jax.core.errors import UserError
+from data2vec_jax.data.fbank import Fbank, log_mel
 from data2vec_jax.modalities.contract import Examples, Labelled
 from data2vec_jax.modalities.speech.codec import RATE
+
+# Of hand-made features: frames as long and as far apart as those of the labels, and how many
+# neighbours on each side.
+FBANK, CONTEXT = Fbank(length=400, shift=320), 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,3 +98,19 @@ def labelled(source: Any, like: SpeechExamples, **options: Any) -> Labelled:
             pieces.append(audio[start : start + length])
             labels.append(names[np.searchsorted(ends, start / RATE + middle, "right")])
     return Labelled({"audio": np.stack(pieces)}, np.stack(labels))
+
+
+def stacked_log_mel(
+    train: Mapping[str, np.ndarray], inputs: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    """Hand-made features: audio [N, S] -> log-mel of 80 bins, float32 [N, T, 720].
+
+    A frame of 25 ms at each label, with `CONTEXT` frames before and after, or else an encoder is
+    better by its context alone. At the ends the last frame is repeated.
+    """
+    del train
+    frames = np.stack([log_mel(audio, FBANK) for audio in inputs["audio"]])  # [N, T, 80]
+    T = frames.shape[1]
+    shifts = np.arange(-CONTEXT, CONTEXT + 1)
+    places = np.clip(np.arange(T)[:, None] + shifts, 0, T - 1)  # [T, 9]
+    return frames[:, places].reshape(len(frames), T, -1)

@@ -1,6 +1,6 @@
 """Speech: raw 16 kHz waveforms."""
 
-from data2vec_jax.modalities.contract import Modality
+from data2vec_jax.modalities.contract import HandMade, Modality
 from data2vec_jax.modalities.speech import data, export, inference, inputs, model, published
 from data2vec_jax.modalities.speech.bench import BENCH
 from data2vec_jax.modalities.speech.codec import CODEC
@@ -12,6 +12,7 @@ MODALITY = Modality(
     layout=data.CropConfig,
     examples=data.SpeechExamples,
     labelled=data.labelled,
+    hand_made=HandMade("log-mel", data.stacked_log_mel),
     input_layout=inputs.UtteranceConfig,
     inputs=inputs.Utterances,
     learned_mask=True,

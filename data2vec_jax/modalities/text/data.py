@@ -1,7 +1,7 @@
 """Text examples: documents -> token blocks -> rows padded to a few fixed lengths."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,6 +12,9 @@ from data2vec_jax.core.errors import UserError
 from data2vec_jax.modalities.contract import Labelled
 from data2vec_jax.modalities.text import tokenizer as tokenizers
 from data2vec_jax.modalities.text.blocks import documents_of, pad_row, token_blocks
+
+SPECIAL = len(tokenizers.SPECIALS)  # they come first (spec 1.3), `<mask>` last
+TERMS = 5_000  # most columns of hand-made features
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,3 +113,30 @@ def labelled(source: Any, like: TextExamples, **options: Any) -> Labelled:
     rows = [[ids.bos, *ids.encode(item["text"])[: length - 2], ids.eos] for item in items]
     tokens = np.stack([pad_row(row, length, ids.pad) for row in rows])
     return Labelled({"tokens": tokens}, np.array([item["label"] for item in items]))
+
+
+def tf_idf(train: Mapping[str, np.ndarray], inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Hand-made features: tokens int [N, T] -> TF-IDF, float32 [N, F], rows of norm 1 (or 0).
+
+    Counts of a text's tokens times ln((1 + n) / (1 + df)) + 1, where df of the n training texts
+    have the token. Special tokens do not count. F: the tokens of the training texts, or the
+    `TERMS` that are in most of them.
+    """
+    df = np.bincount(_pairs(train["tokens"])[1])
+    terms = np.argsort(-df, kind="stable")[:TERMS]
+    terms = np.sort(terms[df[terms] > 0])
+    row, token, count = _pairs(inputs["tokens"])
+    column = np.searchsorted(terms, token)
+    known = terms[np.minimum(column, len(terms) - 1)] == token
+    x = np.zeros((len(inputs["tokens"]), len(terms)))
+    x[row[known], column[known]] = count[known]
+    x *= np.log((1 + len(train["tokens"])) / (1 + df[terms])) + 1
+    return (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+
+
+def _pairs(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row, token and how often the row has it, of all pairs in tokens [N, T] but special ones."""
+    row, _ = np.nonzero(tokens >= SPECIAL)
+    pairs = np.stack([row, tokens[tokens >= SPECIAL]])
+    (row, token), count = np.unique(pairs, axis=1, return_counts=True)
+    return row, token, count

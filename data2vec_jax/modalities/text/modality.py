@@ -7,13 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from data2vec_jax import masking
-from data2vec_jax.modalities.contract import Modality
+from data2vec_jax.modalities.contract import HandMade, Modality
 from data2vec_jax.modalities.text import data, export, inference, inputs, model, published
 from data2vec_jax.modalities.text.bench import BENCH
 from data2vec_jax.modalities.text.codec import CODEC
-from data2vec_jax.modalities.text.tokenizer import SPECIALS
-
-SPECIAL = len(SPECIALS)  # they come first (spec 1.3), `<mask>` last
+from data2vec_jax.modalities.text.data import SPECIAL
 
 
 def corrupt(
@@ -57,6 +55,7 @@ MODALITY = Modality(
     layout=data.BlockConfig,
     examples=data.TextExamples,
     labelled=data.labelled,
+    hand_made=HandMade("TF-IDF", data.tf_idf),
     input_layout=inputs.RowConfig,
     inputs=inputs.Rows,
     flops=model.flops,

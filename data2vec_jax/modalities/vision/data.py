@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -13,6 +13,7 @@ from data2vec_jax.core.errors import UserError
 from data2vec_jax.modalities.contract import Examples
 
 TRIES = 10  # of a random crop, before the fallback to a centre crop
+CELLS = 32  # a side, of hand-made features
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,3 +122,17 @@ class VisionExamples(Examples):
     def check(self, model: Any) -> None:
         """The sizes of images must agree."""
         check_size(model, self.config.image)
+
+
+def pixels(train: Mapping[str, np.ndarray], inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Hand-made features: images uint8 [N, side, side, C] -> their pixels, float32 [N, F].
+
+    Of images above `CELLS` pixels, means of squares that make at most so many a side.
+    """
+    del train
+    images = inputs["image"]
+    N, side, _, C = images.shape
+    cell = -(-side // CELLS)
+    count = side // cell
+    images = images[:, : count * cell, : count * cell].reshape(N, count, cell, count, cell, C)
+    return images.mean((2, 4), dtype=np.float32).reshape(N, -1) / 255

@@ -1,6 +1,6 @@
 """Vision: images cut into patches."""
 
-from data2vec_jax.modalities.contract import Modality
+from data2vec_jax.modalities.contract import HandMade, Modality
 from data2vec_jax.modalities.vision import data, export, inference, inputs, model, published
 from data2vec_jax.modalities.vision.bench import BENCH
 from data2vec_jax.modalities.vision.codec import CODEC
@@ -11,6 +11,7 @@ MODALITY = Modality(
     model=model.VisionConfig,
     layout=data.ImageConfig,
     examples=data.VisionExamples,
+    hand_made=HandMade("pixels", data.pixels),
     input_layout=inputs.ImageInputConfig,
     inputs=inputs.Images,
     learned_mask=True,

@@ -57,10 +57,13 @@ def load(name: str) -> Case:
 
 
 class Comparison:
-    """Compares arrays of a case, each once, and keeps the worst relative error of each stage."""
+    """Compares arrays of a case, each once, and keeps the worst relative error of each stage.
 
-    def __init__(self, case: Case):
-        self.case, self.left = case, set(case.arrays)
+    slack: factor on what is allowed.
+    """
+
+    def __init__(self, case: Case, slack: float = 1.0):
+        self.case, self.left, self.slack = case, set(case.arrays), slack
         self.worst: dict[str, float] = {}
         self.wrong: list[str] = []
 
@@ -74,7 +77,7 @@ class Comparison:
 
     def note(self, stage: str, name: str, error: float, allowed: float) -> None:
         """Records an error that was measured elsewhere."""
-        self.worst[stage] = max(self.worst.get(stage, 0.0), error)
+        self.worst[stage], allowed = max(self.worst.get(stage, 0.0), error), allowed * self.slack
         if not error <= allowed:
             self.wrong.append(f"{name}: {error:.2g} > {allowed:.2g}")
 

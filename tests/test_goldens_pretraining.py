@@ -33,7 +33,7 @@ from recorded import (
 from data2vec_jax.convert import fairseq, tables
 from data2vec_jax.core import optimizer
 from data2vec_jax.metrics.statistics import mean_std
-from data2vec_jax.modalities.speech.model import TimeNorm, frames
+from data2vec_jax.modalities.speech.frontend import TimeNorm, frames
 from data2vec_jax.models import layers, positions
 from data2vec_jax.objectives import targets
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from data2vec_jax import masking
-from data2vec_jax.modalities.speech.model import frames
+from data2vec_jax.modalities.speech.frontend import frames
 
 ROOT = Path(__file__).resolve().parent.parent
 REGISTRY = json.loads((ROOT / "tests/recipes.json").read_text())

@@ -254,7 +254,8 @@ def test_other_flags_agree_with_plain_numpy(name):
 
 
 def compare_forward(case, setup, student, teacher):
-    compare = Comparison(case)
+    # Norms after norms of little variance raise the rounding, which differs between versions of XLA.
+    compare = Comparison(case, slack=2.0)
     compare.skip("batch/")
     _, (stages, seen) = quick_jit(forward(setup))(*jax.tree.map(jnp.asarray, (student, teacher)))
     check_stages(setup, compare, stages, seen)

@@ -20,8 +20,8 @@ from data2vec_jax.data.characters import SPECIALS, Characters
 from data2vec_jax.metrics.writer import FILE, read_lines
 from data2vec_jax.modalities.contract import Tokens
 from data2vec_jax.modalities.speech.data import normalise
+from data2vec_jax.modalities.speech.frontend import CONVS, frames, hop, reach
 from data2vec_jax.modalities.speech.inputs import Utterances
-from data2vec_jax.modalities.speech.model import CONVS, frames, hop, reach
 from data2vec_jax.models import heads
 from data2vec_jax.models.losses import ctc_losses
 from data2vec_jax.tasks import decoding, finetune, ngrams, transcribe

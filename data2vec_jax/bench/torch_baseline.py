@@ -172,7 +172,10 @@ class Speech(nn.Module):
     def __init__(self, model: Mapping[str, Any], attention: str):
         super().__init__()
         e, given = model["encoder"], {}
-        if convs := model.get("frontend", {}).get("convs"):
+        frontend = model.get("frontend", {})
+        if frontend.get("kind", "waveform") != "waveform":
+            raise UserError("--peer: the PyTorch encoder reads waveforms, not log-mel frames")
+        if convs := frontend.get("convs"):
             channels, kernels, strides = zip(*convs, strict=True)
             given = dict(conv_dim=channels, conv_kernel=kernels, conv_stride=strides)
         p = model.get("positions", {})

@@ -193,6 +193,7 @@ SPEECH_FOREIGN = {
     "adp_num": (-1,),
 }
 SPEECH_FIXED = {
+    "model.frontend.kind": "waveform",
     "model.encoder.eps": 1e-5,
     "model.encoder.qkv_bias": "qkv",
     "model.encoder.layer_scale": None,

@@ -256,6 +256,7 @@ FIXED = {
 }
 FIXED_PART = {
     "speech": {
+        "model.frontend.kind": "waveform",
         "model.positions.norm": "layer",
         "model.positions.activation": "gelu",
         "model.frontend.activation": "gelu",

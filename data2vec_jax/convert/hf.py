@@ -165,6 +165,7 @@ SPEECH_HEADS = {  # class -> (head, fields)
 }
 CLASSES = ("utterance", "frames", "xvector", "sequence")  # heads with a number of labels
 SPEECH_ONLY = {
+    "model.frontend.kind": "waveform",
     "model.encoder.norm": "post",
     "model.encoder.qkv_bias": "qkv",
     "model.encoder.layer_scale": None,

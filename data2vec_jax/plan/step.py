@@ -71,8 +71,8 @@ class Step:
             "arguments": m.argument_size_in_bytes,
             "temporaries": m.temp_size_in_bytes,
             "output": m.output_size_in_bytes,
-            # At the moment when most is held, arguments included. Temporaries alone can sum to more:
-            # not all of them are held at once.
+            # When most is held, arguments included; temporaries, not all held at once, can sum to
+            # more.
             "total": m.peak_memory_in_bytes + m.generated_code_size_in_bytes,
         }
         return Compiled(program, memory, took)

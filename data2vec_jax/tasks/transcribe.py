@@ -18,7 +18,7 @@ import numpy as np
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.core.task import Task
 from data2vec_jax.data.characters import SPACE, SPECIALS, Characters, normalise_transcript
-from data2vec_jax.modalities.speech.model import CONVS, frames, hop
+from data2vec_jax.modalities.speech.frontend import make_frontend
 from data2vec_jax.models.heads import Ctc, Features
 from data2vec_jax.models.layers import wide
 from data2vec_jax.models.losses import ctc_losses
@@ -230,10 +230,10 @@ def targets(config: Mapping[str, Any], head: Ctc) -> finetune.Targets:
             f"config.head.vocab_size: {head.vocab_size}, but with the {len(SPECIALS) + 1} special "
             f"ones there are {len(characters)} characters"
         )
-    convs = config["model"].get("frontend", {}).get("convs", CONVS)
+    frontend = frontend_of(config)
 
     def size(length):
-        return (frames(length, convs) + 1) // 2 + 1
+        return (frontend.frames(length) + 1) // 2 + 1
 
     def shapes(length):
         return {"labels": jax.ShapeDtypeStruct((size(length),), np.int32)}
@@ -255,6 +255,12 @@ def targets(config: Mapping[str, Any], head: Ctc) -> finetune.Targets:
     )
 
 
+def frontend_of(config: Mapping[str, Any]) -> Any:
+    """The front end of a config's model, which knows its frames."""
+    model = config["model"]
+    return make_frontend(model.get("frontend", {}), model["width"])
+
+
 def make(config: Mapping[str, Any]) -> Task:
     """The task of a config; see `finetune.make`."""
     return finetune.make(config, job(config))
@@ -267,8 +273,8 @@ def abstract_task(config: Mapping[str, Any]) -> Task:
 
 def job(config: Mapping[str, Any]) -> finetune.FinetuneSpec:
     """What CTC adds to fine-tuning."""
-    convs = config["model"].get("frontend", {}).get("convs", CONVS)
-    scored = functools.partial(score, characters=characters_of(config), step=hop(convs))
+    step = frontend_of(config).hop
+    scored = functools.partial(score, characters=characters_of(config), step=step)
     return finetune.FinetuneSpec(
         make_loss,
         make_predict,

@@ -83,7 +83,7 @@ def check_labels(source: Any) -> None:
 
 def labelled(source: Any, like: SpeechExamples, **options: Any) -> Labelled:
     """Consecutive pieces of the shortest crop with the phone at the middle of each frame."""
-    from data2vec_jax.modalities.speech.model import frames
+    from data2vec_jax.modalities.speech.frontend import frames
 
     length = CropConfig(**options).buckets[0]
     count = frames(length)

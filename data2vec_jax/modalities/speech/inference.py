@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data2vec_jax.modalities.contract import Inference, Tokens
-from data2vec_jax.modalities.speech.model import SpeechModel, frames
+from data2vec_jax.modalities.speech.model import SpeechModel
 from data2vec_jax.models import heads
 from data2vec_jax.models.heads import Features
 from data2vec_jax.models.outputs import Inputs, Outputs, Params, head_name, outputs, states_of
@@ -22,13 +22,12 @@ def forward(
 ) -> Outputs:
     """audio [B, S], optional padding bool [B, S] (True: padded), optional mask bool [B, T]."""
     variables, audio = {"params": params}, inputs["audio"]
-    x, extracted = model.apply(variables, audio, method="extract")
     lengths = valid = None
     if inputs.get("padding") is not None:
-        samples = jnp.sum(~inputs["padding"], -1)
-        lengths = frames(samples, model.frontend.convs)
-        valid = heads.valid_mask(lengths, x.shape[1])
-    elif head_name(config) == "ctc":
+        lengths = model.frontend.frames(jnp.sum(~inputs["padding"], -1))
+        valid = heads.valid_mask(lengths, model.frontend.frames(audio.shape[-1]))
+    x, extracted = model.apply(variables, audio, valid, method="extract")
+    if valid is None and head_name(config) == "ctc":
         # As in Hugging Face, the loss covers the encoder's frames only: the adapter's padding adds
         # some at the end.
         lengths = jnp.full(len(x), x.shape[1])
@@ -46,9 +45,7 @@ def forward(
 
 def example(model: SpeechModel) -> dict[str, jax.ShapeDtypeStruct]:
     """One waveform of at least 8 frames."""
-    samples = 1
-    for _, kernel, stride in reversed(model.frontend.convs):
-        samples = (samples + 7) * stride + kernel
+    samples = model.frontend.reach + 7 * model.frontend.hop
     return {"audio": jax.ShapeDtypeStruct((1, samples), jnp.float32)}
 
 

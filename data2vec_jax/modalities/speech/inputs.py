@@ -12,7 +12,6 @@ from data2vec_jax.data.sources import Subset
 from data2vec_jax.modalities.contract import Inputs
 from data2vec_jax.modalities.speech.codec import RATE
 from data2vec_jax.modalities.speech.data import normalise
-from data2vec_jax.modalities.speech.model import hop, reach
 
 STEP = 320  # samples; windows are a multiple of them apart, so that they share their frames
 
@@ -115,13 +114,13 @@ class Utterances(Inputs):
         """The shortest utterance must have a frame; padding must not leak into statistics; windows
         must start with a frame, and leave none out.
         """
-        if model.frontend.norm == "group" and model.padding == "exact":
+        if model.frontend.pads_statistics and model.padding == "exact":
             raise UserError(
                 "config.model.frontend.norm: 'group' takes statistics over padding too; use "
                 "'layer', or config.model_overrides.padding='reference'"
             )
-        convs, step = model.frontend.convs, window_step(self.layout.buckets[-1], self.overlap)
-        between, least = hop(convs), reach(convs) - hop(convs)
+        step = window_step(self.layout.buckets[-1], self.overlap)
+        between, least = model.frontend.hop, model.frontend.reach - model.frontend.hop
         if not self.cut and (step % between or self.overlap < least):
             raise UserError(
                 f"config.examples: windows of long utterances are {step} samples apart and share "

@@ -1,127 +1,39 @@
-"""Speech: raw waveform -> frames -> encoder.
+"""Speech: waveform -> frames -> encoder.
 
 B batch, M masks of an example, S samples, T frames, V of them visible, D width, C channels.
 """
 
 import dataclasses
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.modalities.contract import Batch, Options, Tokens, build, check_padding
+from data2vec_jax.modalities.speech.frontend import ConvFrontend, MelFrontend, make_frontend
 from data2vec_jax.models import base
 from data2vec_jax.models.decoder import Decoder
 from data2vec_jax.models.encoder import Encoded, Encoder, TargetSpec
 from data2vec_jax.models.layers import (
-    ACTIVATIONS,
     Array,
-    Conv,
     Key,
     LayerNorm,
     Mlp,
-    check_activation,
-    dense,
     dropout,
     gather_tokens,
-    normalise,
     repeat,
     split,
 )
 from data2vec_jax.models.positions import Alibi, ConvPositions
-
-# (channels, kernel, stride): 320 samples a frame, 400 samples of context (spec 2.1).
-CONVS = ((512, 10, 5),) + ((512, 3, 2),) * 4 + ((512, 2, 2),) * 2
-
-
-def frames(samples: Any, convs: Sequence[Sequence[int]] = CONVS) -> Any:
-    """Number of frames of a waveform: floor((n - kernel) / stride) + 1 through the convolutions."""
-    for _, kernel, stride in convs:
-        samples = (samples - kernel) // stride + 1
-    return samples
-
-
-def hop(convs: Sequence[Sequence[int]] = CONVS) -> int:
-    """Samples from one frame to the next."""
-    return math.prod(stride for _, _, stride in convs)
-
-
-def reach(convs: Sequence[Sequence[int]] = CONVS) -> int:
-    """Samples that a frame is made of."""
-    samples = 1
-    for _, kernel, stride in reversed(convs):
-        samples = (samples - 1) * stride + kernel
-    return samples
-
-
-class TimeNorm(nn.Module):
-    """Each channel of a row over all its frames (a group norm with one channel per group)."""
-
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:  # [B, T, C] -> [B, T, C]
-        channels = x.shape[-1:]
-        scale = self.param("scale", nn.initializers.ones, channels)
-        bias = self.param("bias", nn.initializers.zeros, channels)
-        return (normalise(x, 1e-5, 1) * scale + bias).astype(self.dtype)
-
-
-class SpeechFeatures(nn.Module):
-    """The convolutional front end and the projection to the encoder's width (spec 2.1).
-
-    norm: 'layer' (every layer) or 'group' (one channel-wise norm over time after the first).
-    gradient: factor on the gradient that reaches the convolutions. activation: a name of
-    `ACTIVATIONS`. eps: of the norm before the projection.
-    """
-
-    width: int
-    convs: Sequence[Sequence[int]] = CONVS
-    norm: str = "layer"
-    bias: bool = False
-    gradient: float = 1.0
-    activation: str = "gelu"
-    eps: float = 1e-5
-    dtype: Any = jnp.float32
-
-    def __post_init__(self):
-        check_activation(self.activation, "config.model.frontend.activation")
-        super().__post_init__()
-
-    @nn.compact
-    def __call__(self, audio: Array) -> tuple[Array, Array]:
-        """[B, S] -> the projection [B, T, D] and what it projects [B, T, C]."""
-        x = audio[..., None].astype(self.dtype)
-        for i, (channels, kernel, stride) in enumerate(self.convs):
-            x = Conv(
-                channels,
-                kernel,
-                stride,
-                bias=self.bias,
-                dtype=self.dtype,
-                name=f"conv{i}",
-                kernel_init=nn.initializers.he_normal(),
-            )(x)
-            if self.norm == "layer":
-                x = LayerNorm(1e-5, dtype=self.dtype, name=f"norm{i}")(x)
-            elif i == 0:
-                x = TimeNorm(dtype=self.dtype, name="time_norm")(x)
-            x = ACTIVATIONS[self.activation](x)
-        if self.gradient != 1.0:
-            x = self.gradient * x + jax.lax.stop_gradient((1.0 - self.gradient) * x)
-        x = LayerNorm(self.eps, dtype=self.dtype, name="norm")(x)
-        return dense(self.width, x.shape[-1], "torch", self.dtype, "projection")(x), x
 
 
 class SpeechModel(base.Model):
     """Waveform in, frame representations out. Made by `SpeechConfig`."""
 
     width: int
-    frontend: SpeechFeatures
+    frontend: ConvFrontend | MelFrontend
     positions: ConvPositions
     encoder: Encoder
     head: Mlp
@@ -141,28 +53,31 @@ class SpeechModel(base.Model):
 
     def mask_shape(self, shapes: Mapping[str, Any]) -> int:
         """Frames T of examples of these shapes: the length of a mask."""
-        return frames(shapes["audio"].shape[-1], self.frontend.convs)
+        return self.frontend.frames(shapes["audio"].shape[-1])
 
-    def extract(self, audio: Array) -> tuple[Array, Array]:
-        """[B, S] -> features [B, T, D], and the normalised ones before the projection [B, T, C]."""
-        return self.frontend(audio)
+    def extract(self, audio: Array, valid: Array | None = None) -> tuple[Array, Array]:
+        """[B, S] -> features [B, T, D], and the normalised ones before the projection [B, T, C].
+
+        valid: bool [B, T], frames that are not padding; None for all.
+        """
+        return self.frontend(audio, None if self.padding == "reference" else valid)
 
     def valid_lengths(self, batch: Batch) -> Array | None:
         """Valid frames of each row, int32 [B], or None without padding."""
-        return frames(batch["length"], self.frontend.convs) if "length" in batch else None
+        return self.frontend.frames(batch["length"]) if "length" in batch else None
 
     def features(self, batch: Batch, key: Key = None) -> Tokens:
         """audio [B, S] (normalised), maybe length [B] in samples -> x [B, T, D], valid [B, T]."""
-        x, _ = self.frontend(batch["audio"])
         if "length" not in batch:
-            return Tokens(x)
-        if self.frontend.norm == "group" and self.padding == "exact":
+            return Tokens(self.extract(batch["audio"])[0])
+        if self.frontend.pads_statistics and self.padding == "exact":
             raise UserError(
                 "config.model.frontend.norm: 'group' takes statistics over whole rows, and these "
                 "have padding: use norm='layer', rows of one length, or model.padding='reference'"
             )
-        valid = jnp.arange(x.shape[1]) < frames(batch["length"], self.frontend.convs)[:, None]
-        return Tokens(x, valid)
+        count = self.frontend.frames(batch["audio"].shape[-1])
+        valid = jnp.arange(count) < self.valid_lengths(batch)[:, None]
+        return Tokens(self.extract(batch["audio"], valid)[0], valid)
 
     def encode(
         self,
@@ -206,7 +121,8 @@ class SpeechConfig:
 
     width: int  # D
     encoder: Options  # of `Encoder`
-    frontend: Options = dataclasses.field(default_factory=dict)  # of `SpeechFeatures`
+    # Of `ConvFrontend`, or with kind='mel' of `MelFrontend`; without a kind it is 'waveform'.
+    frontend: Options = dataclasses.field(default_factory=dict)
     positions: Options = dataclasses.field(default_factory=dict)  # of `ConvPositions`
     head: Options = dataclasses.field(default_factory=dict)  # of `Mlp`
     # Of `Decoder`. None: the student sees masked frames as a learned vector (1.0); with a decoder
@@ -228,9 +144,7 @@ class SpeechConfig:
         encoder = build(Encoder, "model.encoder", self.encoder, width=self.width, **common)
         return SpeechModel(
             width=self.width,
-            frontend=build(
-                SpeechFeatures, "model.frontend", self.frontend, width=self.width, **common
-            ),
+            frontend=make_frontend(self.frontend, self.width, self.dtype),
             positions=build(
                 ConvPositions, "model.positions", self.positions, exact_padding=exact, **common
             ),
@@ -251,12 +165,8 @@ def flops(
     model: SpeechModel, shapes: Mapping[str, Any], masked: int, seen: int
 ) -> dict[str, float]:
     """Forward FLOPs of one example, see `models.base.flops`. shapes: of the example's arrays."""
-    length, channels, front, D = shapes["audio"].shape[0], 1, 0.0, model.width
-    for out, kernel, stride in model.frontend.convs:
-        length = (length - kernel) // stride + 1
-        front += 2.0 * length * out * kernel * channels
-        channels = out
-    front += 2.0 * length * channels * D
+    samples, D = shapes["audio"].shape[0], model.width
+    length, front = model.frontend.frames(samples), model.frontend.flops(samples)
     parts = base.flops(model, frontend=front, tokens=length, masked=masked, seen=seen)
     p = model.positions
     conv = p.depth * 2.0 * length * D * (D // p.groups) * p.taps

@@ -254,7 +254,7 @@ def test_other_flags_agree_with_plain_numpy(name):
 
 
 def compare_forward(case, setup, student, teacher):
-    # Norms after norms of little variance raise the rounding, which differs between versions of XLA.
+    # Norms after norms of little variance raise the rounding, which differs between XLA's versions.
     compare = Comparison(case, slack=2.0)
     compare.skip("batch/")
     _, (stages, seen) = quick_jit(forward(setup))(*jax.tree.map(jnp.asarray, (student, teacher)))

@@ -100,8 +100,7 @@ class VisionExamples(Examples):
         pixels = self.source[index]["image"]
         picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
         picture = self._fit(picture) if self.fixed else self._augment(picture, rng)
-        if self.config.channels == 3:
-            picture = picture.convert("RGB")
+        picture = picture.convert("RGB" if self.config.channels == 3 else "L")
         return {"image": np.asarray(picture, np.uint8).reshape(*(self.config.image,) * 2, -1)}
 
     def _augment(self, picture, rng):

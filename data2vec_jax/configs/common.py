@@ -50,6 +50,21 @@ def roberta_base() -> dict[str, Any]:
     )
 
 
+def short_run(c: ConfigDict, updates: int) -> None:
+    """The schedule of a run of a few hundred or thousand updates: T of them, width D.
+
+    Decay: the time constant 1 / (1 - decay) of the teacher grows from T / 100, but at least 50
+    updates, to T / 5 at half of the run. Rate: 1 / D, which at D = 768 is a little more than the
+    papers' 1e-3. docs/small_scale.md has the runs that these were chosen by.
+    Raises ValueError: so few updates that the teacher would still be its random start.
+    """
+    if updates < 200:
+        raise ValueError(f"{updates} updates: a teacher needs 200 to leave its random start behind")
+    c.total_steps = updates
+    c.ema = dict(start=1 - 1 / max(50, updates / 100), end=1 - 5 / updates, anneal=0.5)
+    c.schedule = dict(kind="cosine", peak=round(1 / c.model.width, 5), warmup=0.1)
+
+
 # The demo's networks, as pretraining and fine-tuning have them -----------------------------------
 
 # Narrow positions: in rows of 99 frames wide ones tell every frame its place, and predicting that

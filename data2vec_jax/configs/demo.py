@@ -41,7 +41,8 @@ def speech_v2(c: ConfigDict) -> None:
 def vision(c: ConfigDict) -> None:
     c.model.update(**common.DEMO_VISION)
     c.model.encoder = common.DEMO_VISION["encoder"]  # and nothing of the paper's
-    c.examples.scale = (0.6, 1.0)
+    # Nearly whole digits: those that strong crops make are not written by anybody.
+    c.examples.update(scale=(0.95, 1.0), aspect=(1.0, 1.0))
     c.data.batch_size = 32
 
 
@@ -60,9 +61,11 @@ def vision_v1(c: ConfigDict) -> None:
 
 
 def vision_v2(c: ConfigDict) -> None:
-    c.total_steps = 180
-    c.model.decoder.update(layers=3, width=96, groups=8)
+    # A decoder that can do little by itself: it leaves the work to the encoder, and is half of the
+    # time of a step.
+    c.model.decoder.update(layers=2, width=48, groups=1)
     c.objective.update(clones=8, top_k=4, scale="mean", class_weight=0.0)
+    common.short_run(c, 1_400)
 
 
 def sound(c: ConfigDict) -> None:

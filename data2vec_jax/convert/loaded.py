@@ -82,7 +82,8 @@ class Loaded:
 
 def load(path: Any, base: Any = None) -> Loaded:
     """Opens a checkpoint. Its format is detected from its content: a folder or workdir of ours, a
-    Hugging Face folder, fairseq's .pt, BEiT's .pth, or an adapter of PEFT's.
+    Hugging Face folder, fairseq's .pt, BEiT's .pth, an adapter of PEFT's, or "reference:NAME", a
+    small encoder that comes with the package (docs/results.md).
 
     Args:
       path: of the checkpoint.

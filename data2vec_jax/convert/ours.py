@@ -81,7 +81,7 @@ def open_checkpoint(path: Any, base: Any = None) -> Checkpoint:
 
     base: of an adapter, the folder of its base model, if it is not where the adapter says.
     """
-    path = Path(path)
+    path = Path(checkpoints.located(path))
     try:
         if peft.is_adapter(path):
             return _open_theirs(path, peft.open_adapter(path), base)

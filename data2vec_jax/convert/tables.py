@@ -260,11 +260,14 @@ def read(table: Table, state: Mapping[str, np.ndarray]) -> Tree:
 
 
 def entries_of(state: Mapping[str, np.ndarray]) -> list[Entry]:
-    """Arrays as entries, each looked up when it is made."""
-    return [
-        Entry(name, (name,), array.shape, array.dtype, lambda name=name: state[name], False)
-        for name, array in state.items()
-    ]
+    """Arrays as entries, each looked up when it is made, half precision widened."""
+
+    def entry(name, array):
+        dtype = _full(array.dtype)
+        make = lambda: np.asarray(state[name], dtype)  # noqa: E731
+        return Entry(name, (name,), array.shape, dtype, make, False)
+
+    return [entry(name, array) for name, array in state.items()]
 
 
 def plan_write(table: Table, ours: Sequence[Entry]) -> list[Entry]:

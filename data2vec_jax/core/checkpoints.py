@@ -26,7 +26,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 from etils import epath
 
 from data2vec_jax.core.config import with_current_names
-from data2vec_jax.core.errors import UserError
+from data2vec_jax.core.errors import UserError, nearest
 from data2vec_jax.core.safetensors import SafeTensors
 from data2vec_jax.core.trees import flatten, nest
 
@@ -337,8 +337,23 @@ def _names(tensors: SafeTensors, subtree: str) -> dict[str, str]:
     }
 
 
+def located(path: str | os.PathLike) -> str | os.PathLike:
+    """The folder of `reference:NAME`, weights that come with the package; other paths as they are.
+
+    Raises UserError: there are no weights of that name.
+    """
+    scheme, _, name = os.fspath(path).partition(":")
+    if scheme != "reference":
+        return path
+    folder = Path(__file__).parents[1] / "reference"
+    names = sorted(found.parent.name for found in folder.glob(f"*/{CONVERTED}"))
+    if name not in names:
+        raise UserError(f"{path}: no reference weights '{name}'{nearest(name, names)}")
+    return folder / name
+
+
 def _absolute(path: str | os.PathLike) -> epath.Path:
-    path = epath.Path(path)
+    path = epath.Path(located(path))
     return path if "://" in str(path) else path.expanduser().resolve()
 
 

@@ -1,0 +1,227 @@
+"""The reference runs: pretrain for an hour, probe over time, fine-tune, and keep what was learned.
+
+    python launch/experiments/corpora.py     the data, once
+    python launch/reference.py digits        all that is missing; again, it goes on where it stopped
+
+For each corpus: data2vec 1.0 and 2.0 of configs/reference.py, on as many cores as this process may
+use (`taskset`). Their kept checkpoints are probed on the split dev, and the best is probed on the
+split test once, with three choices of its labels. Then it is fine-tuned, and so is the network from
+scratch, on shares of the labels; rate and number of updates are chosen on dev, for each start and
+share alike. launch/reference/NAME-{v1,v2,scratch}.json has the scores and the curve; the encoder
+goes to data2vec_jax/reference/NAME in float16, for `data2vec_jax.load("reference:NAME")`.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # a checkout need not be installed
+
+from data2vec_jax import evaluate, train
+from data2vec_jax.cli.arguments import parse
+from data2vec_jax.cli.output import run_main
+from data2vec_jax.convert import ours
+from data2vec_jax.core import checkpoints
+from data2vec_jax.core.config import with_options
+from data2vec_jax.core.files import write_json
+from data2vec_jax.metrics.writer import FILE, read_lines
+from data2vec_jax.modalities.contract import Labelled
+from data2vec_jax.tasks import pretrain, probe
+
+RESULTS = ROOT / "launch/reference"
+RUNS = ROOT / "runs/reference"
+WEIGHTS = ROOT / "data2vec_jax/reference"
+SEEDS = 3
+
+
+@dataclass(frozen=True)
+class Of:
+    """A reference run.
+
+    labels: of the probes (frames, where frames have labels). finetune: a fine-tuning config.
+    options: of that config; the network is the pretrained one's. metric: of its scores. shares: of
+    the labels. rates, updates: what is tried on dev, updates by share.
+    """
+
+    labels: int
+    finetune: str
+    options: Mapping[str, Any]
+    metric: str
+    shares: Sequence[float]
+    rates: Sequence[float]
+    updates: Mapping[float, Sequence[int]]
+
+
+TASKS = {
+    "digits": Of(
+        labels=1_000,
+        finetune="finetune_imagenet:demo",
+        options={"examples.scale": (0.8, 1.0), "loss.erasing": 0.0, "data.batch_size": 32},
+        metric="accuracy",
+        shares=(0.002, 0.02, 1.0),
+        rates=(5e-4, 2e-3),
+        updates={0.002: (300, 900), 0.02: (1_000,), 1.0: (6_000,)},
+    ),
+}
+
+
+def config_of(name: str, version: str) -> dict[str, Any]:
+    """The config of a reference run."""
+    config, _ = parse(["reference", f"--config=reference:{name},{version}", "--workdir=-"])
+    return config
+
+
+# Probes -------------------------------------------------------------------------------------------
+
+
+def chosen(data: Labelled, limit: int, seed: int) -> Labelled:
+    """Random examples of `data`, as many as have `limit` labels."""
+    order = np.random.default_rng(seed).permutation(len(data.labels))
+    has = (data.labels[order].reshape(len(order), -1) >= 0).sum(1)
+    rows = np.sort(order[: int(np.searchsorted(np.cumsum(has), limit)) + 1])
+    return Labelled({k: v[rows] for k, v in data.inputs.items()}, data.labels[rows])
+
+
+def probed(name: str, version: str) -> dict[str, Any]:
+    """Curve of the probes on dev, the best step, and the scores of that on test."""
+    config, workdir = config_of(name, version), RUNS / name / version
+    modality, model = pretrain.make_model(config)
+    whole, dev, test = probe.labelled(modality, config, ("train", "dev", "test"))
+    encode, limit = probe.make_encode(model), TASKS[name].labels
+    steps = sorted(int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*"))
+
+    def score(step: int, seed: int, held_out: Labelled) -> dict[str, Any]:
+        params = checkpoints.load_params(workdir / "checkpoints" / str(step))
+        return probe.probe(encode, params, chosen(whole, limit, seed), held_out, limit=limit)
+
+    first, curve = chosen(dev, 5 * limit, 0), []
+    for step in steps:
+        found = score(step, 0, first)
+        curve.append([step, found["linear_probe"], found["knn"]])
+        print(f"{name} {version} {step}: {found}", file=sys.stderr, flush=True)
+    best = max(curve, key=lambda line: line[1])[0]
+    # Of the test split as many rows as there are: one score of each choice of labels.
+    results = [score(best, seed, test) for seed in range(SEEDS)]
+    hand_made = [
+        probe.probe_hand_made(modality, chosen(whole, limit, seed), test, limit=limit)
+        for seed in range(SEEDS)
+    ]
+    metrics = "linear_probe", "knn"
+    shapes = pretrain.abstract_task(config)
+    return {
+        "task": name,
+        "updates": config["total_steps"],
+        "seconds": evaluate.train_seconds(workdir),
+        "flops": config["total_steps"] * shapes.flops(shapes.shapes[-1]),
+        "labels": limit,
+        "dev_curve": [line[:2] for line in curve],
+        "dev_curve_knn": [[line[0], line[2]] for line in curve],
+        "step": best,
+        "blocks": [found["blocks"] for found in results],
+        "test": {m: [found[m] for found in results] for m in metrics},
+        "hand_made": {m: [found[m] for found in hand_made if found] for m in metrics},
+    }
+
+
+# Fine-tuning --------------------------------------------------------------------------------------
+
+
+def finetuned(name: str, start: str) -> dict[str, Any]:
+    """Share of the labels -> scores on test by seed, with the rate and updates best on dev."""
+    task, network = TASKS[name], config_of(name, "v2")
+    base, _ = parse(["reference", f"--config={task.finetune}", "--workdir=-"])
+    model = {k: v for k, v in network["model"].items() if k not in ("decoder", "head")}
+    base = base | {"model": model | {"mask_embedding": False}}
+    base = with_options(base, {"data.source": network["data"]["source"], **task.options})
+    step = json.loads((RESULTS / f"{name}-{start}.json").read_text())["step"] if start else None
+    init_from = str(RUNS / name / start / "checkpoints" / str(step)) if start else None
+    programs: dict[Any, Any] = {}
+
+    def run(share: float, rate: float, updates: int, seed: int, split: str) -> float:
+        options = {"total_steps": updates, "eval_every": 0, "seed": seed, "log_every": 100}
+        options |= {"data.share": share, "data.eval_split": split, "schedule.peak": rate}
+        tried = f"{start or 'scratch'}-{share:g}-{rate:g}-{updates}-{seed}-{split}"
+        workdir = RUNS / name / "finetune" / tried
+        config = with_options(base, options)
+        train.train(config, workdir, programs=programs, verbose=False, init_from=init_from)
+        lines = [line for line in read_lines(workdir / FILE) if line["split"] == split]
+        print(f"{name} {tried}: {lines[-1]}", file=sys.stderr, flush=True)
+        return lines[-1][task.metric]
+
+    found = {}
+    for share in task.shares:
+        tries = list(itertools.product(task.rates, task.updates[share]))
+        on_dev = {t: run(share, *t, 0, "dev") for t in tries}
+        rate, updates = max(on_dev, key=on_dev.__getitem__)
+        scores = [run(share, rate, updates, seed, "test") for seed in range(SEEDS)]
+        found[f"{share:g}"] = {
+            "dev": [[*t, score] for t, score in on_dev.items()],
+            "rate": rate,
+            "updates": updates,
+            task.metric: scores,
+        }
+    return found
+
+
+# Weights ------------------------------------------------------------------------------------------
+
+
+def keep(name: str, step: int) -> None:
+    """Writes the encoder of 2.0, without what only pretraining needs, in float16."""
+    found = ours.open_checkpoint(RUNS / name / "v2/checkpoints" / str(step))
+    left_out = {"decoder": None, "head": None, "mask_embedding": None}
+    model = {k: v for k, v in found.config["model"].items() if k not in left_out}
+    config = {"modality": found.config["modality"], "model": model | {"mask_embedding": False}}
+    wanted, half = ours.shapes_of(config), np.dtype(np.float16)
+    entries = [
+        e._replace(dtype=half, make=lambda make=e.make: np.asarray(make(), half))
+        for e in found.entries
+        if e.name in wanted and not e.name.startswith("head/")
+    ]
+    shutil.rmtree(WEIGHTS / name, ignore_errors=True)
+    WEIGHTS.mkdir(exist_ok=True)
+    ours.save(replace(found, config=config, entries=entries), WEIGHTS / name)
+
+
+def main() -> None:
+    """The command: see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(TASKS))
+    parser.add_argument("--versions", default="v2,v1", help="of data2vec; v2 first")
+    parser.add_argument("--no-finetune", action="store_true", help="pretrain and probe alone")
+    options = parser.parse_args()
+
+    def command():
+        os.chdir(ROOT)
+        RESULTS.mkdir(exist_ok=True)
+        for name in options.names or TASKS:
+            for version in options.versions.split(","):
+                line = RESULTS / f"{name}-{version}.json"
+                train.train(config_of(name, version), RUNS / name / version)
+                if not line.exists():
+                    write_json(line, probed(name, version))
+                if version == "v2":
+                    keep(name, json.loads(line.read_text())["step"])
+            for start in (*options.versions.split(","), ""):
+                if options.no_finetune:
+                    continue
+                line = RESULTS / f"{name}-{start or 'scratch'}.json"
+                result = json.loads(line.read_text()) if line.exists() else {"task": name}
+                if "finetuned" not in result:
+                    write_json(line, result | {"finetuned": finetuned(name, start)})
+
+    run_main(command)
+
+
+if __name__ == "__main__":
+    main()

@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs/results.md"
 sys.path.insert(0, str(ROOT))  # a checkout need not be installed
 
-from pages import fill  # noqa: E402
+from pages import fill
 
 FOLDER = ROOT / "launch/experiments/grid"
 RUNS = ROOT / "runs/grid"

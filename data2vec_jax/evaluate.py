@@ -9,8 +9,10 @@ name before `=`. `--set data.eval_split=test-clean,test-other scoring.lm=4-gram.
 held-out examples and the scoring. `scoring.lm_weight=[1,2,3] scoring.word_score=[-1,0,1]` finds the
 best weights of a language model, for example on `data.eval_split=dev-other`.
 
-For a pretraining run the frozen encoder is probed, beside an untrained one: linear classifier,
-k-NN, and attention pooling where an example has one label. `data.split` and `data.eval_split` (by
+For a pretraining run the frozen encoder is probed, beside an untrained one and hand-made features:
+linear classifier and k-NN on the block that is best on a fifth of the training examples, and
+attention pooling of the output where an example has one label. A sentence for each row says
+whether pretraining has brought anything. `data.split` and `data.eval_split` (by
 default test) must have labels: a class, or another label that the modality can probe (aligned
 phones). --features=FILE.npz writes the features of one such run, for methods that need no
 training: neighbours, retrieval, clusters.
@@ -94,21 +96,28 @@ def load_params(workdir: str, task: Any, config: Mapping[str, Any], mesh: jax.sh
 def probe_run(
     workdir: str, folder: Path, config: Mapping[str, Any], mesh: jax.sharding.Mesh
 ) -> dict[str, Any]:
-    """Scores of a pretrained encoder, and of an untrained one; see `tasks.probe`."""
+    """Scores of a pretrained encoder, of an untrained one and of hand-made features.
+
+    'probes' of the record has the whole results of `tasks.probe`, by network.
+    """
     splits, labelled, encode = frozen_encoder(config)
-    scores = {}
+    scores, probes = {}, {}
     with jax.set_mesh(mesh):
         task = pretrain.abstract_task(config)
         params = load_params(workdir, task, config, mesh)
         untrained = init_state(task, optax.identity(), jax.random.key(config["seed"])).params
         for name, tree in (("", params), (" untrained", untrained)):
-            result = probe.probe(encode, tree, *labelled)
-            found = {key: result[key] for key in probe.PROBES}
+            probes[name] = probe.probe(encode, tree, *labelled)
             if labelled[0].labels.ndim == 1:
                 parts = (probe.tokens(encode, tree, part) for part in labelled)
-                found["attentive_probe"] = probe.attentive(*parts)
-            scores |= {f"{key}{name}": value for key, value in found.items()}
-    return record(folder, config, {splits[1]: dict(sorted(scores.items()))}, params)
+                scores[f"attentive_probe{name}"] = probe.attentive(*parts)
+        modality = contract.get(config["modality"])
+        if found := probe.probe_hand_made(modality, *labelled):
+            probes[" hand-made"] = found
+    for name, found in probes.items():
+        scores |= {f"{key}{name}": found[key] for key in probe.PROBES}
+    run = record(folder, config, {splits[1]: dict(sorted(scores.items()))}, params)
+    return run | {"probes": probes}
 
 
 def frozen_encoder(config: Mapping[str, Any]) -> tuple[tuple[str, str], list[Labelled], Any]:
@@ -232,23 +241,57 @@ def summary(name: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 "std": statistics.stdev(values) if len(values) > 1 else 0.0,
                 "paper": paper(first["config"], split, metric),
             }
+    words = {}
+    if "probes" in first:
+        (split,) = first["scores"]
+        add_blocks(scores, split, runs)
+        words = {"verdict": verdicts(scores, split)}
     return {
         "name": name,
         "workdirs": [run["workdir"] for run in runs],
         "seeds": [run["seed"] for run in runs],
         "scores": scores,
+        **words,
         **{key: first[key] for key in ("parameters", "trained_parameters")},
         "train_seconds": [run["train_seconds"] for run in runs],
     }
 
 
+def add_blocks(
+    scores: dict[str, dict[str, Any]], split: str, runs: Sequence[Mapping[str, Any]]
+) -> None:
+    """Adds to probes' scores the 'blocks' that they are of, by run, and what the dev split says."""
+    for name in runs[0]["probes"]:
+        found = [run.get("probes", {}).get(name) for run in runs]
+        for key in probe.PROBES:
+            score = scores[f"{split} {key}{name}"]
+            score["blocks"] = [one["blocks"][key] for one in found if one]
+            score["dev"] = [one["dev"][key] for one in found if one]
+
+
+def verdicts(scores: Mapping[str, Mapping[str, Any]], split: str) -> dict[str, str]:
+    """Probe -> what pretraining has brought, in words; see `tasks.probe.verdict`."""
+    found = {}
+    for key in probe.PROBES:
+        first = f"{split} {key}"
+        hand_made = max(scores.get(f"{first} hand-made", {}).get("values", ()), default=None)
+        values = (scores[f"{first}{name}"]["values"] for name in ("", " untrained"))
+        found[key] = probe.verdict(*values, hand_made)
+    return found
+
+
 def cell(name: str, score: Mapping[str, Any]) -> str:
-    """'82.10 (81.00 to 83.30) [paper 84.2]', in per cent except for losses and weights."""
+    """'82.10 (81.00 to 83.30) [paper 84.2]', in per cent except for losses and weights.
+
+    A probe's names the features that it is of, too: '82.10, block 3'.
+    """
     scale, digits = (1, 4) if name.endswith(NOT_PERCENTAGES) else (100, 2)
     values = [scale * value for value in score["values"]]
     text = f"{scale * score['mean']:.{digits}f}"
     if len(values) > 1:
         text += f" ({min(values):.{digits}f} to {max(values):.{digits}f})"
+    if "blocks" in score:
+        text += f", {'; '.join(dict.fromkeys(score['blocks']))}"
     return text + (f" [paper {score['paper']}]" if score["paper"] is not None else "")
 
 
@@ -268,6 +311,12 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
             ]
         )
     return lines
+
+
+def sentences(row: Mapping[str, Any]) -> list[str]:
+    """'NAME, linear probe: better than untrained only', of a row of pretraining runs."""
+    found = row.get("verdict", {})
+    return [f"{row['name']}, {key.replace('_', ' ')}: {text}" for key, text in found.items()]
 
 
 def plain(lines: Sequence[Sequence[str]]) -> str:
@@ -296,6 +345,7 @@ def markdown(lines: Sequence[Sequence[str]], rows: Sequence[Mapping[str, Any]], 
             f"{data['split']}{share}, "
             f"from {how}, {config['total_steps']:,} updates of {data['batch_size']} rows, rate "
             f"{config['schedule']['peak']:g}, seeds {', '.join(map(str, row['seeds']))}.",
+            *(f"\n{text}." for text in sentences(row)),
         ]
     return "\n".join(text) + "\n"
 
@@ -370,7 +420,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = [summary(name, group) for name, group in groups]
     by_folder = {run["workdir"]: run for run in runs.values()}
     lines = table(rows)
-    print(plain(lines))
+    print("\n".join([plain(lines), *(text for row in rows for text in sentences(row))]))
     texts = {
         "json": json.dumps(rows, indent=1) + "\n",
         "markdown": markdown(lines, rows, by_folder),

@@ -2,10 +2,11 @@
 
     bash launch/local.sh
 
-For each modality and seed: the linear probe and k-NN of the untrained and of the pretrained
-encoder on held-out examples, same probe and budget for both. Ends with a table,
-runs/demo/summary.json, runs/demo/report.html and its picture, runs/demo/probes.svg. The same
-command again resumes.
+For each modality: the linear probe and k-NN of hand-made features (pixels, log-mel, TF-IDF), of the
+untrained and of the pretrained encoder on held-out examples, same probe and budget for all. Ends
+with a table, a sentence for each modality, runs/demo/summary.json, runs/demo/report.html and its
+picture, runs/demo/probes.svg. `python launch/demo.py --seeds=3` says how much the scores vary. The
+same command again resumes.
 """
 
 import argparse
@@ -13,11 +14,12 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import optax
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # a checkout need not be installed
@@ -26,7 +28,7 @@ from data2vec_jax import train
 from data2vec_jax.cli.arguments import parse
 from data2vec_jax.cli.output import run_main
 from data2vec_jax.core import sharding
-from data2vec_jax.core.run import Run
+from data2vec_jax.core.train_step import init_state
 from data2vec_jax.metrics.writer import FILE, read_lines
 from data2vec_jax.report import page
 from data2vec_jax.tasks import pretrain, probe
@@ -35,6 +37,7 @@ FINAL = ("loss", "target_std", "pred_std")
 PROBES = {"linear_probe": "linear probe", "knn": "k-NN"}
 # Labelled training examples of the probes (speech: frames). Few labels are what it is all for.
 LABELS = {"vision": 1_000, "speech": 20_000, "text": 1_000}
+UNTRAINED = 3  # networks at least, however few are pretrained: they differ by some per cent
 
 
 def run_variant(modality_name: str, version: int, seeds: int, folder: Path) -> dict[str, Any]:
@@ -46,35 +49,54 @@ def run_variant(modality_name: str, version: int, seeds: int, folder: Path) -> d
     encode = probe.make_encode(model)
     mesh = sharding.make_mesh(**config["mesh"])
     programs: dict[Any, Any] = {}
-    scores = {name: {"untrained": [], "pretrained": []} for name in PROBES}
-    last = []
+    seconds = []  # in probes
+
+    def probed(score: Callable[..., Any], *parts: Any) -> Any:
+        begin = time.time()
+        found = score(*parts, *examples, limit=LABELS[modality_name])
+        seconds.append(time.time() - begin)
+        return found
+
+    hand_made = probed(probe.probe_hand_made, modality)
+    untrained, pretrained, last = [], [], []
+    with jax.set_mesh(mesh):
+        task = pretrain.abstract_task(config)
+        init = jax.jit(lambda key: init_state(task, optax.identity(), key).params)
+        for seed in range(max(seeds, UNTRAINED)):
+            untrained.append(probed(probe.probe, encode, init(jax.random.key(seed))))
     for seed in range(seeds):
         print(f"{variant}, seed {seed}: {config['total_steps']} steps", file=sys.stderr, flush=True)
-        config["seed"] = seed
-        with jax.set_mesh(mesh):
-            untrained = Run(config, pretrain.make(config), mesh).init(seed).params
-        workdir = folder / f"seed{seed}"
+        config["seed"], workdir = seed, folder / f"seed{seed}"
         state = train.train(config, workdir, programs=programs, verbose=seed == 0)
-        for kind, params in (("untrained", untrained), ("pretrained", state.params)):
-            found = probe.probe(encode, params, *examples, limit=LABELS[modality_name])
-            for name in PROBES:
-                scores[name][kind].append(found[name])
+        pretrained.append(probed(probe.probe, encode, state.params))
         lines = read_lines(workdir / FILE)
         last.append([line for line in lines if line["split"] == "train"][-1])
-    final = {k: statistics.mean(line[k] for line in last) for k in FINAL}
-    return scores | final | {"seconds": time.time() - start}
+    return {
+        "data": config["data"]["source"].rpartition(":")[2],
+        "hand_made": modality.hand_made and modality.hand_made.name,
+        **probe.compared(untrained, pretrained, hand_made),
+        **{k: statistics.mean(line[k] for line in last) for k in FINAL},
+        "probe_seconds": sum(seconds),
+        "seconds": time.time() - start,
+    }
 
 
 def table(summary: Mapping[str, Mapping[str, Any]]) -> str:
-    """One line per modality and probe: mean and range over the seeds."""
-    head = ("", "time", *FINAL, "probe", "untrained", "pretrained", "")
+    """One line per modality and probe: mean, and with several seeds the range."""
+    head = ("", "time", *FINAL, "probe", "hand-made", "untrained", "pretrained", "from", "")
     rows = [head]
     for name, found in summary.items():
         first = [name, f"{found['seconds']:.0f} s", *(f"{found[k]:.3f}" for k in FINAL)]
         for probe_name, title in PROBES.items():
-            before, after = found[probe_name]["untrained"], found[probe_name]["pretrained"]
-            verdict = "better" if min(after) > max(before) else ""
-            rows.append((*first, title, spread(before), spread(after), verdict))
+            scores = found[probe_name]
+            cells = (
+                "" if scores["hand_made"] is None else spread([scores["hand_made"]]),
+                spread(scores["untrained"]),
+                spread(scores["pretrained"]),
+                found["blocks"][probe_name]["pretrained"][0],
+                found["verdict"][probe_name],
+            )
+            rows.append((*first, title, *cells))
             first = [""] * len(first)
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     return "\n".join(
@@ -84,9 +106,23 @@ def table(summary: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def spread(values: list[float]) -> str:
-    """'82.1 % (81.0 to 83.3)'"""
+    """'82.1 % (81.0 to 83.3)', or '82.1 %' of one."""
     percent = [100 * v for v in values]
-    return f"{statistics.mean(percent):.1f} % ({min(percent):.1f} to {max(percent):.1f})"
+    text = f"{statistics.mean(percent):.1f} %"
+    return f"{text} ({min(percent):.1f} to {max(percent):.1f})" if len(values) > 1 else text
+
+
+def sentence(name: str, found: Mapping[str, Any]) -> str:
+    """'digits: pixels 87.9, untrained 52.6, pretrained 89.1 (block 4): better than ...'"""
+    scores = found["linear_probe"]
+    mean = {side: 100 * statistics.mean(scores[side]) for side in ("untrained", "pretrained")}
+    what = f"{found['data']} (1.0)" if not name.endswith("_v2") else found["data"]
+    reference = scores["hand_made"]
+    first = "" if reference is None else f"{found['hand_made']} {100 * reference:.1f}, "
+    return (
+        f"{what}: {first}untrained {mean['untrained']:.1f}, pretrained {mean['pretrained']:.1f} "
+        f"({found['block']}): {found['verdict']['linear_probe']}"
+    )
 
 
 def main() -> None:
@@ -94,7 +130,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--versions", default="2", help="of data2vec: 2, or 1,2")
     parser.add_argument("--modalities", default="vision,speech,text")
-    parser.add_argument("--seeds", type=int, default=3, help="pretraining seeds of each")
+    parser.add_argument("--seeds", type=int, default=1, help="pretraining seeds of each")
     parser.add_argument("--workdir", type=Path, default=Path("runs/demo"))
     options = parser.parse_args()
 
@@ -111,6 +147,7 @@ def main() -> None:
         page.main([str(options.workdir)])
         (options.workdir / "probes.svg").write_text(page.picture(summary), encoding="utf-8")
         print(table(summary))
+        print(*(sentence(*item) for item in summary.items()), sep="\n")
         print(f"{(time.time() - start) / 60:.1f} minutes; report: {options.workdir}/report.html")
 
     run_main(command)

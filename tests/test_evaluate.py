@@ -91,11 +91,36 @@ def test_a_pretrained_encoder_is_probed_beside_an_untrained_one(tmp_path):
     config.schedule.update(peak=0.0, floor=0.0)
     config.data.eval_split = None
     train.train(config.to_dict(), tmp_path / "a", verbose=False)
-    scores = evaluate.evaluate(str(tmp_path / "a"), {})["scores"]["test"]
-    probes = {"linear_probe", "knn", "attentive_probe"}
-    assert set(scores) == probes | {f"{name} untrained" for name in probes}
-    for name in probes:
+    run = evaluate.evaluate(str(tmp_path / "a"), {})
+    scores, probes = run["scores"]["test"], ("linear_probe", "knn")
+    both = {*probes, "attentive_probe"}
+    wanted = (
+        both | {f"{name} untrained" for name in both} | {f"{name} hand-made" for name in probes}
+    )
+    assert set(scores) == wanted
+    for name in both:
         assert scores[name] == scores[f"{name} untrained"] > 0.15  # of ten classes
+    for name in probes:  # features that are alike up to rounding, so another may be chosen
+        dev = [run["probes"][kind]["dev"][name] for kind in ("", " untrained")]
+        assert dev[0] == pytest.approx(dev[1], abs=0.01)
+    row = evaluate.summary("a", [run])
+    assert row["verdict"] == dict.fromkeys(probes, "no gain")
+    for name in probes:
+        assert scores[f"{name} hand-made"] > 0.7
+        assert row["scores"][f"test {name} hand-made"]["blocks"] == ["pixels"]
+        (block,) = row["scores"][f"test {name}"]["blocks"]
+        (dev,) = row["scores"][f"test {name}"]["dev"]
+        assert dev[block] == max(dev.values()) > 0.1
+    lines = evaluate.table([row])
+    cell = dict(zip(*lines, strict=True))["test knn hand-made"]
+    assert cell == f"{100 * scores['knn hand-made']:.2f}, pixels"
+    assert evaluate.sentences(row) == ["a, linear probe: no gain", "a, knn: no gain"]
+    card = evaluate.markdown(lines, [row], {run["workdir"]: run})
+    assert card.endswith("\na, linear probe: no gain.\n\na, knn: no gain.\n")
+    two = evaluate.summary("a", [run, run | {"seed": 4}])
+    assert len(two["scores"]["test knn"]["blocks"]) == 2
+    (block,) = row["scores"]["test knn"]["blocks"]
+    assert evaluate.cell("test knn", two["scores"]["test knn"]).endswith(f"), {block}")
     file = tmp_path / "features.npz"
     evaluate.main([str(tmp_path / "a"), f"--features={file}"])
     with np.load(file) as kept:

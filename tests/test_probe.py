@@ -185,7 +185,7 @@ def test_what_is_chosen_is_best_on_dev_and_test_rows_are_used_once(monkeypatch):
         return (x[~held], y[~held]), (x[held], y[held])
 
     names = list(train.x)
-    by_name = [linear(*sides(name), prior=10.0) for name in names]
+    by_name = [max(linear(*sides(name), prior=p) for p in (1.0, 10.0)) for name in names]
     best = names[int(np.argmax(by_name))]
     options = [(s, p) for s in ("each", "all") for p in (100.0, 10.0, 1.0, 0.1)]
     by_option = [linear(*sides(best), scaling=s, prior=p) for s, p in options]
@@ -226,6 +226,29 @@ def test_a_strong_prior_is_chosen_where_labels_are_few_and_noisy():
         return probe.Rows({"x": x.astype(np.float32)}, y, np.arange(n))
 
     assert probe.judge(rows(100, 0, 0.2), rows(100, 1, 0.0))["prior"] >= 10.0
+
+
+def test_what_a_summary_says_of_several_seeds():
+    def result(score, block):
+        dev = {name: {"block 1": score, "block 2": score / 2} for name in probe.PROBES}
+        blocks = {"linear_probe": block, "knn": "block 9"}
+        return {"linear_probe": score, "knn": 1 - score, "blocks": blocks, "dev": dev}
+
+    before, after = [result(0.3, "block 1"), result(0.4, "a")], [result(0.6, "b"), result(0.5, "c")]
+    found = probe.compared(before, after, result(0.55, "pixels"))
+    wanted = {"untrained": [0.3, 0.4], "pretrained": [0.6, 0.5], "hand_made": 0.55}
+    assert found["linear_probe"] == wanted
+    assert found["verdict"] == {"linear_probe": "better than untrained only", "knn": "no gain"}
+    assert found["block"] == "b"
+    assert found["blocks"]["linear_probe"] == {
+        "untrained": ["block 1", "a"],
+        "pretrained": ["b", "c"],
+    }
+    assert found["dev"]["knn"]["pretrained"] == {"block 1": 0.6, "block 2": 0.3}
+    assert found["dev"]["knn"]["hand_made"] == 0.55
+    none = probe.compared(before[:1], after[:1], None)
+    assert none["verdict"]["linear_probe"] == "better than untrained"
+    assert none["linear_probe"]["hand_made"] is None and none["dev"]["knn"]["hand_made"] is None
 
 
 @pytest.mark.parametrize(

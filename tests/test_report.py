@@ -317,6 +317,74 @@ def test_a_demo_shows_probes_with_spreads_and_curves_by_seed(tmp_path, figures):
     }
 
 
+NEW = {
+    "vision_v2": {
+        "hand_made": "pixels",
+        "linear_probe": {"untrained": [0.5, 0.6], "hand_made": 0.875, "pretrained": [0.9]},
+        "knn": {"untrained": [0.3, 0.2], "hand_made": None, "pretrained": [0.1]},
+        "block": "block 2",
+        "blocks": {
+            "linear_probe": {"untrained": ["block 1", "block 1"], "pretrained": ["block 2"]},
+            "knn": {"untrained": ["block 1", "block 1"], "pretrained": ["front end"]},
+        },
+        "verdict": {"linear_probe": "better than hand-made features", "knn": "no gain"},
+        "dev": {
+            "linear_probe": {
+                "untrained": {"front end": 0.2, "block 1": 0.5, "mean of blocks": 0.4},
+                "hand_made": 0.85,
+                "pretrained": {
+                    "front end": 0.3,
+                    "block 1": 0.8,
+                    "mean of blocks": 0.7,
+                    "block 1, class token": 0.6,
+                },
+            },
+        },
+    },
+    "text": SUMMARY["text"],  # of old
+}
+
+
+def test_a_demo_shows_hand_made_features_blocks_and_verdicts(tmp_path, figures):
+    (tmp_path / "summary.json").write_text(json.dumps(NEW))
+    made = make(tmp_path)
+    rows = [[" ".join(cell.split()) for cell in row] for row in made.tables[0]]
+    minus = "\N{MINUS SIGN}"
+    better = "better than hand-made features"
+    first = [
+        "vision_v2 linear probe",
+        "87.5 % pixels",
+        "55.0 % ± 7.1",
+        "90.0 %",
+        "block 2",
+        "+35.0",
+    ]
+    assert rows == [
+        ["", "hand-made", "untrained", "pretrained", "from", "gain", ""],
+        [*first, better],
+        ["vision_v2 knn", "", "25.0 % ± 7.1", "10.0 %", "front end", f"{minus}15.0", "no gain"],
+        ["text linear probe", "", "30.0 %", "20.0 %", "", f"{minus}10.0", ""],
+    ]
+    probes, *blocks = made.charts
+    assert blocks == ["vision_v2 · linear probe over blocks"]
+    diamonds = [x for x in figures[probes].axes[0].lines if x.get_marker() == "D"]
+    assert [x.get_xdata().tolist() for x in diamonds] == [[87.5]]
+    low, high = figures[probes].axes[0].get_xlim()
+    assert low < 10 and high > 90
+    axes = figures[blocks[0]].axes[0]
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["front", "1", "mean"]
+    found = {name: y.tolist() for name, (_, y) in curves(figures[blocks[0]]).items()}
+    assert found == {
+        "untrained": [20, 50],
+        "untrained, class token": [],
+        "pretrained": [30, 80],
+        "pretrained, class token": [60],
+    }
+    page_text = (tmp_path / "report.html").read_text()
+    assert "<title>pretrained, mean of blocks: 70%</title>" in page_text
+    assert "<title>pixels: 87.5%</title>" in page_text
+
+
 def test_a_demo_under_way_has_no_summary_yet(tmp_path):
     write(tmp_path / "speech" / "seed0", [train_line(1)])
     assert "loss" in make(tmp_path).charts

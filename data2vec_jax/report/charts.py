@@ -243,10 +243,14 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def probe_figure(probes: Sequence["ProbeScores"], unit: str = "") -> "Figure":
-    """A row for each probe: a dot for each seed before and after, a bar between the means."""
+    """A row for each probe: a dot for each seed before and after, a bar between the means.
+
+    A diamond is the score of hand-made features.
+    """
     from matplotlib.ticker import MaxNLocator
 
     values = [v for p in probes for v in (*p.untrained, *p.pretrained)]
+    values += [p.hand_made for p in probes if p.hand_made is not None]
     low, high = min(values), max(values)
     pad = 0.08 * (high - low) or 1.0
     low, high = max(low - pad, 0.0) if low >= 0 else low - pad, high + pad
@@ -264,7 +268,8 @@ def probe_figure(probes: Sequence["ProbeScores"], unit: str = "") -> "Figure":
         y = row * ROW + 30
         before, after = statistics.fmean(probe.untrained), statistics.fmean(probe.pretrained)
         ink = LIGHT["series-0" if after >= before else "series-1"]
-        axes.text(-left / inner, y - 14, probe.label, ha="left", **text)
+        name = f"{probe.label} · {probe.block}" if probe.block else probe.label
+        axes.text(-left / inner, y - 14, name, ha="left", **text)
         axes.text(
             1 + right / inner, y - 14, signed(after - before), ha="right", fontweight="bold", **text
         )
@@ -277,6 +282,46 @@ def probe_figure(probes: Sequence["ProbeScores"], unit: str = "") -> "Figure":
         for value in probe.pretrained:
             title = f"pretrained: {number(value)}{unit}"
             _dot(axes, value, y, title, 9, color=ink, markeredgewidth=1.6)
+        if probe.hand_made is not None:
+            title = f"{probe.reference}: {number(probe.hand_made)}{unit}"
+            _dot(axes, probe.hand_made, y, title, 8, color=LIGHT["ink"], marker="D")
+    return figure
+
+
+def block_figure(probe: "ProbeScores", unit: str = "") -> "Figure":
+    """Scores on the dev split over the features that a probe was tried on, with `probe.dev`.
+
+    Untrained in grey, pretrained in colour; class tokens dotted, at the place of their block.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    token = ", class token"
+    names = list(dict.fromkeys(n.removesuffix(token) for n in probe.dev["pretrained"]))
+    values = [v for found in probe.dev.values() for v in found.values()]
+    figure, axes = _figure(WIDTH, HEIGHT, MARGINS)
+    axes.set_xlim(-0.4, len(names) - 0.6)
+    axes.set_ylim(*_padded(min(values), max(values), ()))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    _style(axes, grid="y", unit=unit)
+    labels = [n.removeprefix("block ").removesuffix(" of blocks").split(" ")[0] for n in names]
+    axes.set_xticks(range(len(names)), labels)
+    for side, ink in (("untrained", LIGHT["muted"]), ("pretrained", LIGHT["series-0"])):
+        for suffix, style in (("", "solid"), (token, "dotted")):
+            found = {n: v for n, v in probe.dev[side].items() if n.endswith(token) == bool(suffix)}
+            found = {names.index(n.removesuffix(token)): (n, v) for n, v in found.items()}
+            # A line joins what follows one another in depth: not the mean, nor what is after it.
+            deep = {x: v for x, (n, v) in found.items() if n.startswith(("front", "block"))}
+            axes.plot(
+                list(deep),
+                list(deep.values()),
+                color=ink,
+                linewidth=2,
+                linestyle=style,
+                label=side + suffix,
+            )
+            for x, (name, value) in found.items():
+                title = f"{side}, {name}: {number(value)}{unit}"
+                _dot(axes, x, value, title, 6, color=ink, markeredgewidth=0)
     return figure
 
 
@@ -318,7 +363,8 @@ def _style(axes: "Axes", *, grid: str, unit: str = "") -> None:
 
 def _dot(axes: "Axes", x: float, y: float, title: str, size: float, **style: Any) -> None:
     """A dot with a tooltip, which `to_svg` takes from its gid."""
-    axes.plot([x], [y], "o", markersize=size, clip_on=False, zorder=3, gid=TOOLTIP + title, **style)
+    style = {"marker": "o", "linestyle": "", "clip_on": False, "zorder": 3} | style
+    axes.plot([x], [y], markersize=size, gid=TOOLTIP + title, **style)
 
 
 def to_svg(figure: "Figure", *, label: str, key: str = "", file: bool = False) -> str:

@@ -136,14 +136,20 @@ class Eval:
 
 @dataclasses.dataclass(frozen=True)
 class ProbeRow:
-    """A probe's scores as text: (mean, spread) before and after, and whether the gain is clear."""
+    """A probe's scores as text: (mean, spread) before and after, and whether the gain is clear.
+
+    hand_made: (score, name) of hand-made features, ('', '') if there are none.
+    """
 
     recipe: str
     probe: str
+    hand_made: tuple[str, str]
     untrained: tuple[str, str]
     pretrained: tuple[str, str]
+    block: str
     gain: str
     clear: bool
+    verdict: str
 
 
 class Cards:
@@ -192,6 +198,20 @@ class Cards:
         return charts.to_svg(
             figure, label="probe scores before and after pretraining", key=f"c{self._count}-"
         )
+
+    def draw_blocks(self, probe: ProbeScores, unit: str) -> Card:
+        """The card of a probe's scores over the blocks."""
+        self._count += 1
+        svg = charts.to_svg(
+            charts.block_figure(probe, unit),
+            label=f"{probe.label} over blocks",
+            key=f"c{self._count}-",
+        )
+        legend = [
+            (side, colour, number(max(probe.dev[side].values())))
+            for side, colour in (("untrained", "muted"), ("pretrained", charts.colour(0)))
+        ]
+        return Card(probe.label, svg, legend, "", 0)
 
 
 def curve_of(lines: Sequence[Line], name: str, **style: Any) -> Curve:
@@ -337,10 +357,13 @@ def _probe_context(probes: Sequence[ProbeScores], cards: Cards) -> dict[str, Any
     if not probes:
         return {"probes": []}
     probes, unit = _in_percent(probes)
+    details = any(p.block or p.verdict or p.hand_made is not None for p in probes)
     counts = sorted({len(side) for p in probes for side in (p.untrained, p.pretrained)})
     return {
         "probes": [_probe_row(probe, unit) for probe in probes],
+        "details": details,  # demos of old have none
         "probe_chart": cards.draw_probes(probes, unit.strip()),
+        "block_cards": [cards.draw_blocks(p, unit.strip()) for p in probes if p.dev],
         "seeds": f"{'-'.join(map(str, counts))} seed{'s' if counts != [1] else ''}",
     }
 
@@ -350,15 +373,7 @@ def _in_percent(probes: Sequence[ProbeScores]) -> tuple[list[ProbeScores], str]:
     values = [v for p in probes for v in (*p.untrained, *p.pretrained)]
     if not all(0 <= v <= 1 for v in values):
         return list(probes), ""
-    scaled = [
-        dataclasses.replace(
-            p,
-            untrained=[100.0 * v for v in p.untrained],
-            pretrained=[100.0 * v for v in p.pretrained],
-        )
-        for p in probes
-    ]
-    return scaled, " %"
+    return [probe.scaled(100.0) for probe in probes], " %"
 
 
 def _probe_row(probe: ProbeScores, unit: str) -> ProbeRow:
@@ -367,10 +382,15 @@ def _probe_row(probe: ProbeScores, unit: str) -> ProbeRow:
     return ProbeRow(
         recipe=probe.recipe,
         probe=probe.probe.replace("_", " "),
+        hand_made=("", "")
+        if probe.hand_made is None
+        else (f"{probe.hand_made:.1f}{unit}", probe.reference),
         untrained=_mean_and_spread(before, unit),
         pretrained=_mean_and_spread(after, unit),
+        block=probe.block,
         gain=charts.signed(gain),
         clear=min(len(before), len(after)) > 1 and gain > _spread(before) + _spread(after),
+        verdict=probe.verdict,
     )
 
 

@@ -60,16 +60,38 @@ class RunRecord:
 
 @dataclasses.dataclass(frozen=True)
 class ProbeScores:
-    """Scores of one probe by seed, before and after pretraining, as the demo wrote them."""
+    """Scores of one probe by seed, before and after pretraining, as the demo wrote them.
+
+    hand_made: score of hand-made features, `reference` their name. block: which features of the
+    pretrained network it is of, by the first seed. verdict: in words. dev: {'untrained': {features:
+    score}, 'pretrained': ...} on the dev split. Demos of old have none of these.
+    """
 
     recipe: str
     probe: str
     untrained: Sequence[float]
     pretrained: Sequence[float]
+    hand_made: float | None = None
+    reference: str = "hand-made"
+    block: str = ""
+    verdict: str = ""
+    dev: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
 
     @property
     def label(self) -> str:
         return f"{self.recipe} · {self.probe.replace('_', ' ')}"
+
+    def scaled(self, factor: float) -> "ProbeScores":
+        """All scores times a factor."""
+        return dataclasses.replace(
+            self,
+            untrained=[factor * v for v in self.untrained],
+            pretrained=[factor * v for v in self.pretrained],
+            hand_made=None if self.hand_made is None else factor * self.hand_made,
+            dev={
+                side: {k: factor * v for k, v in found.items()} for side, found in self.dev.items()
+            },
+        )
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -131,7 +153,31 @@ def probe_scores(summary: Mapping[str, Any]) -> list[ProbeScores]:
                 for side in ("untrained", "pretrained")
             )
             if before and after:
-                found.append(ProbeScores(recipe, probe, before, after))
+                details = _details(entry, probe, scores)
+                found.append(ProbeScores(recipe, probe, before, after, **details))
+    return found
+
+
+def _details(entry: Mapping[str, Any], probe: str, scores: Mapping[str, Any]) -> dict[str, Any]:
+    """The optional fields of `ProbeScores`, of a demo's entry for a recipe."""
+
+    def part(name: str) -> Mapping[str, Any]:
+        found = entry.get(name)
+        found = found.get(probe) if isinstance(found, Mapping) else None
+        return found if isinstance(found, Mapping) else {}
+
+    found: dict[str, Any] = {}
+    if isinstance(scores.get("hand_made"), (int, float)):
+        found["hand_made"] = float(scores["hand_made"])
+    if isinstance(entry.get("hand_made"), str):
+        found["reference"] = entry["hand_made"]
+    if part("blocks").get("pretrained"):
+        found["block"] = str(part("blocks")["pretrained"][0])
+    if isinstance(entry.get("verdict"), Mapping):
+        found["verdict"] = str(entry["verdict"].get(probe, ""))
+    sides = {side: part("dev").get(side) for side in ("untrained", "pretrained")}
+    if all(isinstance(side, Mapping) and side for side in sides.values()):
+        found["dev"] = sides
     return found
 
 

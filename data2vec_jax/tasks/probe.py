@@ -351,7 +351,7 @@ def spaced(rows: np.ndarray, limit: int) -> np.ndarray:
 
 PROBES = ("linear_probe", "knn")
 PRIORS = (100.0, 10.0, 1.0, 0.1)  # see `linear`; of equal ones the strongest is taken
-MIDDLE = 10.0  # the prior with which candidates are compared
+MIDDLE = (10.0, 1.0)  # the priors with which candidates are compared: one does not suit all
 SCALINGS = ("each", "all")  # see `scaled`
 DEV_SHARE = 0.2  # of the training examples
 DEV_ROWS = 5_000  # at most, on either side of the dev split: frames are many
@@ -409,7 +409,7 @@ def judge(train: Rows, test: Rows) -> dict[str, Any]:
 
     'blocks' {probe: name of the features}, 'scaling' {probe: ...} and 'prior' are those that are
     best on the dev split, whose scores are in 'dev' {probe: {name: accuracy}}. The linear probe
-    compares the features with one prior, then scalings and priors of the best.
+    compares the features with few priors, then scalings and priors of the best.
     """
     classes = int(max(train.y.max(), test.y.max())) + 1
     held = dev_split(train.example)
@@ -419,7 +419,7 @@ def judge(train: Rows, test: Rows) -> dict[str, Any]:
         parts = ((train.x[name][rows], train.y[rows]) for rows in (fit, dev))
         return score(*parts, classes=classes, **options)
 
-    by_name = {name: on_dev(linear, name, prior=MIDDLE) for name in train.x}
+    by_name = {name: max(on_dev(linear, name, prior=prior) for prior in MIDDLE) for name in train.x}
     best = max(by_name, key=by_name.__getitem__)
     by_option = {
         (scaling, prior): on_dev(linear, best, scaling=scaling, prior=prior)
@@ -454,3 +454,29 @@ def verdict(
         return "better than untrained"
     better = min(pretrained) > hand_made
     return "better than hand-made features" if better else "better than untrained only"
+
+
+def compared(
+    untrained: Sequence[Mapping[str, Any]],
+    pretrained: Sequence[Mapping[str, Any]],
+    hand_made: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Results of `probe`, by seed, and of `probe_hand_made`, as the demo's summary.json has them.
+
+    {probe: {'untrained': scores by seed, 'hand_made': score or None, 'pretrained': scores},
+    'verdict': {probe: words}, 'block': that of the linear probe, pretrained, first seed, 'blocks':
+    {probe: {'untrained': names by seed, 'pretrained': names}}, 'dev': {probe: {'untrained': {block:
+    score}, 'hand_made': ..., 'pretrained': ...}} of the first seed}.
+    """
+    sides = {"untrained": untrained, "pretrained": pretrained}
+    found: dict[str, Any] = {"verdict": {}, "block": pretrained[0]["blocks"]["linear_probe"]}
+    blocks: dict[str, Any] = {}
+    dev: dict[str, Any] = {}
+    for name in PROBES:
+        found[name] = {side: [r[name] for r in results] for side, results in sides.items()}
+        found[name]["hand_made"] = hand_made and hand_made[name]
+        found["verdict"][name] = verdict(**found[name])
+        blocks[name] = {side: [r["blocks"][name] for r in rs] for side, rs in sides.items()}
+        dev[name] = {side: results[0]["dev"][name] for side, results in sides.items()}
+        dev[name]["hand_made"] = hand_made and max(hand_made["dev"][name].values())
+    return found | {"blocks": blocks, "dev": dev}

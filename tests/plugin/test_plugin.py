@@ -111,6 +111,9 @@ def test_its_probe_is_better_than_untrained(lab):
             row["scores"][f"test {probe}{which}"]["mean"] for which in ("", " untrained")
         )
         assert trained > untrained + 0.05 and trained > 0.6, row["scores"]  # of five classes
+        assert row["verdict"][probe] == "better than untrained"  # it names no hand-made features
+        assert row["scores"][f"test {probe}"]["blocks"], "the features that were chosen"
+    assert not [name for name in row["scores"] if name.endswith("hand-made")]
 
 
 def test_it_is_reported(lab):

@@ -71,7 +71,6 @@ def short_run(c: ConfigDict, updates: int) -> None:
 # is a way to a low loss that teaches nothing.
 DEMO_SPEECH = dict(
     width=96,
-    frontend=dict(convs=((32, 20, 10), (64, 11, 4), (64, 4, 4), (64, 2, 2))),
     positions=dict(depth=2, width=10, groups=8),
 )
 DEMO_VISION = dict(
@@ -92,5 +91,6 @@ DEMO_ENCODER = dict(depth=4, heads=4, mlp=192, norm="post", initializer="small")
 def demo_speech(c: ConfigDict) -> None:
     """Makes the model of a fine-tuning config the demo's, as 2.0 has it: with ALiBi."""
     c.model.update(**DEMO_SPEECH, mask_embedding=False)
+    c.model.frontend = dict(kind="mel")
     c.model.alibi = dict(scale=1.0, learned=True, per_head=True, per_layer=False)
     c.model.encoder = DEMO_ENCODER

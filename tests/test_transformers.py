@@ -33,7 +33,7 @@ pytestmark = pytest.mark.xdist_group("transformers")
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache/transformers-4.46.3"
 OLD = ("transformers==4.46.3", "tokenizers==0.20.3", "huggingface_hub==0.26.5")
-TRAINED = ("demo.py:speech", "demo.py:text", "demo.py:vision,v2")  # 1.0 vision: test_notebooks
+TRAINED = ("speech_v1.py:smoke", "demo.py:text", "demo.py:vision,v2")  # 1.0 vision: test_notebooks
 
 
 def older_version():

@@ -91,6 +91,22 @@ COLOURS = {
 }
 
 
+# Recipes of the demo when these lines were made; docs/small_scale.md has what changed them.
+DECAY = {"ema.start": 0.99, "ema.end": 0.999, "ema.anneal": 1.0}
+RATE = {"schedule.peak": 1e-3}
+DECODER = {"model.decoder.layers": 3, "model.decoder.width": 96, "model.decoder.groups": 8}
+CROPS = {"examples.scale": (0.6, 1.0), "examples.aspect": (3 / 4, 4 / 3)}
+ENCODER_ALONE = {"averaged": ("^positions/", "^alibi/", "^norm/", "^encoder/")}
+EARLIER: dict[str, dict[str, Any]] = {
+    "vision,v1": CROPS,
+    "vision,v2": {**CROPS, **DECAY, **RATE, **DECODER},
+    "speech,v1": {**DECAY, **RATE},
+    "speech,v2": {**DECAY, **RATE, **DECODER, **ENCODER_ALONE},
+    "text,v1": {},
+    "text,v2": {**DECAY, "model.decoder.width": 96},
+}
+
+
 def tokens(vocabulary: int, table: str) -> dict[str, Any]:
     """Options of a text config."""
     sizes = {"examples.vocab_size": vocabulary, "model.vocab_size": vocabulary}
@@ -210,8 +226,9 @@ def pretrain(name: str, version: str) -> None:
     from data2vec_jax import train
 
     task = TASKS[name]
-    options = {**task.pretrain_options, **task.versions.get(version, {})}
-    config = configured(f"demo.py:{task.pretrain},{version}", options)
+    variant = f"{task.pretrain},{version}"
+    options = {**EARLIER[variant], **task.pretrain_options, **task.versions.get(version, {})}
+    config = configured(f"demo.py:{variant}", options)
     train.train(config, RUNS / name / version, verbose=False)
 
 

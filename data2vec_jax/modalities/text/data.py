@@ -137,6 +137,6 @@ def tf_idf(train: Mapping[str, np.ndarray], inputs: Mapping[str, np.ndarray]) ->
 def _pairs(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Row, token and how often the row has it, of all pairs in tokens [N, T] but special ones."""
     row, _ = np.nonzero(tokens >= SPECIAL)
-    pairs = np.stack([row, tokens[tokens >= SPECIAL]])
-    (row, token), count = np.unique(pairs, axis=1, return_counts=True)
-    return row, token, count
+    size = int(tokens.max()) + 1
+    pairs, count = np.unique(row * size + tokens[tokens >= SPECIAL], return_counts=True)
+    return pairs // size, pairs % size, count

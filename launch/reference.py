@@ -13,7 +13,6 @@ goes to data2vec_jax/reference/NAME in float16, for `data2vec_jax.load("referenc
 
 import argparse
 import itertools
-import json
 import os
 import shutil
 import sys
@@ -33,7 +32,7 @@ from data2vec_jax.cli.output import run_main
 from data2vec_jax.convert import ours
 from data2vec_jax.core import checkpoints
 from data2vec_jax.core.config import with_options
-from data2vec_jax.core.files import write_json
+from data2vec_jax.core.files import read_json, write_json
 from data2vec_jax.metrics.writer import FILE, read_lines
 from data2vec_jax.modalities.contract import Labelled
 from data2vec_jax.tasks import pretrain, probe
@@ -73,6 +72,11 @@ TASKS = {
         updates={0.002: (300, 900), 0.02: (1_000,), 1.0: (6_000,)},
     ),
 }
+
+
+def line_of(name: str, start: str) -> Path:
+    """The file with the results of a start: 'v1', 'v2' or 'scratch'."""
+    return RESULTS / f"{name}-{start}.json"
 
 
 def config_of(name: str, version: str) -> dict[str, Any]:
@@ -136,21 +140,23 @@ def probed(name: str, version: str) -> dict[str, Any]:
 # Fine-tuning --------------------------------------------------------------------------------------
 
 
-def finetuned(name: str, start: str) -> dict[str, Any]:
-    """Share of the labels -> scores on test by seed, with the rate and updates best on dev."""
+def finetuned(name: str, start: str, share: float) -> dict[str, Any]:
+    """Scores on test by seed, with a share of the labels and the rate and updates best on dev."""
     task, network = TASKS[name], config_of(name, "v2")
     base, _ = parse(["reference", f"--config={task.finetune}", "--workdir=-"])
     model = {k: v for k, v in network["model"].items() if k not in ("decoder", "head")}
     base = base | {"model": model | {"mask_embedding": False}}
     base = with_options(base, {"data.source": network["data"]["source"], **task.options})
-    step = json.loads((RESULTS / f"{name}-{start}.json").read_text())["step"] if start else None
-    init_from = str(RUNS / name / start / "checkpoints" / str(step)) if start else None
+    init_from = None
+    if start != "scratch":
+        step = read_json(line_of(name, start))["step"]
+        init_from = str(RUNS / name / start / "checkpoints" / str(step))
     programs: dict[Any, Any] = {}
 
-    def run(share: float, rate: float, updates: int, seed: int, split: str) -> float:
+    def run(rate: float, updates: int, seed: int, split: str) -> float:
         options = {"total_steps": updates, "eval_every": 0, "seed": seed, "log_every": 100}
         options |= {"data.share": share, "data.eval_split": split, "schedule.peak": rate}
-        tried = f"{start or 'scratch'}-{share:g}-{rate:g}-{updates}-{seed}-{split}"
+        tried = f"{start}-{share:g}-{rate:g}-{updates}-{seed}-{split}"
         workdir = RUNS / name / "finetune" / tried
         config = with_options(base, options)
         train.train(config, workdir, programs=programs, verbose=False, init_from=init_from)
@@ -158,19 +164,15 @@ def finetuned(name: str, start: str) -> dict[str, Any]:
         print(f"{name} {tried}: {lines[-1]}", file=sys.stderr, flush=True)
         return lines[-1][task.metric]
 
-    found = {}
-    for share in task.shares:
-        tries = list(itertools.product(task.rates, task.updates[share]))
-        on_dev = {t: run(share, *t, 0, "dev") for t in tries}
-        rate, updates = max(on_dev, key=on_dev.__getitem__)
-        scores = [run(share, rate, updates, seed, "test") for seed in range(SEEDS)]
-        found[f"{share:g}"] = {
-            "dev": [[*t, score] for t, score in on_dev.items()],
-            "rate": rate,
-            "updates": updates,
-            task.metric: scores,
-        }
-    return found
+    tries = list(itertools.product(task.rates, task.updates[share]))
+    on_dev = {t: run(*t, 0, "dev") for t in tries}
+    rate, updates = max(on_dev, key=on_dev.__getitem__)
+    return {
+        "dev": [[*t, score] for t, score in on_dev.items()],
+        "rate": rate,
+        "updates": updates,
+        task.metric: [run(rate, updates, seed, "test") for seed in range(SEEDS)],
+    }
 
 
 # Weights ------------------------------------------------------------------------------------------
@@ -197,28 +199,32 @@ def main() -> None:
     """The command: see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(TASKS))
-    parser.add_argument("--versions", default="v2,v1", help="of data2vec; v2 first")
-    parser.add_argument("--no-finetune", action="store_true", help="pretrain and probe alone")
+    parser.add_argument("--starts", default="v2,v1,scratch", help="by default v2,v1,scratch")
+    parser.add_argument("--shares", help="of the labels, for fine-tuning; none to leave it out")
     options = parser.parse_args()
 
     def command():
         os.chdir(ROOT)
         RESULTS.mkdir(exist_ok=True)
         for name in options.names or TASKS:
-            for version in options.versions.split(","):
-                line = RESULTS / f"{name}-{version}.json"
-                train.train(config_of(name, version), RUNS / name / version)
-                if not line.exists():
-                    write_json(line, probed(name, version))
+            starts = options.starts.split(",")
+            for version in starts:
+                if version != "scratch":
+                    train.train(config_of(name, version), RUNS / name / version)
+                    if not line_of(name, version).exists():
+                        write_json(line_of(name, version), probed(name, version))
                 if version == "v2":
-                    keep(name, json.loads(line.read_text())["step"])
-            for start in (*options.versions.split(","), ""):
-                if options.no_finetune:
-                    continue
-                line = RESULTS / f"{name}-{start or 'scratch'}.json"
-                result = json.loads(line.read_text()) if line.exists() else {"task": name}
-                if "finetuned" not in result:
-                    write_json(line, result | {"finetuned": finetuned(name, start)})
+                    keep(name, read_json(line_of(name, version))["step"])
+            shares = TASKS[name].shares
+            if options.shares:
+                shares = [float(x) for x in options.shares.split(",") if x != "none"]
+            for share, start in itertools.product(shares, starts):
+                line = line_of(name, start)
+                result = read_json(line) if line.exists() else {"task": name}
+                found = result.setdefault("finetuned", {})
+                if f"{share:g}" not in found:
+                    found[f"{share:g}"] = finetuned(name, start, share)
+                    write_json(line, result)
 
     run_main(command)
 

@@ -114,6 +114,14 @@ def test_peer_is_of_1_0_only():
         torch_baseline.check(config_of("vision_v2", "base").to_dict())
 
 
+def test_peer_reads_waveforms_only():
+    config = config_of("speech_v1")
+    torch_baseline.check(config.to_dict())
+    config.model.frontend = dict(kind="mel")
+    with pytest.raises(UserError, match=r"frontend\.kind='waveform'"):
+        torch_baseline.check(config.to_dict())
+
+
 def test_wrong_options_are_one_line(capsys):
     config = f"--config={conftest.ROOT / 'configs/vision_v1.py'}:smoke"
     with pytest.raises(SystemExit) as stopped:

@@ -1,4 +1,9 @@
-"""Speech from log-mel frames: against numpy, with padding, trained, converted, refused."""
+"""Speech from log-mel frames: against numpy, with padding, trained, resumed, converted, refused.
+
+Padded batches of whole models, and their gradients, are in test_padding.py.
+"""
+
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -8,142 +13,209 @@ from configs_for_tests import config_of
 
 import data2vec_jax
 from data2vec_jax import train
-from data2vec_jax.convert import ours
 from data2vec_jax.convert.__main__ import main as convert
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.data.fbank import Fbank, log_mel
 from data2vec_jax.data.sources import open_source
+from data2vec_jax.metrics.writer import FILE, read_lines
 from data2vec_jax.modalities import contract
 from data2vec_jax.modalities.speech.data import normalise
-from data2vec_jax.modalities.speech.frontend import CONVS, MelFrontend, frames, make_frontend
+from data2vec_jax.modalities.speech.frontend import CONVS, frames, make_frontend
 
 D = 16
 MEL = dict(kind="mel")
 
 
 def audio(seconds=(1.3, 0.8)):
-    """Two pieces of a real utterance, float32 [S]."""
+    """Pieces of a real utterance, each float32 [S]."""
     source = open_source("samples:speech", "train", codec=contract.get("speech").codec)
     whole = normalise(source[0]["audio"])
     return [whole[16_000 : 16_000 + round(s * 16_000)] for s in seconds]
 
 
-def make_model(**options):
-    encoder = dict(depth=2, heads=2, mlp=24)
-    positions = dict(depth=2, width=8, groups=2)
-    config = contract.get("speech").model(
-        width=D, encoder=encoder, positions=positions, frontend=MEL, **options
-    )
-    return config.make()
+def padded(rows):
+    return np.stack([np.pad(row, (0, max(map(len, rows)) - len(row))) for row in rows])
 
 
-def config(name, **frontend):
-    found = config_of(name, total_steps=2)
-    found.model.frontend = frontend or MEL
-    found.checkpoint = dict(every=2, keep=1)
-    return found.to_dict()
+def by_numpy(wave, counted=None, bins=80):
+    """[T, bins], float64: what is projected. counted: frames of the mean, None for all."""
+    x = log_mel(wave, Fbank(bins, "povey", length=400, shift=320)).astype(np.float64)
+    x = x - x[:counted].mean(0)
+    x = x - x.mean(1, keepdims=True)
+    return x / np.sqrt(np.square(x).mean(1, keepdims=True) + 1e-5)
 
 
-def test_it_is_the_filterbank_without_its_mean_normalised_and_projected():
-    wave, front = audio()[0], MelFrontend(D)
-    params = front.init(jax.random.key(0), wave[None])["params"]
-    (x, inner), expected = (
-        front.apply({"params": params}, wave[None]),
-        log_mel(wave, Fbank(bins=80, window="povey", length=400, shift=320)).astype(np.float64),
-    )
-    expected -= expected.mean(0)
-    expected -= expected.mean(1, keepdims=True)
-    expected /= np.sqrt((expected**2).mean(1, keepdims=True) + 1e-5)
-    # Bins in the shadow of loud ones are rounded; see `device_log_mel`.
-    assert np.quantile(np.abs(inner[0] - expected), 0.99) < 1e-4
-    assert np.abs(inner[0] - expected).max() < 5e-3
-    kernel, bias = (np.asarray(params["projection"][k], np.float64) for k in ("kernel", "bias"))
-    np.testing.assert_allclose(x[0], expected @ kernel + bias, atol=5e-3)
+def assert_close(found, expected):
+    """Bins in the shadow of loud ones are rounded; see `device_log_mel`."""
+    error = np.abs(np.asarray(found, np.float64) - expected)
+    assert np.quantile(error, 0.99) < 1e-4 and error.max() < 5e-3
+
+
+def model_of(dtype=jnp.float32, **options):
+    encoder, positions = dict(depth=1, heads=2, mlp=24), dict(depth=1, width=5, groups=2)
+    model = contract.get("speech").model
+    options = dict(frontend=MEL, encoder=encoder, positions=positions) | options
+    return model(width=D, dtype=dtype, **options).make()
+
+
+# The front end ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bins", [80, 40])
+def test_it_is_the_filterbank_without_its_mean_normalised_and_projected(bins):
+    wave, front = audio()[0], make_frontend(MEL | dict(bins=bins), D)
+    (x, inner), variables = front.init_with_output(jax.random.key(0), wave[None])
+    expected = by_numpy(wave, bins=bins)
+    assert_close(inner[0], expected)
+    kernel, bias = (variables["params"]["projection"][name] for name in ("kernel", "bias"))
+    np.testing.assert_allclose(x[0], expected @ np.asarray(kernel) + bias, atol=5e-3)
 
 
 def test_it_has_the_frames_of_the_convolutions():
-    front = make_frontend(MEL, D)
-    lengths = np.arange(400, 20_000, 37)
+    front, convolutions = make_frontend(MEL, D), make_frontend({}, D)
+    lengths = np.arange(20_000)
     np.testing.assert_array_equal(front.frames(lengths), frames(lengths, CONVS))
-    waveform = make_frontend({}, D)
-    assert (front.hop, front.reach) == (waveform.hop, waveform.reach) == (320, 400)
+    assert (front.hop, front.reach) == (convolutions.hop, convolutions.reach) == (320, 400)
     for n in (400, 719, 720, 16_000):
-        assert front.init_with_output(jax.random.key(0), jnp.ones((1, n)))[0][0].shape[1] == int(
-            waveform.frames(n)
+        made = jax.eval_shape(
+            front.init_with_output, jax.random.key(0), jax.ShapeDtypeStruct((1, n), jnp.float32)
         )
+        assert made[0][0].shape == (1, convolutions.frames(n), D)
 
 
 def test_its_flops_are_its_matrix_products():
-    front = make_frontend(MEL, D)
-    steps = 1 + (16_000 - 400) // 320
+    steps, front = 1 + (16_000 - 400) // 320, make_frontend(MEL, D)
     transform, triangles, projection = 400 * 514, 257 * 80, 80 * D
     assert front.flops(16_000) == 2 * steps * (transform + triangles + projection)
 
 
-def test_padding_changes_nothing():
+@pytest.mark.parametrize("padding", ["exact", "reference", "attention"])
+def test_padding_is_part_of_the_mean_unless_exact(padding):
     rows = audio()
-    longest = max(map(len, rows))
-    batch = {
-        "audio": np.stack([np.pad(r, (0, longest - len(r))) for r in rows]),
-        "length": np.array([len(r) for r in rows]),
-    }
-    model = make_model()
+    model, valid = model_of(padding=padding), [frames(len(row)) for row in rows]
+    whole = padded(rows)
+    batch = {"audio": whole, "length": np.array([len(row) for row in rows])}
     params = model.init(jax.random.key(0), batch)["params"]
-
-    def encode(params, batch):
-        tokens = model.apply({"params": params}, batch, method="features")
-        return model.apply({"params": params}, tokens, method="encode").x
-
-    def total(params, batch, counts):
-        x = encode(params, batch)
-        return sum(jnp.sum(jnp.sin(row[:n])) for row, n in zip(x, counts, strict=True))
-
-    counts = [1 + (len(r) - 400) // 320 for r in rows]
-    together, gradients = jax.value_and_grad(total)(params, batch, counts)
-    alone = [
-        jax.value_and_grad(total)(params, {"audio": r[None]}, [n])
-        for r, n in zip(rows, counts, strict=True)
-    ]
-    np.testing.assert_allclose(together, sum(value for value, _ in alone), rtol=1e-4)
-    summed = jax.tree.map(lambda a, b: a + b, alone[0][1], alone[1][1])
-    for a, b in zip(jax.tree.leaves(gradients), jax.tree.leaves(summed), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-3 * max(1.0, float(jnp.abs(b).max())))
+    mask = np.arange(max(valid)) < np.array(valid)[:, None]
+    _, inner = model.apply({"params": params}, whole, mask, method="extract")
+    tokens = model.apply({"params": params}, batch, method="features")
+    np.testing.assert_array_equal(tokens.valid, mask)
+    for row, (wave, count) in enumerate(zip(whole, valid, strict=True)):
+        expected = by_numpy(wave, count if padding == "exact" else None)
+        assert_close(inner[row, :count], expected[:count])
+        kernel, bias = (params["frontend"]["projection"][name] for name in ("kernel", "bias"))
+        projected = expected[:count] @ np.asarray(kernel) + bias
+        np.testing.assert_allclose(tokens.x[row, :count], projected, atol=5e-3)
 
 
-@pytest.mark.parametrize("version", ["speech_v1", "speech_v2"])
-def test_it_learns_converts_and_loads(tmp_path, version):
-    work, folder = tmp_path / "run", tmp_path / "converted"
-    state = train.train(config(version), work, verbose=False)
-    assert int(state.step) == 2
-    assert set(state.params["frontend"]) == {"norm", "projection"}
-    moved = state.params["frontend"]["projection"]["kernel"]
-    assert np.isfinite(moved).all() and state.params["frontend"]["norm"]["scale"].shape == (80,)
-    convert([str(work), str(folder), "--to=jax"])
-    loaded, wave = data2vec_jax.load(folder), audio((1.0,))[0][None]
-    model = ours.model_of(loaded.config)
-    tokens = model.apply({"params": loaded.params}, {"audio": wave}, method="features")
-    expected = model.apply({"params": loaded.params}, tokens, method="encode").x
-    np.testing.assert_allclose(loaded(wave).last_hidden_state, expected, atol=1e-4)
+def test_a_row_without_a_frame_is_finite():
+    batch = {"audio": padded(audio()), "length": np.array([20_800, 300])}
+    model = model_of()
+    tokens, _ = model.init_with_output(jax.random.key(0), batch, method="features")
+    assert not tokens.valid[1].any() and np.isfinite(tokens.x).all()
 
 
-def test_transcripts_are_learned_from_it(tmp_path):
-    options = config("finetune_librispeech")
-    options["model"]["frontend"] = MEL
-    state = train.train(options, tmp_path, verbose=False)
-    assert int(state.step) == options["total_steps"]
+def test_frames_are_float32_until_they_are_normalised():
+    wave = audio()[0][None]
+    half, whole = (
+        model_of(dtype).init_with_output(jax.random.key(0), wave, method="extract")[0][1]
+        for dtype in (jnp.bfloat16, jnp.float32)
+    )
+    assert half.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(half, whole.astype(jnp.bfloat16))
 
 
-def test_a_wrong_kind_and_an_option_of_the_other_are_named():
-    with pytest.raises(UserError, match=r"frontend.kind: no 'mels'.*mel"):
-        make_frontend(dict(kind="mels"), D)
-    with pytest.raises(UserError, match=r"model.frontend.*convs"):
-        make_frontend(dict(kind="mel", convs=CONVS), D)
+# Runs ---------------------------------------------------------------------------------------------
+
+
+def config(name, **changes):
+    made = config_of(name, total_steps=2, **changes)
+    made.model.frontend = MEL
+    made.checkpoint = dict(every=1, keep=2)
+    return made.to_dict()
+
+
+@pytest.fixture(scope="module", params=["speech_v1", "speech_v2"])
+def run(request, tmp_path_factory):
+    """(config, workdir, last state) of two steps."""
+    options, workdir = config(request.param), tmp_path_factory.mktemp(request.param) / "run"
+    return options, workdir, train.train(options, workdir, verbose=False)
+
+
+def test_it_learns(run):
+    _, workdir, state = run
+    front = state.params["frontend"]
+    assert set(front) == {"norm", "projection"} and front["norm"]["scale"].shape == (80,)
+    assert np.ptp(front["norm"]["scale"]) > 0  # ones at the start: it has gradients
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
+    assert len(read_lines(workdir / FILE)) == 2
+
+
+def test_it_resumes(run, tmp_path):
+    options, workdir, state = run
+    shutil.copytree(workdir, again := tmp_path / "run")
+    shutil.rmtree(again / "checkpoints" / "2")
+    resumed = train.train(options, again, verbose=False)
+    jax.tree.map(np.testing.assert_array_equal, state.params, resumed.params)
+
+
+def test_it_converts_and_loads(run, tmp_path):
+    _, workdir, state = run
+    convert([str(workdir), str(tmp_path / "jax"), "--to=jax"])
+    loaded, direct = data2vec_jax.load(tmp_path / "jax"), data2vec_jax.load(workdir)
+    norm = state.params["frontend"]["norm"]
+    rows = audio()
+    whole, padding = padded(rows), np.arange(max(map(len, rows))) >= [[len(row)] for row in rows]
+    together = loaded(whole, padding)
+    np.testing.assert_array_equal(
+        together.last_hidden_state, direct(whole, padding).last_hidden_state
+    )
+    for row, wave in enumerate(rows):
+        alone = loaded(wave[None])
+        expected = by_numpy(wave) * np.asarray(norm["scale"]) + np.asarray(norm["bias"])
+        assert_close(alone.extract_features[0], expected)
+        np.testing.assert_allclose(
+            together.last_hidden_state[row, : frames(len(wave))],
+            alone.last_hidden_state[0],
+            atol=1e-4,
+        )
+
+
+def test_transcripts_are_learned_from_it(run, tmp_path):
+    _, workdir, state = run
+    options = config("finetune_librispeech", eval_every=0)
+    # Of the recipes of LibriSpeech: what is said of convolutions has no effect.
+    options["model_overrides"]["frontend"]["gradient"] = 0.0
+    options["optim"]["frozen"] = (r"^frontend/(conv\d+/|norm\d+/|time_norm/)",)
+    options["loss"]["freeze_updates"] = 0
+    tuned = train.train(options, tmp_path / "run", init_from=str(workdir), verbose=False)
+    before, after = (s.params["frontend"]["norm"]["scale"] for s in (state, tuned))
+    assert 0 < np.abs(after - before).max() < 0.1
+    last = read_lines(tmp_path / "run" / FILE)[-1]
+    assert np.isfinite([last["wer"], last["cer"]]).all()
+
+
+# Refusals -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(kind="mels"), r"config\.model\.frontend\.kind: no 'mels'; did you mean 'mel'\?"),
+        (MEL | dict(convs=CONVS), r"frontend\.convs: an option of kind='waveform', .* 'mel'"),
+        (dict(bins=40), r"frontend\.bins: an option of kind='mel', .* 'waveform'"),
+        (MEL | dict(bin=40), r"frontend\.bin: no such option; did you mean 'bins'"),
+        (MEL | dict(bins=0), r"config\.model\.frontend\.bins: 0 is not 1 or more"),
+    ],
+)
+def test_impossible_options_are_named(options, message):
+    with pytest.raises(UserError, match=message) as raised:
+        model_of(frontend=options)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("layout", ["hf", "fairseq"])
-def test_layouts_without_it_refuse(tmp_path, layout):
-    options = config("speech_v1")
-    work = tmp_path / "run"
-    train.train(options, work, verbose=False)
-    with pytest.raises(UserError, match=r"frontend.kind"):
-        convert([str(work), str(tmp_path / "out"), f"--to={layout}"])
+def test_layouts_without_it_refuse(run, tmp_path, layout, capsys):
+    with pytest.raises((UserError, SystemExit), match=r"frontend\.kind: .* no place for 'mel'"):
+        convert([str(run[1]), str(tmp_path / "out"), f"--to={layout}"])
+    assert not (tmp_path / "out").exists()

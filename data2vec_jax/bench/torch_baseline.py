@@ -120,6 +120,8 @@ def check(config: Mapping[str, Any]) -> None:
     usual = "pre" if config["modality"] == "vision" else "post"
     if config["model"]["encoder"].get("norm", "post") != usual:
         raise UserError(f"--peer: Hugging Face's class needs config.model.encoder.norm='{usual}'")
+    if config["model"].get("frontend", {}).get("kind", "waveform") != "waveform":
+        raise UserError("--peer: Hugging Face's class needs config.model.frontend.kind='waveform'")
     if config["model"].get("teacher_sees", "all") != "all":
         raise UserError("--peer: use config.model.teacher_sees='all'")
     if config["accumulate"] != 1:
@@ -172,10 +174,7 @@ class Speech(nn.Module):
     def __init__(self, model: Mapping[str, Any], attention: str):
         super().__init__()
         e, given = model["encoder"], {}
-        frontend = model.get("frontend", {})
-        if frontend.get("kind", "waveform") != "waveform":
-            raise UserError("--peer: the PyTorch encoder reads waveforms, not log-mel frames")
-        if convs := frontend.get("convs"):
+        if convs := model.get("frontend", {}).get("convs"):
             channels, kernels, strides = zip(*convs, strict=True)
             given = dict(conv_dim=channels, conv_kernel=kernels, conv_stride=strides)
         p = model.get("positions", {})

@@ -140,10 +140,10 @@ class MelFrontend(nn.Module):
     """Log-mel frames without their mean over time, and the projection to the encoder's width.
 
     For speech by the hour: the convolutions need far more to learn what a filterbank knows. It is
-    Kaldi's (`data.fbank`). The mean over a row's valid frames is what the room and the microphone
-    add to all of them. bins: C, on the mel scale. eps: of the norm before the projection.
-    gradient: as of the convolutions, which it does not have, so that it has no effect and a recipe
-    of fine-tuning fits both.
+    Kaldi's (`data.fbank`), in float32 whatever `dtype` is. The mean of a bin over a row's frames is
+    what the room and the microphone add to all of them (spec 2.1). bins: C, on the mel scale. eps:
+    of the norm before the projection. gradient: as of the convolutions, which it does not have, so
+    that it has no effect and a recipe of fine-tuning fits both.
     """
 
     width: int
@@ -156,6 +156,11 @@ class MelFrontend(nn.Module):
     hop = 320
     reach = 400
 
+    def __post_init__(self):
+        if self.bins < 1:
+            raise UserError(f"config.model.frontend.bins: {self.bins} is not 1 or more")
+        super().__post_init__()
+
     @property
     def fbank(self) -> Fbank:
         return Fbank(bins=self.bins, length=self.reach, shift=self.hop)
@@ -165,7 +170,7 @@ class MelFrontend(nn.Module):
         return (samples - self.reach) // self.hop + 1
 
     def flops(self, samples: int) -> float:
-        """Forward FLOPs of one waveform."""
+        """Forward FLOPs of one waveform; the transform is a matrix product, see `data.fbank`."""
         parts = self.reach * (self.fbank.points + 2), self.fbank.weights.size
         return 2.0 * self.frames(samples) * (sum(parts) + self.bins * self.width)
 
@@ -176,10 +181,11 @@ class MelFrontend(nn.Module):
         valid: bool [B, T], the frames whose mean is removed; None for all.
         """
         x = device_log_mel(audio, self.fbank)
-        weights = 1.0 if valid is None else valid[..., None].astype(jnp.float32)
-        count = jnp.maximum(jnp.sum(jnp.broadcast_to(weights, x.shape), 1, keepdims=True), 1.0)
-        x = x - jnp.sum(x * weights, 1, keepdims=True) / count
-        x = LayerNorm(self.eps, dtype=self.dtype, name="norm")(x.astype(self.dtype))
+        counted = jnp.ones(x.shape[:2], bool) if valid is None else valid
+        counted = counted[..., None]  # [B, T, 1]
+        count = jnp.maximum(jnp.sum(counted, 1, keepdims=True), 1)  # a row may have no valid frame
+        x = x - jnp.sum(jnp.where(counted, x, 0.0), 1, keepdims=True) / count
+        x = LayerNorm(self.eps, dtype=self.dtype, name="norm")(x)
         return dense(self.width, self.bins, "torch", self.dtype, "projection")(x), x
 
 
@@ -189,9 +195,18 @@ KINDS = {"waveform": ConvFrontend, "mel": MelFrontend}
 def make_frontend(
     options: Mapping[str, Any], width: int, dtype: Any = jnp.float32
 ) -> ConvFrontend | MelFrontend:
-    """The front end of config section `model.frontend`. Raises UserError: an impossible option."""
+    """The front end of config section `model.frontend`: that of `kind`, 'waveform' without one.
+
+    Raises UserError: an option that it does not have, or an impossible value.
+    """
     options = dict(options)
     kind = options.pop("kind", "waveform")
     if kind not in KINDS:
         raise UserError(f"config.model.frontend.kind: no '{kind}'{nearest(str(kind), KINDS)}")
+    for key in options:
+        kinds = [name for name, front in KINDS.items() if key in front.__dataclass_fields__]
+        if kinds and kind not in kinds:
+            raise UserError(
+                f"config.model.frontend.{key}: an option of kind='{kinds[0]}', and this is '{kind}'"
+            )
     return build(KINDS[kind], "model.frontend", options, width=width, dtype=dtype)

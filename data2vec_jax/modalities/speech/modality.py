@@ -1,4 +1,4 @@
-"""Speech: raw 16 kHz waveforms."""
+"""Speech: 16 kHz waveforms, raw or as log-mel frames."""
 
 from data2vec_jax.modalities.contract import HandMade, Modality
 from data2vec_jax.modalities.speech import data, export, inference, inputs, model, published

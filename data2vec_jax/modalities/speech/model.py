@@ -60,7 +60,7 @@ class SpeechModel(base.Model):
 
         valid: bool [B, T], frames that are not padding; None for all.
         """
-        return self.frontend(audio, None if self.padding == "reference" else valid)
+        return self.frontend(audio, valid if self.padding == "exact" else None)
 
     def valid_lengths(self, batch: Batch) -> Array | None:
         """Valid frames of each row, int32 [B], or None without padding."""

@@ -170,9 +170,12 @@ class MelFrontend(nn.Module):
         return (samples - self.reach) // self.hop + 1
 
     def flops(self, samples: int) -> float:
-        """Forward FLOPs of one waveform; the transform is a matrix product, see `data.fbank`."""
-        parts = self.reach * (self.fbank.points + 2), self.fbank.weights.size
-        return 2.0 * self.frames(samples) * (sum(parts) + self.bins * self.width)
+        """Forward FLOPs of the projection of one waveform.
+
+        The spectrogram is the input, as in other modalities: it has no gradients, of which a train
+        step's count has two for each forward pass.
+        """
+        return 2.0 * self.frames(samples) * self.bins * self.width
 
     @nn.compact
     def __call__(self, audio: Array, valid: Array | None = None) -> tuple[Array, Array]:

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from data2vec_jax import masking
+from data2vec_jax.configs import common
 from data2vec_jax.modalities.speech.frontend import frames
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -290,3 +291,22 @@ def test_targets_are_main_blocks():
         "sound_v2:base": 0,
         "sound_v2:large": 0,
     }
+
+
+def test_a_short_run_follows_its_length_and_width():
+    config = importlib.import_module("data2vec_jax.configs.demo").get_config("vision,v2")
+    for updates, slow, fast in ((300, 50, 60), (20_000, 200, 4_000)):
+        common.short_run(config, updates)
+        constants = [1 / (1 - config.ema[key]) for key in ("start", "end")]
+        assert constants == pytest.approx([slow, fast])
+        assert config.total_steps == updates and config.schedule.peak == pytest.approx(1 / 96, 1e-3)
+    with pytest.raises(ValueError, match="200"):
+        common.short_run(config, 199)
+
+
+@pytest.mark.parametrize("variant", ["digits,v1", "digits,v2"])
+def test_a_reference_run_keeps_checkpoints_to_choose_from(variant):
+    config = importlib.import_module("data2vec_jax.configs.reference").get_config(variant)
+    assert config.total_steps % config.checkpoint.keep_every == 0
+    assert config.total_steps // config.checkpoint.keep_every == 10
+    assert config.data.split == "train" and config.data.eval_split == "dev"

@@ -98,7 +98,7 @@ DECODER = {"model.decoder.layers": 3, "model.decoder.width": 96, "model.decoder.
 CROPS = {"examples.scale": (0.6, 1.0), "examples.aspect": (3 / 4, 4 / 3)}
 ENCODER_ALONE = {"averaged": ("^positions/", "^alibi/", "^norm/", "^encoder/")}
 EARLIER: dict[str, dict[str, Any]] = {
-    "vision,v1": CROPS,
+    "vision,v1": {},
     "vision,v2": {**CROPS, **DECAY, **RATE, **DECODER},
     "speech,v1": {**DECAY, **RATE},
     "speech,v2": {**DECAY, **RATE, **DECODER, **ENCODER_ALONE},

@@ -62,7 +62,7 @@ def test_pretrain_and_convert(tmp_path, monkeypatch):
         for name, value in re.findall(r"^(\w+) +linear probe ([\d.]+)%", whole, re.M)
     }
     assert accuracy.keys() == {"untrained", "pretrained"}
-    assert accuracy["pretrained"] > accuracy["untrained"]  # each by its best block
+    assert accuracy["pretrained"] > accuracy["untrained"] + 1
     layers = [float(x) for x in re.findall(r"^layer \d+ +worst difference (\S+)", whole, re.M)]
     verified = [float(x) for x in re.findall(r"^difference .* (\S+)$", whole, re.M)]
     assert len(layers) == 5 and len(verified) >= 6

@@ -93,7 +93,7 @@ def chosen(data: Labelled, limit: int, seed: int) -> Labelled:
     order = np.random.default_rng(seed).permutation(len(data.labels))
     has = (data.labels[order].reshape(len(order), -1) >= 0).sum(1)
     rows = np.sort(order[: int(np.searchsorted(np.cumsum(has), limit)) + 1])
-    return Labelled({k: v[rows] for k, v in data.inputs.items()}, data.labels[rows])
+    return data.take(rows)
 
 
 def probed(name: str, version: str) -> dict[str, Any]:
@@ -181,7 +181,7 @@ def finetuned(name: str, start: str, share: float) -> dict[str, Any]:
 def keep(name: str, step: int) -> None:
     """Writes the encoder of 2.0, without what only pretraining needs, in float16."""
     found = ours.open_checkpoint(RUNS / name / "v2/checkpoints" / str(step))
-    left_out = {"decoder": None, "head": None, "mask_embedding": None}
+    left_out = ("decoder", "head", "mask_embedding")
     model = {k: v for k, v in found.config["model"].items() if k not in left_out}
     config = {"modality": found.config["modality"], "model": model | {"mask_embedding": False}}
     wanted, half = ours.shapes_of(config), np.dtype(np.float16)

@@ -5,8 +5,8 @@
 
 Variants: speech, vision, text (data2vec 1.0), and with ",v2" data2vec 2.0; "sound,v2", for a folder
 or table of short sounds, as those shipped inside are few (docs/results.md). Sizes and schedules are
-ours: about a minute on two cores, 1.0 and 2.0 alike. A teacher must follow a short run fast, so
-its decay starts at 0.99 rather than 0.999.
+ours: 2.0 takes two to four minutes of one core. A teacher must follow a short run fast, so its
+decay starts at 0.98 or 0.99 rather than 0.999.
 """
 
 import importlib

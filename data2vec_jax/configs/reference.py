@@ -39,7 +39,6 @@ def get_config(variant: str = "digits,v2") -> ConfigDict:
         raise ValueError(f"no variant '{variant}'; choose from {choices}")
     modality, change = NAMES[name]
     c = demo.get_config(f"{modality},{version}")
-    c.data.workers = 0
     change(c)
     c.log_every = c.total_steps // 100
     c.checkpoint = dict(every=c.total_steps // 20, keep=1, keep_every=c.total_steps // 10)

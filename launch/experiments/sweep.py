@@ -2,8 +2,8 @@
 
     python launch/experiments/sweep.py demo:vision,v2 '{"schedule.peak": 3e-3}' '{}'
 
-Each set of options is JSON, on top of the config. The labels are those of the demo; held out are
-other examples of the training split. A line for each run is added to sweeps.jsonl beside this file,
+Each set of options is JSON, on top of the config. Labels (`LABELS` of them) and held-out examples
+are both from the training split. A line for each run is added to sweeps.jsonl beside this file,
 which docs/small_scale.md is written from. On one core: `taskset -c 0`.
 """
 
@@ -40,10 +40,7 @@ def halves(data: Labelled, labels: int) -> tuple[Labelled, Labelled]:
     rows = np.random.default_rng(0).permutation(len(data.labels))
     per_example = max(1, round((data.labels >= 0).sum() / len(rows)))
     first = min(labels // per_example, len(rows) // 2)
-    parts = np.sort(rows[:first]), np.sort(rows[first : 4 * first])
-    return tuple(
-        Labelled({k: v[part] for k, v in data.inputs.items()}, data.labels[part]) for part in parts
-    )
+    return data.take(np.sort(rows[:first])), data.take(np.sort(rows[first : 4 * first]))
 
 
 def run(name: str, options: Mapping[str, Any]) -> dict[str, Any]:

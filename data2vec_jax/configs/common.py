@@ -50,19 +50,87 @@ def roberta_base() -> dict[str, Any]:
     )
 
 
-def short_run(c: ConfigDict, updates: int) -> None:
-    """The schedule of a run of a few hundred or thousand updates: T of them, width D.
+# Short runs ---------------------------------------------------------------------------------------
+
+LARGEST_SIDE = 3  # of a kept block: 2.0's in vision
+
+# Kind of mask -> (clones, mask) of data2vec 2.0. Clones are half of the papers'. Masks are those of
+# the papers' base models, but for the share of masked tokens: theirs is .48, and of longer rows.
+# A kept block's width depends on the grid: see `block_side`.
+SHORT_RUN_MASKS: dict[str, tuple[int, dict[str, Any]]] = {
+    "inverse_blocks": (8, dict(ratio=0.8, adjust=0.07)),
+    "block_spans": (4, dict(ratio=0.5, adjust=0.05, width=5)),
+    "independent": (4, dict(ratio=0.3)),
+}
+
+
+def short_run(
+    c: ConfigDict, updates: int, *, side: int | None = None, ema_end: float | None = None
+) -> None:
+    """Sets up a run of a few hundred or thousand updates: T of them, width D.
 
     Decay: the time constant 1 / (1 - decay) of the teacher grows from T / 100, but at least 50
     updates, to T / 5 at half of the run. Rate: 1 / D, which at D = 768 is a little more than the
-    papers' 1e-3. docs/small_scale.md has the runs that these were chosen by.
-    Raises ValueError: so few updates that the teacher would still be its random start.
+    papers' 1e-3. Clones and masks of 2.0: `SHORT_RUN_MASKS`; 1.0, and masks of other kinds, stay as
+    they are. docs/small_scale.md has the runs that these were chosen by, and says what was not
+    swept.
+
+    side, ema_end: a kept block's side (`block_side`) and the decay's end, if not the rule's.
+    Raises ValueError: too few updates for the teacher to leave its random start behind, or a block
+    larger than what is kept. Options of the command line come later and are not checked.
     """
     if updates < 200:
         raise ValueError(f"{updates} updates: a teacher needs 200 to leave its random start behind")
+    end = 1 - 5 / updates if ema_end is None else ema_end
+    if (1 - end) * updates < 2:
+        raise ValueError(
+            f"a decay of {end}: its time constant is more than half of {updates:,} updates, and "
+            f"the teacher keeps its random start; the rule ends at {1 - 5 / updates:.5f}"
+        )
     c.total_steps = updates
-    c.ema = dict(start=1 - 1 / max(50, updates / 100), end=1 - 5 / updates, anneal=0.5)
+    c.ema = dict(start=1 - 1 / max(50, updates / 100), end=end, anneal=0.5)
     c.schedule = dict(kind="cosine", peak=round(1 / c.model.width, 5), warmup=0.1)
+    if c.objective.name == "data2vec2" and c.mask.kind in SHORT_RUN_MASKS:
+        c.objective.clones, mask = SHORT_RUN_MASKS[c.mask.kind]
+        if c.mask.kind == "inverse_blocks":
+            mask = mask | dict(width=block_side(_grid(c.model), side, **mask))
+        c.mask.update(mask)
+
+
+def block_side(
+    grid: tuple[int, int], side: int | None = None, *, ratio: float, adjust: float
+) -> int:
+    """The side, in patches, of the square blocks that `masking.inverse_blocks` keeps on a grid.
+
+    The largest up to `LARGEST_SIDE` of which one square is no more than the kept part, and all that
+    are drawn are no less: where they are less, the rest of the kept part is single patches. Or
+    `side`, if it is given, and one square is no more than the kept part.
+    Raises ValueError: a square is more, so that no square would be kept whole.
+    """
+    rows, columns = grid
+    patches, share = rows * columns, 1 - ratio
+    kept = int(patches * share)  # rounded as the mask is, here and below
+
+    def filled(side: int) -> bool:
+        squares = int(patches * ((share + adjust) / side**2))
+        return side**2 <= kept <= squares * side**2
+
+    if side is None:
+        side = next(filter(filled, range(LARGEST_SIDE, 0, -1)), 1)
+    if side**2 > kept:
+        raise ValueError(
+            f"a block of {side} x {side} patches, but {kept} of {rows} x {columns} are kept "
+            f"(ratio={ratio}): use a smaller block, or smaller patches"
+        )
+    return side
+
+
+def _grid(model: ConfigDict) -> tuple[int, int]:
+    """Patches of a section `model`: of an image, or of a spectrogram with 128 mel bins."""
+    if "frames" in model:
+        return model.frames // 16, 128 // 16
+    pairs = ((x, x) if isinstance(x, int) else x for x in (model.image, model.patch))
+    return tuple(pixels // patch for pixels, patch in zip(*pairs, strict=True))
 
 
 # The demo's networks, as pretraining and fine-tuning have them -----------------------------------

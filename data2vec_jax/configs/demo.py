@@ -6,7 +6,8 @@
 Variants: speech, vision, text (data2vec 1.0), and with ",v2" data2vec 2.0; "sound,v2", for a folder
 or table of short sounds, as those shipped inside are few (docs/results.md). Sizes and schedules are
 ours: 2.0 takes two to four minutes of one core. A teacher must follow a short run fast, so its
-decay starts at 0.98 or 0.99 rather than 0.999.
+decay starts at 0.98 or 0.99 rather than 0.999; with another --config.total_steps=T give
+--config.ema.end, too: 1 - 5 / T. docs/small_scale.md has the rule for all of this.
 """
 
 import importlib
@@ -36,7 +37,7 @@ def speech_v2(c: ConfigDict) -> None:
     c.model.decoder.update(layers=2, width=48, groups=1, dropout=0.0)
     # A last norm per frame, as the paper has it in vision: without it what all rows have in common
     # at a place soon explains most of the targets' variance.
-    c.objective.update(clones=4, top_k=4, scale="mean", final_norms=("layer",))
+    c.objective.update(top_k=4, scale="mean", final_norms=("layer",))
     common.short_run(c, 1_200)
 
 
@@ -67,13 +68,12 @@ def vision_v2(c: ConfigDict) -> None:
     # A decoder that can do little by itself: it leaves the work to the encoder, and is half of the
     # time of a step.
     c.model.decoder.update(layers=2, width=48, groups=1)
-    c.objective.update(clones=8, top_k=4, scale="mean", class_weight=0.0)
+    c.objective.update(top_k=4, scale="mean", class_weight=0.0)
     common.short_run(c, 1_400)
 
 
 def sound(c: ConfigDict) -> None:
     c.model.update(width=96, initializer="small", frames=128, mean=-10.1, std=5.1)
-    c.mask.width = 2  # of 8 x 8 patches; a side of 3 would leave one square
     c.examples.update(frames=128, min_samples=1_600)
 
 
@@ -81,7 +81,7 @@ def sound_v2(c: ConfigDict) -> None:
     c.model.decoder.update(layers=2, width=48, groups=1)
     # Norms over a clip's patches, as EAT has them, remove what is the same in all of the clip, and
     # with it most of what tells one sound from another; so the norms are over the batch.
-    c.objective.update(clones=8, top_k=4, scale="mean", class_weight=0.0, layer_norms=("batch",))
+    c.objective.update(top_k=4, scale="mean", class_weight=0.0, layer_norms=("batch",))
     c.data.batch_size = 16
     common.short_run(c, 800)
     c.schedule.peak = 3e-3  # at the rule's rate the front end collapses
@@ -105,8 +105,7 @@ def text_v1(c: ConfigDict) -> None:
 def text_v2(c: ConfigDict) -> None:
     c.model.decoder.update(layers=2, width=48, groups=1, kernel=5, dropout=0.0)
     c.model.head.hidden = 192
-    c.mask.ratio = 0.3
-    c.objective.update(clones=4, top_k=2, scale=1 / 192)
+    c.objective.update(top_k=2, scale=1 / 192)
     common.short_run(c, 600)
     c.schedule.peak = 4e-3  # at twice the rule's rate it collapses
     c.examples.update(lengths=(16, 32), mode="complete_doc")

@@ -14,11 +14,14 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
 from data2vec_jax import masking
 from data2vec_jax.configs import common
 from data2vec_jax.modalities.speech.frontend import frames
+from data2vec_jax.tasks import pretrain
 
 ROOT = Path(__file__).resolve().parent.parent
 REGISTRY = json.loads((ROOT / "tests/recipes.json").read_text())
@@ -293,15 +296,118 @@ def test_targets_are_main_blocks():
     }
 
 
+def demo_config(variant):
+    return importlib.import_module("data2vec_jax.configs.demo").get_config(variant)
+
+
+# Updates, time constants of the decay at the start and end, rate; clones and mask.
+SHORT_RUNS = {
+    "speech": (1_200, 50, 240, 1 / 96, None, dict(prob=0.65, width=10, masked=0.45)),
+    "speech,v2": (1_200, 50, 240, 1 / 96, 4, dict(ratio=0.5, adjust=0.05, width=5)),
+    "vision,v2": (1_400, 50, 280, 1 / 96, 8, dict(ratio=0.8, adjust=0.07, width=3)),
+    "sound,v2": (800, 50, 160, 3e-3, 8, dict(ratio=0.8, adjust=0.07, width=2)),
+    "text,v2": (600, 50, 120, 4e-3, 4, dict(ratio=0.3)),
+}
+
+
+@pytest.mark.parametrize("variant", SHORT_RUNS)
+def test_short_runs_of_the_demo(variant):
+    config, (updates, slow, fast, rate, clones, mask) = demo_config(variant), SHORT_RUNS[variant]
+    constants = [1 / (1 - config.ema[key]) for key in ("start", "end")]
+    assert constants == pytest.approx([slow, fast])
+    assert (config.total_steps, config.schedule.warmup, config.ema.anneal) == (updates, 0.1, 0.5)
+    assert config.schedule.peak == pytest.approx(rate, 1e-3)
+    assert config.objective.get("clones") == clones
+    assert {k: v for k, v in config.mask.items() if k != "kind"} == mask
+
+
 def test_a_short_run_follows_its_length_and_width():
-    config = importlib.import_module("data2vec_jax.configs.demo").get_config("vision,v2")
+    config = demo_config("vision,v2")
+    config.model.width = 128
     for updates, slow, fast in ((300, 50, 60), (20_000, 200, 4_000)):
         common.short_run(config, updates)
         constants = [1 / (1 - config.ema[key]) for key in ("start", "end")]
         assert constants == pytest.approx([slow, fast])
-        assert config.total_steps == updates and config.schedule.peak == pytest.approx(1 / 96, 1e-3)
-    with pytest.raises(ValueError, match="200"):
-        common.short_run(config, 199)
+        assert config.total_steps == updates
+        assert config.schedule.peak == pytest.approx(1 / 128, 1e-3)
+    common.short_run(config, 2_000, ema_end=0.998)
+    assert config.ema.end == 0.998
+
+
+def test_a_short_run_refuses_what_cannot_work():
+    config = demo_config("sound,v2")
+    for options, message in (
+        (dict(updates=199), "200"),
+        (dict(updates=800, ema_end=0.998), "more than half of 800 updates.* 0.99375"),
+        (dict(updates=800, ema_end=1.0), "more than half"),
+        (dict(updates=800, side=4), "4 x 4 patches, but 12 of 8 x 8"),
+        (dict(updates=800, side=5), "5 x 5 patches, but 12 of 8 x 8"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            common.short_run(config, **options)
+    common.short_run(config, 800, side=3)
+    assert config.mask.width == 3
+    config.model.frames = 32
+    with pytest.raises(ValueError, match="2 x 8"):
+        common.short_run(config, 800, side=2)
+
+
+def test_a_short_run_leaves_other_masks_alone():
+    config = demo_config("vision")
+    before = config.mask.to_dict(), config.objective.to_dict()
+    common.short_run(config, 1_000)
+    assert (config.mask.to_dict(), config.objective.to_dict()) == before
+
+
+def in_squares(grid, side, draws=4_000):
+    """(squares, patches that they cover in each draw), drawn with numpy. A fifth is kept."""
+    rng = np.random.default_rng(0)
+    squares = math.floor(grid[0] * grid[1] * 0.27 / side**2)
+    covered = np.zeros((draws, *grid), bool)
+    for mask in covered:
+        for top, left in rng.integers(grid, size=(squares, 2)) - side // 2:
+            mask[max(top, 0) : top + side, max(left, 0) : left + side] = True
+    return squares, covered.sum((1, 2))
+
+
+# The table in docs/small_scale.md: squares, kept patches, how many of these are in squares, and
+# whether the rule takes this side of this grid.
+BLOCKS = {
+    ((7, 7), 3): (1, 9, 7.3, True),
+    ((8, 8), 3): (1, 12, 7.6, False),
+    ((8, 8), 2): (4, 12, 11.6, True),
+    ((8, 8), 5): (0, 12, 0, False),
+    ((14, 14), 3): (5, 39, 36.5, True),
+}
+
+
+@pytest.mark.parametrize(("grid", "side"), BLOCKS)
+def test_blocks_fill_the_kept_part(grid, side):
+    squares, kept, inside, taken = BLOCKS[grid, side]
+    drawn, covered = in_squares(grid, side)
+    assert drawn == squares
+    assert np.minimum(covered, kept).mean() == pytest.approx(inside, abs=0.1)
+    assert (common.block_side(grid, ratio=0.8, adjust=0.07) == side) == taken
+    if not squares:
+        return
+    sampler = masking.make("inverse_blocks", grid, ratio=0.8, adjust=0.07, width=side)
+    assert sampler.length - sampler.count(sampler.length) == kept
+    keys = jax.random.split(jax.random.key(0), 2_000)
+    masks = jax.vmap(lambda key: sampler.propose(key, sampler.length))(keys)
+    assert (~masks).sum(1).mean() == pytest.approx(covered.mean(), abs=0.3)
+
+
+def test_blocks_of_small_grids_are_single_patches():
+    assert common.block_side((4, 4), ratio=0.8, adjust=0.07) == 1  # 3 are kept
+    with pytest.raises(ValueError, match="0 of 2 x 2"):
+        common.block_side((2, 2), ratio=0.8, adjust=0.07)
+
+
+@pytest.mark.parametrize("variant", ["vision,v2", "sound,v2"])
+def test_the_grid_of_a_config_is_its_models(variant):
+    config = demo_config(variant)
+    _, model = pretrain.make_model(config.to_dict())
+    assert common._grid(config.model) == model.grid
 
 
 @pytest.mark.parametrize("variant", ["digits,v1", "digits,v2"])

@@ -5,6 +5,7 @@
 | made here        | from                    | is                                                |
 | ---------------- | ----------------------- | ------------------------------------------------- |
 | russian.tsv      | Debian's festvox-ru     | 620 read sentences cut at pauses, and transcripts |
+| phones.tsv       | the same                | the sentences whole, and their aligned phones     |
 | languages.tsv    | tuxpaint-stamps-default | 3,900 spoken captions in five languages           |
 | drums.tsv        | hydrogen-drumkits and   | 600 hits on drums of 16 kits, six classes         |
 |                  | hydrogen-data           |                                                   |
@@ -131,24 +132,48 @@ def phrases(text: str, phones: Sequence[tuple[float, str]]) -> list[tuple[float,
     return found  # a shorter rest is left out
 
 
-def russian(folder: Path) -> None:
-    """Phrases of one reader; the last 60 sentences are held out, 40 before them choose weights."""
+def sentences(folder: Path) -> tuple[Path, list[tuple[str, str, str]]]:
+    """The folder of a reader's voice, and (name, text, split) of what was read.
+
+    The last 60 sentences are held out for test, 40 before them are dev.
+    """
     (voice,) = package(folder, "festvox-ru").glob("usr/share/festival/voices/russian/*")
-    sentences = (voice / "etc/txt.done.data").read_text(encoding="utf-8")
-    sentences = sorted(re.findall(r'\( (\S+) "(.*)" \)', sentences))
+    text = (voice / "etc/txt.done.data").read_text(encoding="utf-8")
+    read = sorted(re.findall(r'\( (\S+) "(.*)" \)', text))
+    left = range(len(read), 0, -1)
+    splits = ["test" if n <= 60 else "dev" if n <= 100 else "train" for n in left]
+    return voice, [(*pair, split) for pair, split in zip(read, splits, strict=True)]
+
+
+def aligned(voice: Path, name: str) -> list[tuple[float, str]]:
+    """(end in seconds, phone) of a sentence."""
+    lines = (voice / f"lab/{name}.lab").read_text().splitlines()[1:]
+    return [(float(line.split()[0]), line.split()[2]) for line in lines]
+
+
+def russian(folder: Path) -> None:
+    """Phrases of one reader."""
+    voice, read = sentences(folder)
     (folder / "russian").mkdir(exist_ok=True)
     rows = []
-    for number, (name, text) in enumerate(sentences):
-        left = len(sentences) - number
-        split = "test" if left <= 60 else "dev" if left <= 100 else "train"
-        lines = (voice / f"lab/{name}.lab").read_text().splitlines()[1:]
-        phones = [(float(line.split()[0]), line.split()[2]) for line in lines]
+    for name, text, split in read:
         audio, rate = soundfile.read(voice / f"wav/{name}.wav", dtype="int16")
-        for part, (start, end, words) in enumerate(phrases(text, phones)):
+        for part, (start, end, words) in enumerate(phrases(text, aligned(voice, name))):
             path = folder / f"russian/{name}-{part}.flac"
             soundfile.write(path, audio[round(start * rate) : round(end * rate)], rate)
             rows.append((f"russian/{path.name}", words, split))
     write(folder / "russian.tsv", ("path", "transcript", "split"), rows)
+
+
+def phones(folder: Path) -> None:
+    """Sentences of the same reader where the package has them, with their phones as one text."""
+    voice, read = sentences(folder)
+    rows = []
+    for name, _, split in read:
+        path = (voice / f"wav/{name}.wav").relative_to(folder)
+        text = " ".join(f"{end:g} {phone}" for end, phone in aligned(voice, name))
+        rows.append((str(path), text, split))
+    write(folder / "phones.tsv", ("path", "phones", "split"), rows)
 
 
 def languages(folder: Path) -> None:
@@ -397,6 +422,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     made = {
         "russian.tsv": russian,
+        "phones.tsv": phones,
         "languages.tsv": languages,
         "drums.tsv": drums,
         "mnist": mnist,

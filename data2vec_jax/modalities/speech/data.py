@@ -79,24 +79,68 @@ def check_labels(source: Any) -> None:
         raise UserError(
             f"{source.uri}: its examples have no labels (aligned phones), so nothing can be probed"
         )
+    phones_of(source, 0)
+
+
+def phones_of(source: Any, index: int) -> tuple[np.ndarray, list[str]]:
+    """(end of each phone in seconds, its name) of an example, from its field `phones`.
+
+    The field is a list of (start second, end second, name), as the samples have it, or text, as a
+    table has it: 'END NAME END NAME ...', each phone from the end of the one before.
+    Raises UserError: the text is anything else.
+    """
+    phones = source.field(index, "phones")
+    if not isinstance(phones, str):
+        return np.array([end for _, end, _ in phones]), [name for *_, name in phones]
+    words = phones.split()
+    try:
+        ends = np.array([float(word) for word in words[::2]])
+    except ValueError:
+        ends = np.array([])
+    names = words[1::2]
+    if not names or len(ends) != len(names) or (np.diff(ends) < 0).any():
+        raise UserError(
+            f"{source.location(index)}: phones are '{phones[:40]}'; wanted 'END NAME END NAME ...',"
+            " with ascending ends in seconds"
+        )
+    return ends, names
 
 
 def labelled(source: Any, like: SpeechExamples, **options: Any) -> Labelled:
-    """Consecutive pieces of the shortest crop with the phone at the middle of each frame."""
+    """Consecutive pieces of the shortest crop with the phone at the middle of each frame.
+
+    The classes are the source's label names, or if it has none the phones of the training examples
+    `like`. Raises UserError: a phone is none of them, or no example is as long as a piece.
+    """
     from data2vec_jax.modalities.speech.frontend import frames
 
     length = CropConfig(**options).buckets[0]
     count = frames(length)
     middle = (np.arange(count) * 320 + 200) / RATE  # seconds from the start of the piece
+    names = source.label_names
+    if not names:
+        train = like.source
+        names = sorted({name for i in range(len(train)) for name in phones_of(train, i)[1]})
+    number = {name: i for i, name in enumerate(names)}
     pieces, labels = [], []
     for index in range(len(source)):
-        item = source[index]
-        audio = normalise(item["audio"])
-        ends = np.array([end for _, end, _ in item["phones"]])
-        names = np.array([source.label_names.index(phone) for *_, phone in item["phones"]] + [-1])
+        audio = normalise(source[index]["audio"])
+        ends, phones = phones_of(source, index)
+        unknown = set(phones) - set(number)
+        if unknown:
+            raise UserError(
+                f"{source.location(index)}: phone '{min(unknown)}' is none of those of the "
+                f"training examples: {', '.join(names)}"
+            )
+        numbers = np.array([number[phone] for phone in phones] + [-1])
         for start in range(0, len(audio) - length + 1, length):
             pieces.append(audio[start : start + length])
-            labels.append(names[np.searchsorted(ends, start / RATE + middle, "right")])
+            labels.append(numbers[np.searchsorted(ends, start / RATE + middle, "right")])
+    if not pieces:
+        raise UserError(
+            f"{source.uri}: no example of {source.split} is as long as a crop, "
+            f"{length / RATE:g} s (config.examples.crops)"
+        )
     return Labelled({"audio": np.stack(pieces)}, np.stack(labels))
 
 

@@ -41,6 +41,7 @@ RESULTS = ROOT / "launch/reference"
 RUNS = ROOT / "runs/reference"
 WEIGHTS = ROOT / "data2vec_jax/reference"
 SEEDS = 3
+ERRORS = "cer", "wer"  # scores of which the lower is the better
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,9 @@ class Of:
     """A reference run.
 
     labels: of the probes (frames, where frames have labels). finetune: a fine-tuning config.
-    options: of that config; the network is the pretrained one's. metric: of its scores. shares: of
-    the labels. rates, updates: what is tried on dev, updates by share.
+    options: of that config; the network is the pretrained one's, and so is the source unless they
+    name one. metric: of its scores. shares: of the labels. rates, updates: what is tried on dev,
+    updates by share.
     """
 
     labels: int
@@ -70,6 +72,15 @@ TASKS = {
         shares=(0.002, 0.02, 1.0),
         rates=(5e-4, 2e-3),
         updates={0.002: (300, 900), 0.02: (1_000,), 1.0: (6_000,)},
+    ),
+    "speech": Of(
+        labels=20_000,
+        finetune="finetune_librispeech:demo",
+        options={"data.source": "manifest:runs/corpora/russian.tsv", "examples.seconds": (4.0,)},
+        metric="cer",
+        shares=(0.1, 1.0),
+        rates=(1e-3, 3e-3),
+        updates={0.1: (1_500,), 1.0: (4_000,)},
     ),
 }
 
@@ -166,7 +177,8 @@ def finetuned(name: str, start: str, share: float) -> dict[str, Any]:
 
     tries = list(itertools.product(task.rates, task.updates[share]))
     on_dev = {t: run(*t, 0, "dev") for t in tries}
-    rate, updates = max(on_dev, key=on_dev.__getitem__)
+    best = min if task.metric in ERRORS else max
+    rate, updates = best(on_dev, key=on_dev.__getitem__)
     return {
         "dev": [[*t, score] for t, score in on_dev.items()],
         "rate": rate,

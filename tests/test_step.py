@@ -79,6 +79,28 @@ def test_one_program_serves_fifty_steps_and_all_seeds(monkeypatch):
     assert len(run.programs) == 1
 
 
+def test_programs_are_shared_by_seeds_but_not_by_rates():
+    """A program holds its schedule: found by the shapes alone, it would train at another's rate."""
+    programs, moved = {}, []
+    for seed, peak in ((0, 1e-3), (1, 1e-3), (0, 4e-3)):
+        config = smoke("vision") | {"seed": seed}
+        config["schedule"] = config["schedule"] | {"kind": "cosine", "peak": peak, "warmup": 0.0}
+        config["optim"] = config["optim"] | {"weight_decay": 0.0}
+        mesh = sharding.make_mesh(devices=jax.devices()[:1])
+        with jax.set_mesh(mesh):
+            task = pretrain.make(config)
+            run = Run(config, task, mesh, programs)
+            state = run.init(0)
+            first = jax.tree.map(np.array, state.params)  # a copy: the step reuses the buffers
+            batch = next(task.data(0))
+            state, _ = run.program(batch)(state, batch)
+        change = jax.tree.map(lambda a, b: np.abs(a - b).max(), first, state.params)
+        moved.append(max(jax.tree.leaves(change)))
+    assert len(programs) == 2
+    # Adam's first step is the rate, whatever the gradient is.
+    np.testing.assert_allclose(moved, [1e-3, 1e-3, 4e-3], rtol=1e-2)
+
+
 def test_student_and_teacher_start_equal_in_separate_buffers():
     config = smoke("vision")
     mesh = sharding.make_mesh(devices=jax.devices()[:1])

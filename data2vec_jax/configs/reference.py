@@ -35,10 +35,10 @@ def digits(c: ConfigDict) -> None:
 
 
 def speech(c: ConfigDict) -> None:
-    """83 minutes of one reader, 520 sentences: 60 passes."""
+    """83 minutes of one reader, 520 sentences: 27 passes."""
     network(c)
-    c.data.update(source=f"manifest:{CORPORA}/phones.tsv", eval_split="dev", batch_size=16)
-    common.short_run(c, 12_000)
+    c.data.update(source=f"manifest:{CORPORA}/phones.tsv", eval_split="dev")
+    common.short_run(c, 10_000)
     c.schedule.peak = 4e-3  # half of the rule's: sounds collapse at it, and this run is long
     if "decoder" in c.model:
         c.model.decoder.width = 64

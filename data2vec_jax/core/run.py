@@ -1,5 +1,6 @@
 """A task on a mesh: its optimiser, its first state and its compiled programs."""
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,7 +16,8 @@ class Run:
     """A task, its optimiser and its programs on a mesh: what train, demo and tests share.
 
     One program is compiled per shape of batch, ahead of time, so a second compilation of the same
-    shape cannot happen. `programs` are those of a run that differs in nothing but its seed.
+    shape cannot happen. programs: filled by this run, and used by others that are given the same
+    dict, where their configs differ in nothing but the seed and the section `data`.
     """
 
     def __init__(
@@ -27,6 +29,9 @@ class Run:
     ):
         self.config, self.task, self.mesh = config, task, mesh
         self.programs = {} if programs is None else programs
+        # A schedule, for one, is a part of a program: another rate must not find it.
+        same = {k: v for k, v in config.items() if k not in ("seed", "data")}
+        self._key = json.dumps(same, sort_keys=True, default=repr)
         steps = config["total_steps"]
         schedule = optimizer.make_schedule(steps, **config["schedule"])
         self.tx = optimizer.make_optimizer(schedule, optimizer.OptimizerConfig(**config["optim"]))
@@ -52,13 +57,13 @@ class Run:
 
     def program(self, batch: Mapping[str, Any]) -> Callable:
         """The compiled train step for batches of this shape."""
-        shape = tuple(sorted((k, v.shape, str(v.dtype)) for k, v in batch.items()))
-        if shape not in self.programs:
+        key = self._key, *sorted((k, v.shape, str(v.dtype)) for k, v in batch.items())
+        if key not in self.programs:
             rows = jax.sharding.NamedSharding(self.mesh, sharding.BATCH)
             abstract = {
                 k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=rows) for k, v in batch.items()
             }
             with jax.set_mesh(self.mesh):
-                self.programs[shape] = self._jit_step.lower(self.abstract, abstract).compile()
+                self.programs[key] = self._jit_step.lower(self.abstract, abstract).compile()
             distributed.barrier()  # one found it in its cache, another compiles for minutes
-        return self.programs[shape]
+        return self.programs[key]

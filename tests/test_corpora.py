@@ -71,3 +71,9 @@ def test_held_out_texts_are_found_within_others():
 
 def test_no_paragraph_twice():
     assert list(prose.distinct([["a", "b", "a"], ["b"], ["c", "b"]])) == [["a", "b"], ["c"]]
+
+
+def test_names_of_spoken_lines():
+    script = 'dialogId("m-1", "font_small", "It\'s \\"so\\".")\ndialogStr("Je to tak.")\n\n'
+    script += 'dialogId("m-2", "font_big", "Not spoken.")\ndialogStr("")\n'
+    assert corpora.DIALOG.findall(script) == ["m-1"]

@@ -18,12 +18,15 @@
 | texts.csv        | the two above,          | 75 MB of English prose to pretrain on, in         |
 |                  | dict-gcide, anarchism   | documents of at most 2,000 characters             |
 |                  | and linux-doc-6.1       |                                                   |
+| speech.tsv       | festvox-ru, languages,  | 7.4 h of people speaking, nine languages          |
+|                  | fillets-ng-data-{cs,nl},|                                                   |
+|                  | asterisk-core-sounds-*  |                                                   |
 
-Each table has a column `split`: train, dev (8 %) and test (20 %); descriptions.csv and texts.csv
+Each table has a column `split`: train, dev (8 %) and test (20 %); those to pretrain on
 are train alone. What belongs together (a picture's captions, packages of one source) is in one of
 them. What is there is not made again, but for tables of earlier versions, which had no dev. The
 licences are those of the packages; some are copyleft, so nothing of this is shipped. Needs apt-get,
-dpkg-deb, npm and soundfile.
+dpkg-deb, npm, soundfile and av (for speech.tsv).
 """
 
 import csv
@@ -36,10 +39,11 @@ import pickle
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import gcd
 from pathlib import Path
+from typing import Any
 from zipfile import ZipFile
 
 import numpy as np
@@ -239,6 +243,12 @@ def resampled(path: Path) -> np.ndarray:
     """An audio file as float32 [n] of one channel at 16 kHz."""
     from scipy.signal import resample_poly
 
+    if path.suffix == ".g722":  # 16 kHz, which soundfile does not read
+        import av
+
+        with av.open(str(path), format="g722") as file:
+            parts = [frame.to_ndarray()[0] for frame in file.decode(audio=0)]
+        return np.concatenate(parts).astype(np.float32) / 2**15
     audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
     common = gcd(rate, 16_000)
     return resample_poly(audio.mean(1), 16_000 // common, rate // common).clip(-1, 1)
@@ -371,6 +381,61 @@ def glosses(folder: Path) -> None:
     write(folder / "glosses.csv", ("text", "label", "split"), rows)
 
 
+PROMPTS = "en", "es", "fr", "it", "ru"  # each read by one voice
+DIALOG = re.compile(  # of Fillets: name, and the text in the language of the file
+    r'dialogId\("([^"]+)",\s*"[^"]*",\s*"(?:[^"\\]|\\.)*"\)\s*dialogStr\("(?:[^"\\]|\\.)+"\)'
+)
+
+
+def speech(folder: Path) -> None:
+    """Recordings of people of whom it is written what they say, of 1 s or more, each once.
+
+    Of what other tables hold out, none: neither a caption nor a sentence.
+    """
+    sounds = folder / "speech"
+    sounds.mkdir(exist_ok=True)
+
+    def convert(path: Path) -> str | None:
+        audio = np.round(resampled(path) * (2**15 - 1)).astype(np.int16)
+        if len(audio) < 16_000:
+            return None
+        target = sounds / f"{hashlib.md5(audio.tobytes()).hexdigest()}.flac"
+        if not target.exists():
+            soundfile.write(target, audio, 16_000)
+        return f"speech/{target.name}"
+
+    with ThreadPoolExecutor() as pool:
+        found = dict.fromkeys(pool.map(convert, recordings(folder)))
+    rows = [(path, "train") for path in found if path]
+    write(folder / "speech.tsv", ("path", "split"), rows)
+
+
+def recordings(folder: Path) -> Iterator[Path]:
+    """The files of speech: of festvox-ru, languages.tsv, Fillets and Asterisk."""
+    (voice,) = package(folder, "festvox-ru").glob("usr/share/festival/voices/russian/*")
+    yield from sorted((voice / "wav").glob("*.wav"))[:-100]  # as in russian.tsv
+    yield from (folder / row["path"] for row in read(folder / "languages.tsv") if train(row))
+    place = "usr/share/games/fillets-ng"
+    for language in ("cs", "nl"):
+        spoken = package(folder, f"fillets-ng-data-{language}") / place / "sound"
+        scripts = (package(folder, "fillets-ng-data") / place / "script").glob(
+            f"*/dialogs_{language}.lua"
+        )
+        for script in sorted(scripts):
+            names = DIALOG.findall(script.read_text(encoding="utf-8"))
+            paths = (spoken / script.parent.name / language / f"{name}.ogg" for name in names)
+            yield from filter(Path.exists, paths)
+    for language in PROMPTS:
+        name = f"asterisk-core-sounds-{language}"
+        table = package(folder, name) / f"usr/share/doc/{name}/core-sounds-{language}.txt.gz"
+        (root,) = (package(folder, f"{name}-g722") / "usr/share/asterisk/sounds").iterdir()
+        for line in gzip.decompress(table.read_bytes()).decode().splitlines():
+            prompt, _, text = line.partition(": ")
+            path = root / f"{prompt}.g722"
+            if text and text[0] not in "[(<" and path.exists():  # no tones
+                yield path
+
+
 def texts(folder: Path) -> None:
     """Prose without a paragraph twice, and without one that holds a text of dev or test.
 
@@ -380,7 +445,7 @@ def texts(folder: Path) -> None:
     known: list[str] = []
     for table in ("sections.csv", "glosses.csv"):
         for row in read(folder / table):
-            if row["split"] != "train":
+            if not train(row):
                 held.append(row["text"])
             elif table == "glosses.csv" and prose.is_prose(row["text"], 3):
                 known.append(row["text"])
@@ -412,9 +477,18 @@ NO_PAGES = "maintainers.html", "genindex.html", "search.html"  # lists of names
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """The rows of a *.csv that `write` has made."""
+    """The rows of a table that `write` has made."""
     with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+        how: dict[str, Any] = {} if path.suffix == ".csv" else TABS
+        return list(csv.DictReader(file, **how))
+
+
+TABS = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+
+
+def train(row: Mapping[str, str]) -> bool:
+    """Whether it is in split train."""
+    return row["split"] == "train"
 
 
 def main() -> None:
@@ -430,6 +504,7 @@ def main() -> None:
         "sections.csv": descriptions,
         "glosses.csv": glosses,
         "texts.csv": texts,
+        "speech.tsv": speech,
     }
     for name, make in made.items():
         if not (folder / name).exists() or (name in WITH_DEV and not has_dev(folder / name)):
@@ -441,9 +516,7 @@ WITH_DEV = "languages.tsv", "drums.tsv", "emoji.tsv", "sections.csv", "glosses.c
 
 def has_dev(path: Path) -> bool:
     """Whether a row of the table is in split dev."""
-    with path.open(encoding="utf-8", newline="") as file:
-        delimiter = "," if path.suffix == ".csv" else "\t"
-        return any(row["split"] == "dev" for row in csv.DictReader(file, delimiter=delimiter))
+    return any(row["split"] == "dev" for row in read(path))
 
 
 if __name__ == "__main__":

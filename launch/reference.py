@@ -51,7 +51,8 @@ class Of:
     labels: of the probes (frames, where frames have labels). finetune: a fine-tuning config.
     options: of that config; the network is the pretrained one's, and so is the source unless they
     name one. metric: of its scores. shares: of the labels. rates, updates: what is tried on dev,
-    updates by share.
+    updates by share. pretrained: the run whose encoder it uses; None for its own. labelled: source
+    of its probes; None for that of pretraining.
     """
 
     labels: int
@@ -61,6 +62,17 @@ class Of:
     shares: Sequence[float]
     rates: Sequence[float]
     updates: Mapping[float, Sequence[int]]
+    pretrained: str | None = None
+    labelled: str | None = None
+
+
+def texts(table: str) -> dict[str, Any]:
+    """Options of fine-tuning on a table of texts, with the tokenizer of the run texts."""
+    return {
+        "data.source": f"manifest:runs/corpora/{table}",
+        "examples.tokenizer": f"{RUNS}/texts/v2/tokenizer",
+        "examples.lengths": (32, 64, 128),
+    }
 
 
 TASKS = {
@@ -82,6 +94,27 @@ TASKS = {
         rates=(1e-3, 3e-3),
         updates={0.1: (1_500,), 1.0: (4_000,)},
     ),
+    "texts": Of(
+        labels=1_000,
+        finetune="finetune_text:demo",
+        options={**texts("sections.csv"), "head.classes": 16},
+        metric="accuracy",
+        shares=(0.1, 1.0),
+        rates=(5e-4, 2e-3),
+        updates={0.1: (400,), 1.0: (1_500,)},
+        labelled="manifest:runs/corpora/sections.csv",
+    ),
+    "glosses": Of(
+        labels=1_000,
+        finetune="finetune_text:demo",
+        options=texts("glosses.csv"),
+        metric="accuracy",
+        shares=(0.1, 1.0),
+        rates=(5e-4, 2e-3),
+        updates={0.1: (1_500,), 1.0: (6_000,)},
+        pretrained="texts",
+        labelled="manifest:runs/corpora/glosses.csv",
+    ),
 }
 
 
@@ -91,9 +124,15 @@ def line_of(name: str, start: str) -> Path:
 
 
 def config_of(name: str, version: str) -> dict[str, Any]:
-    """The config of a reference run."""
-    config, _ = parse(["reference", f"--config=reference:{name},{version}", "--workdir=-"])
+    """The config of a reference run's pretraining."""
+    run = TASKS[name].pretrained or name
+    config, _ = parse(["reference", f"--config=reference:{run},{version}", "--workdir=-"])
     return config
+
+
+def workdir_of(name: str, version: str) -> Path:
+    """The workdir of a reference run's pretraining."""
+    return RUNS / (TASKS[name].pretrained or name) / version
 
 
 # Probes -------------------------------------------------------------------------------------------
@@ -109,7 +148,12 @@ def chosen(data: Labelled, limit: int, seed: int) -> Labelled:
 
 def probed(name: str, version: str) -> dict[str, Any]:
     """Curve of the probes on dev, the best step, and the scores of that on test."""
-    config, workdir = config_of(name, version), RUNS / name / version
+    config, workdir = config_of(name, version), workdir_of(name, version)
+    if TASKS[name].labelled:
+        options = {"data.source": TASKS[name].labelled, "data.split": "train"}
+        if (workdir / "tokenizer").exists():
+            options["examples.tokenizer"] = str(workdir / "tokenizer")
+        config = with_options(config, options)
     modality, model = pretrain.make_model(config)
     whole, dev, test = probe.labelled(modality, config, ("train", "dev", "test"))
     encode, limit = probe.make_encode(model), TASKS[name].labels
@@ -161,7 +205,7 @@ def finetuned(name: str, start: str, share: float) -> dict[str, Any]:
     init_from = None
     if start != "scratch":
         step = read_json(line_of(name, start))["step"]
-        init_from = str(RUNS / name / start / "checkpoints" / str(step))
+        init_from = str(workdir_of(name, start) / "checkpoints" / str(step))
     programs: dict[Any, Any] = {}
 
     def run(rate: float, updates: int, seed: int, split: str) -> float:
@@ -222,10 +266,10 @@ def main() -> None:
             starts = options.starts.split(",")
             for version in starts:
                 if version != "scratch":
-                    train.train(config_of(name, version), RUNS / name / version)
+                    train.train(config_of(name, version), workdir_of(name, version))
                     if not line_of(name, version).exists():
                         write_json(line_of(name, version), probed(name, version))
-                if version == "v2":
+                if version == "v2" and TASKS[name].pretrained is None:
                     keep(name, read_json(line_of(name, version))["step"])
             shares = TASKS[name].shares
             if options.shares:

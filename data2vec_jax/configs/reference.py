@@ -44,9 +44,24 @@ def speech(c: ConfigDict) -> None:
         c.model.decoder.width = 64
 
 
+def texts(c: ConfigDict) -> None:
+    """77 MB of descriptions, glosses, a dictionary, manuals and essays: less than one pass."""
+    c.model.update(width=192, vocab_size=8_000, max_length=128)
+    c.model.encoder.update(depth=4, mlp=384)
+    c.objective.top_k = 4
+    c.examples.update(lengths=(128,), mode="none", vocab_size=8_000)
+    c.data.update(source=f"manifest:{CORPORA}/texts.csv", split="train", batch_size=16)
+    common.short_run(c, 8_000)
+    c.schedule.peak = 2e-3  # texts collapse at twice the rule's, and this run is long
+    if "decoder" in c.model:
+        c.model.decoder.width = 64
+        c.objective.clones = 2  # there is more text than time for masks of it
+
+
 NAMES: dict[str, tuple[str, Callable[[ConfigDict], None]]] = {
     "digits": ("vision", digits),
     "speech": ("speech", speech),
+    "texts": ("text", texts),
 }
 
 

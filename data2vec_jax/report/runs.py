@@ -33,7 +33,8 @@ class RunRecord:
     @property
     def limits(self) -> Mapping[str, Limit]:
         """Scalar -> the limit beyond which this run's collapse monitor warns."""
-        return self.collapse.limits()
+        ranks = [line["feature_rank"] for line in self.train if "feature_rank" in line]
+        return self.collapse.limits(max(ranks, default=0.0))
 
     def scalars(self, split: str) -> list[str]:
         """Names of a split's scalars, in order of appearance."""
@@ -54,7 +55,10 @@ class RunRecord:
         if broken:
             found.append(f"step {last['step']:,}: not finite: {', '.join(broken)}")
         never_abort = dataclasses.replace(self.collapse, abort=False)
-        alarms = CollapseMonitor(never_abort).check(last["step"], last)
+        monitor = CollapseMonitor(never_abort)
+        for line in self.train[:-1]:
+            monitor.watch(line)
+        alarms = monitor.check(last["step"], last)
         return found + [alarm.removeprefix("warning: ") for alarm in alarms]
 
 

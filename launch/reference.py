@@ -41,6 +41,9 @@ RUNS = ROOT / "runs/reference"
 WEIGHTS = ROOT / "data2vec_jax/reference"
 SEEDS = 3
 ERRORS = "cer", "wer"  # scores of which the lower is the better
+VERSIONS = "v2", "v1"
+ADAPTERS = "lora", "dora"  # of 2.0; variants of a fine-tuning config
+FASTER = 5  # times the rates of full fine-tuning: adapters start from zero
 
 
 @dataclass(frozen=True)
@@ -212,14 +215,19 @@ def probed(name: str, version: str) -> dict[str, Any]:
 def finetuned(name: str, start: str, share: float) -> dict[str, Any]:
     """Scores on test by seed, with a share of the labels and the rate and updates best on dev."""
     task, network = TASKS[name], config_of(name, "v2")
-    base, _ = parse(["reference", f"--config={task.finetune}", "--workdir=-"])
+    variant = f"{task.finetune}_{start}" if start in ADAPTERS else task.finetune
+    base, _ = parse(["reference", f"--config={variant}", "--workdir=-"])
     model = {k: v for k, v in network["model"].items() if k not in ("decoder", "head")}
     base = base | {"model": model | {"mask_embedding": False}}
     base = with_options(base, {"data.source": network["data"]["source"], **task.options})
     init_from = None
-    if start != "scratch":
-        step = read_json(line_of(name, start))["step"]
-        init_from = str(workdir_of(name, start) / "checkpoints" / str(step))
+    if start == "scratch":
+        if base.get("layerwise_lr"):  # slow first blocks keep what they have learned before
+            base = with_options(base, {"layerwise_lr.decay": 1.0})
+    else:
+        version = "v2" if start in ADAPTERS else start
+        step = read_json(line_of(name, version))["step"]
+        init_from = str(workdir_of(name, version) / "checkpoints" / str(step))
     programs: dict[Any, Any] = {}
 
     def run(rate: float, updates: int, seed: int) -> Path:
@@ -235,7 +243,8 @@ def finetuned(name: str, start: str, share: float) -> dict[str, Any]:
         print(f"{name} {workdir.name} {split}: {found}", file=sys.stderr, flush=True)
         return found[task.metric]
 
-    tries = list(itertools.product(task.rates, task.updates[share]))
+    rates = [rate * FASTER if start in ADAPTERS else rate for rate in task.rates]
+    tries = list(itertools.product(rates, task.updates[share]))
     on_dev = {t: scored(run(*t, 0), "dev") for t in tries}
     best = min if task.metric in ERRORS else max
     rate, updates = best(on_dev, key=on_dev.__getitem__)
@@ -283,7 +292,7 @@ def main() -> None:
         for name in options.names or TASKS:
             starts = options.starts.split(",")
             for version in starts:
-                if version != "scratch":
+                if version in VERSIONS:
                     train.train(config_of(name, version), workdir_of(name, version))
                     if not line_of(name, version).exists():
                         write_json(line_of(name, version), probed(name, version))

@@ -103,14 +103,19 @@ class Inference:
 
 
 class Labelled(NamedTuple):
-    """Examples with labels, for probes: arrays [N, ...], labels int [N] or [N, T], -1 for none."""
+    """Examples with labels, for probes: arrays [N, ...], labels int [N] or [N, T], -1 for none.
+
+    names: of the classes, () where they are not known.
+    """
 
     inputs: Mapping[str, np.ndarray]
     labels: np.ndarray
+    names: Sequence[str] = ()
 
     def take(self, rows: np.ndarray) -> "Labelled":
         """These examples, int [n], alone."""
-        return Labelled({name: x[rows] for name, x in self.inputs.items()}, self.labels[rows])
+        inputs = {name: x[rows] for name, x in self.inputs.items()}
+        return self._replace(inputs=inputs, labels=self.labels[rows])
 
 
 class HandMade(NamedTuple):
@@ -122,6 +127,21 @@ class HandMade(NamedTuple):
 
     name: str
     make: Callable[[Mapping[str, np.ndarray], Mapping[str, np.ndarray]], np.ndarray]
+
+
+class Drawing(NamedTuple):
+    """How the report shows an example: as a picture, or as words.
+
+    picture: inputs of an example -> uint8 [height, width, 1 or 3], or float [height, width], which
+      is drawn in a scale of colours. The positions of a mask lie over it: a row of T, or a grid.
+    turned: time runs down both picture and grid, and is to run to the right.
+    words: (examples, inputs of an example) -> the text at each position, '' for padding. Where it
+      is given there is no picture.
+    """
+
+    picture: Callable[[Mapping[str, np.ndarray]], np.ndarray] | None = None
+    turned: bool = False
+    words: Callable[[Any, Mapping[str, np.ndarray]], Sequence[str]] | None = None
 
 
 @dataclass(frozen=True)
@@ -163,6 +183,7 @@ class Modality:
     check_labels: of such a source, raises UserError if it has none that `labelled` can use; by
       default every example must have a class.
     hand_made: features that probes put beside the encoder's; None if none are known.
+    drawing: how the report shows its examples; None: it does not.
     input_layout, inputs: as `layout` and `examples`, of whole inputs (`Inputs`) for fine-tuning;
       None if it cannot be fine-tuned.
     learned_mask: section `model` has the option `mask_embedding`, a vector for masked positions (in
@@ -190,6 +211,7 @@ class Modality:
     flops: Callable[..., Mapping[str, float]]
     labelled: Callable[..., Labelled] | None = None
     hand_made: HandMade | None = None
+    drawing: Drawing | None = None
     input_layout: Callable[..., Layout] | None = None
     inputs: Callable[..., Inputs] | None = None
     learned_mask: bool = False

@@ -31,17 +31,30 @@ def labelled(
     The classes are those of the first split. Raises UserError: a split has no labels that this
     modality can probe, or a class that the first has not.
     """
-    data, options = config["data"], config["examples"]
-    like = open_source(data["source"], data["split"], codec=modality.codec)
-    like, sources, names = modality.examples(like, **options), [], None
+    like, names, found = training_examples(modality, config), None, []
     for split in splits:
-        source = open_named(data["source"], split, modality.codec, names)
+        source = open_named(config["data"]["source"], split, modality.codec, names)
         modality.check_labels(source)
         names = source.label_names
-        sources.append(source)
+        found.append(of_source(modality, config, source, like))
+    return found
+
+
+def training_examples(modality: Modality, config: Mapping[str, Any]) -> Examples:
+    """The examples that a pretraining config learns from."""
+    data = config["data"]
+    source = open_source(data["source"], data["split"], codec=modality.codec)
+    return modality.examples(source, **config["examples"])
+
+
+def of_source(
+    modality: Modality, config: Mapping[str, Any], source: Source, like: Examples
+) -> Labelled:
+    """Labelled examples of a source, read like the training examples `like`."""
+    options = config["examples"]
     if modality.labelled:
-        return [modality.labelled(source, like, **options) for source in sources]
-    return [with_classes(modality.examples(source, like, **options), source) for source in sources]
+        return modality.labelled(source, like, **options)
+    return with_classes(modality.examples(source, like, **options), source)
 
 
 def with_classes(examples: Examples, source: Source) -> Labelled:
@@ -52,7 +65,8 @@ def with_classes(examples: Examples, source: Source) -> Labelled:
         raise UserError(f"{source.uri}: none of the {len(source)} examples of {source.split} fits")
     rows = [examples.load(i, int(examples.bucket_of[i]), rng) for i in used]
     inputs = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    return Labelled(inputs, np.array([source.field(i, "label") for i in used]))
+    labels = np.array([source.field(i, "label") for i in used])
+    return Labelled(inputs, labels, source.label_names or ())
 
 
 class Encode(NamedTuple):

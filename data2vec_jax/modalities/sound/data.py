@@ -93,3 +93,9 @@ def log_mel_statistics(
     mean = x.sum(1) / count
     deviation = np.sqrt((np.square(x - mean[:, None]) * inside).sum(1) / count)
     return np.concatenate([mean, deviation], axis=1).astype(np.float32)
+
+
+def picture(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+    """spectrogram [F, 128, 1] -> float32 [F, 128]; padded frames, which are 0, as silence."""
+    x = inputs["spectrogram"][..., 0]
+    return np.where(np.any(x != 0, axis=1, keepdims=True), x, x.min())

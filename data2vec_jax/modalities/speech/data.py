@@ -141,7 +141,7 @@ def labelled(source: Any, like: SpeechExamples, **options: Any) -> Labelled:
             f"{source.uri}: no example of {source.split} is as long as a crop, "
             f"{length / RATE:g} s (config.examples.crops)"
         )
-    return Labelled({"audio": np.stack(pieces)}, np.stack(labels))
+    return Labelled({"audio": np.stack(pieces)}, np.stack(labels), names)
 
 
 def stacked_log_mel(
@@ -158,3 +158,11 @@ def stacked_log_mel(
     shifts = np.arange(-CONTEXT, CONTEXT + 1)
     places = np.clip(np.arange(T)[:, None] + shifts, 0, T - 1)  # [T, 9]
     return frames[:, places].reshape(len(frames), T, -1)
+
+
+def picture(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+    """audio [S] -> its log-mel spectrogram, float32 [80, T], low frequencies at the bottom.
+
+    A column is as long as a frame of the encoder.
+    """
+    return log_mel(inputs["audio"], FBANK).T[::-1]

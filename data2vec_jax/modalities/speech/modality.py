@@ -1,6 +1,6 @@
 """Speech: 16 kHz waveforms, raw or as log-mel frames."""
 
-from data2vec_jax.modalities.contract import HandMade, Modality
+from data2vec_jax.modalities.contract import Drawing, HandMade, Modality
 from data2vec_jax.modalities.speech import data, export, inference, inputs, model, published
 from data2vec_jax.modalities.speech.bench import BENCH
 from data2vec_jax.modalities.speech.codec import CODEC
@@ -13,6 +13,7 @@ MODALITY = Modality(
     examples=data.SpeechExamples,
     labelled=data.labelled,
     hand_made=HandMade("log-mel", data.stacked_log_mel),
+    drawing=Drawing(data.picture),
     input_layout=inputs.UtteranceConfig,
     inputs=inputs.Utterances,
     learned_mask=True,

@@ -111,8 +111,22 @@ def labelled(source: Any, like: TextExamples, **options: Any) -> Labelled:
     ids, length = like.tokenizer, BlockConfig(**options).buckets[-1]
     items = [source[i] for i in range(len(source))]
     rows = [[ids.bos, *ids.encode(item["text"])[: length - 2], ids.eos] for item in items]
+    names = source.label_names or ()
     tokens = np.stack([pad_row(row, length, ids.pad) for row in rows])
-    return Labelled({"tokens": tokens}, np.array([item["label"] for item in items]))
+    return Labelled({"tokens": tokens}, np.array([item["label"] for item in items]), names)
+
+
+def words(examples: TextExamples, inputs: Mapping[str, np.ndarray]) -> list[str]:
+    """tokens int [T] -> the text of each, with the blank before a word; '' for the ends of the row
+    and padding."""
+    ids = examples.tokenizer
+    found = {}
+    for i in map(int, np.unique(inputs["tokens"])):
+        # The second of two: a text's first token loses its blank.
+        found[i] = ids.decode([i, i])[len(ids.decode([i])) :]
+    return [
+        "" if i in (ids.bos, ids.eos, ids.pad) else found[i] for i in map(int, inputs["tokens"])
+    ]
 
 
 def tf_idf(train: Mapping[str, np.ndarray], inputs: Mapping[str, np.ndarray]) -> np.ndarray:

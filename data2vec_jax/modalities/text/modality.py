@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from data2vec_jax import masking
-from data2vec_jax.modalities.contract import HandMade, Modality
+from data2vec_jax.modalities.contract import Drawing, HandMade, Modality
 from data2vec_jax.modalities.text import data, export, inference, inputs, model, published
 from data2vec_jax.modalities.text.bench import BENCH
 from data2vec_jax.modalities.text.codec import CODEC
@@ -56,6 +56,7 @@ MODALITY = Modality(
     examples=data.TextExamples,
     labelled=data.labelled,
     hand_made=HandMade("TF-IDF", data.tf_idf),
+    drawing=Drawing(words=data.words),
     input_layout=inputs.RowConfig,
     inputs=inputs.Rows,
     flops=model.flops,

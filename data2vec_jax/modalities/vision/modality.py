@@ -1,6 +1,6 @@
 """Vision: images cut into patches."""
 
-from data2vec_jax.modalities.contract import HandMade, Modality
+from data2vec_jax.modalities.contract import Drawing, HandMade, Modality
 from data2vec_jax.modalities.vision import data, export, inference, inputs, model, published
 from data2vec_jax.modalities.vision.bench import BENCH
 from data2vec_jax.modalities.vision.codec import CODEC
@@ -12,6 +12,7 @@ MODALITY = Modality(
     layout=data.ImageConfig,
     examples=data.VisionExamples,
     hand_made=HandMade("pixels", data.pixels),
+    drawing=Drawing(lambda inputs: inputs["image"]),
     input_layout=inputs.ImageInputConfig,
     inputs=inputs.Images,
     learned_mask=True,

@@ -3,8 +3,9 @@
     python -m data2vec_jax.report WORKDIR
 
 writes WORKDIR/report.html. A workdir is one run (config.json, metrics.jsonl), or the folder of a
-demo: `summary.json` and one run for each recipe and seed in `*/seed*/`. The page is one file
-without scripts; it loads nothing, and follows the browser's light or dark mode.
+demo: `summary.json` and one run for each recipe and seed in `*/seed*/`; or the folder of a
+reference run, whose page has pictures of what its checkpoints make of held-out examples. The page
+is one file without scripts; it loads nothing, and follows the browser's light or dark mode.
 """
 
 from data2vec_jax.cli.output import run_main

@@ -10,7 +10,7 @@ import io
 import math
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
@@ -107,6 +107,15 @@ class Curve:
 
 
 @dataclasses.dataclass(frozen=True)
+class Level:
+    """A dashed horizontal line: its name, its height, and the name of its colour."""
+
+    label: str
+    value: float
+    colour: str
+
+
+@dataclasses.dataclass(frozen=True)
 class _Drawn:
     """The finite part of a curve, in at most `POINTS` points; [n] each."""
 
@@ -123,6 +132,8 @@ def line_figure(
     limits: Sequence[float] = (),
     include: Sequence[float] = (),
     log: bool = False,
+    levels: Sequence[Level] = (),
+    unit: str = "",
 ) -> "Figure | None":
     """Curves over steps; None if no value is finite.
 
@@ -132,13 +143,15 @@ def line_figure(
       include: values that the vertical axis must show; it ends there if no value lies beyond.
       log: asks for a logarithmic axis, granted if all values are positive and cover more than a
         factor of 20.
+      levels: what the curves are compared with, whole within the axis.
+      unit: of the vertical axis.
     """
     from matplotlib.ticker import FixedLocator, MaxNLocator
 
     drawn = [_points(curve) for curve in curves]
     if not any(len(d.x) for d in drawn):
         return None
-    low, high = _value_range(drawn, include)
+    low, high = _value_range(drawn, [*include, *(level.value for level in levels)])
     log = log and min(d.least.min() for d in drawn if len(d.x)) > 0 and high > 20 * low
     if log:
         limits = [limit for limit in limits if low <= limit <= high]
@@ -154,9 +167,12 @@ def line_figure(
     ticks = FixedLocator(log_ticks(low, high)) if log else MaxNLocator(5, steps=[1, 2, 5, 10])
     axes.yaxis.set_major_locator(ticks)
     axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10], integer=True))
-    _style(axes, grid="y")
+    _style(axes, grid="y", unit=unit)
     for limit in limits:
         axes.axhline(limit, color=LIGHT["alarm"], linewidth=1.2, dashes=(4, 3), gid="limit")
+    for level in levels:
+        title = f"{TOOLTIP}{level.label}: {number(level.value)}{unit}"
+        axes.axhline(level.value, color=LIGHT[level.colour], dashes=(4, 3), gid=title)
     for curve, points in zip(curves, drawn, strict=True):
         if len(points.x):
             _draw(axes, curve, points)
@@ -291,7 +307,8 @@ def probe_figure(probes: Sequence["ProbeScores"], unit: str = "") -> "Figure":
 def block_figure(probe: "ProbeScores", unit: str = "") -> "Figure":
     """Scores on the dev split over the features that a probe was tried on, with `probe.dev`.
 
-    Untrained in grey, pretrained in colour; class tokens dotted, at the place of their block.
+    Untrained (if it is there) in grey, pretrained in colour; class tokens dotted, at the place of
+    their block.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -305,7 +322,8 @@ def block_figure(probe: "ProbeScores", unit: str = "") -> "Figure":
     _style(axes, grid="y", unit=unit)
     labels = [n.removeprefix("block ").removesuffix(" of blocks").split(" ")[0] for n in names]
     axes.set_xticks(range(len(names)), labels)
-    for side, ink in (("untrained", LIGHT["muted"]), ("pretrained", LIGHT["series-0"])):
+    for side in probe.dev:
+        ink = LIGHT["muted" if side == "untrained" else "series-0"]
         for suffix, style in (("", "solid"), (token, "dotted")):
             found = {n: v for n, v in probe.dev[side].items() if n.endswith(token) == bool(suffix)}
             found = {names.index(n.removesuffix(token)): (n, v) for n, v in found.items()}
@@ -322,6 +340,36 @@ def block_figure(probe: "ProbeScores", unit: str = "") -> "Figure":
             for x, (name, value) in found.items():
                 title = f"{side}, {name}: {number(value)}{unit}"
                 _dot(axes, x, value, title, 6, color=ink, markeredgewidth=0)
+    return figure
+
+
+def share_figure(
+    curves: Mapping[str, tuple[str, Mapping[float, Sequence[float]]]], unit: str = ""
+) -> "Figure":
+    """Scores after fine-tuning over shares of the labels, which are equally far apart.
+
+    curves: name -> (name of its colour, {share: scores by seed}); the line joins the means, and
+    there is a dot for each seed.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    shares = sorted({share for _, found in curves.values() for share in found})
+    values = [v for _, found in curves.values() for scores in found.values() for v in scores]
+    figure, axes = _figure(WIDTH, HEIGHT, MARGINS)
+    axes.set_xlim(-0.3, len(shares) - 0.7)
+    axes.set_ylim(*_padded(min(values), max(values), ()))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    _style(axes, grid="y", unit=unit)
+    axes.set_xticks(range(len(shares)), [f"{100 * share:g} %" for share in shares])
+    for name, (ink, found) in curves.items():
+        means = {shares.index(s): statistics.fmean(found[s]) for s in sorted(found)}
+        style = {"color": LIGHT[ink], "linewidth": 2, "label": name}
+        axes.plot(list(means), list(means.values()), **style)
+        for share, scores in found.items():
+            for value in scores:
+                title = f"{name}, {100 * share:g} % of the labels: {number(value)}{unit}"
+                place = shares.index(share), value
+                _dot(axes, *place, title, 6, color=LIGHT[ink], markeredgewidth=0)
     return figure
 
 
@@ -355,8 +403,8 @@ def _style(axes: "Axes", *, grid: str, unit: str = "") -> None:
     axes.grid(True, axis=grid, color=LIGHT["grid"], linewidth=1)
     axes.set_axisbelow(True)
     axes.tick_params(length=0, pad=6, labelsize=12, labelcolor=LIGHT["muted"])
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{short(value)}{unit}"))
+    for axis, end in ((axes.xaxis, unit * (grid == "x")), (axes.yaxis, unit * (grid == "y"))):
+        axis.set_major_formatter(FuncFormatter(lambda value, _, end=end: f"{short(value)}{end}"))
         axis.set_minor_locator(NullLocator())
         axis.set_minor_formatter(NullFormatter())
 

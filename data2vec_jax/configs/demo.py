@@ -69,7 +69,7 @@ def vision_v2(c: ConfigDict) -> None:
     # time of a step.
     c.model.decoder.update(layers=2, width=48, groups=1)
     c.objective.update(top_k=4, scale="mean", class_weight=0.0)
-    common.short_run(c, 1_400)
+    common.short_run(c, 2_000)
 
 
 def sound(c: ConfigDict) -> None:

@@ -56,6 +56,16 @@ def speech(c: ConfigDict) -> None:
         c.model.decoder.width = 64
 
 
+def sounds(c: ConfigDict) -> None:
+    """1,160 notes of 112 instruments, 1.28 s of each: 80 passes."""
+    network(c)
+    c.model.update(mean=-5.4, std=5.2)
+    c.data.update(source=f"manifest:{CORPORA}/instruments.tsv", eval_split="dev", batch_size=16)
+    common.short_run(c, 6_000)
+    c.schedule.peak = 2e-3  # the front end collapses at the rule's, and this run is long
+    c.model.decoder.width = 64
+
+
 def texts(c: ConfigDict) -> None:
     """77 MB of descriptions, glosses, a dictionary, manuals and essays: less than one pass."""
     c.model.update(width=192, vocab_size=8_000, max_length=128)
@@ -74,6 +84,7 @@ NAMES: dict[str, tuple[str, Callable[[ConfigDict], None]]] = {
     "digits": ("vision", digits),
     "pictures": ("vision", pictures),
     "speech": ("speech", speech),
+    "sounds": ("sound", sounds),
     "texts": ("text", texts),
 }
 

@@ -7,8 +7,9 @@ For each corpus: data2vec 1.0 and 2.0 of configs/reference.py, on as many cores 
 use (`taskset`). Their kept checkpoints are probed on the split dev, and the best is probed on the
 split test once, with three choices of its labels. Then it is fine-tuned, and so is the network from
 scratch, on shares of the labels; rate and number of updates are chosen on dev, for each start and
-share alike. launch/reference/NAME-{v1,v2,scratch}.json has the scores and the curve; the encoder
-goes to data2vec_jax/reference/NAME in float16, for `data2vec_jax.load("reference:NAME")`.
+share alike. launch/reference/NAME-{v1,v2,scratch}.json has the scores and the curve; an encoder
+that is better than hand-made features goes to data2vec_jax/reference/NAME in float16, for
+`data2vec_jax.load("reference:NAME")`.
 runs/reference/NAME/report.html shows all of it, with pictures of held-out examples.
 """
 
@@ -38,6 +39,7 @@ from data2vec_jax.convert import ours
 from data2vec_jax.core import checkpoints
 from data2vec_jax.core.config import with_options
 from data2vec_jax.core.files import read_json, write_json
+from data2vec_jax.modalities import contract
 from data2vec_jax.modalities.contract import Labelled
 from data2vec_jax.report import page
 from data2vec_jax.tasks import pretrain, probe
@@ -281,6 +283,14 @@ def compared(name: str, version: str, step: int) -> dict[str, Any]:
     return found | {"hand_made_dev": {m: hand_made[m] for m in probe.PROBES if m in hand_made}}
 
 
+def encoder_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Section `model` of a pretraining config without what only pretraining needs."""
+    model = {k: v for k, v in config["model"].items() if k not in ("decoder", "head")}
+    if contract.get(config["modality"]).learned_mask:
+        model["mask_embedding"] = False
+    return model
+
+
 # Fine-tuning --------------------------------------------------------------------------------------
 
 
@@ -289,8 +299,7 @@ def finetuned(name: str, start: str, share: float) -> dict[str, Any]:
     task, network = TASKS[name], config_of(name, "v2")
     variant = f"{task.finetune}_{start}" if start in ADAPTERS else task.finetune
     base, _ = parse(["reference", f"--config={variant}", "--workdir=-"])
-    model = {k: v for k, v in network["model"].items() if k not in ("decoder", "head")}
-    base = base | {"model": model | {"mask_embedding": False}}
+    base = base | {"model": encoder_of(network)}
     base = with_options(base, {"data.source": network["data"]["source"], **task.options})
     init_from = None
     if start == "scratch":
@@ -333,12 +342,17 @@ def finetuned(name: str, start: str, share: float) -> dict[str, Any]:
 # Weights ------------------------------------------------------------------------------------------
 
 
+def worth_keeping(name: str) -> bool:
+    """Whether the encoder of 2.0 is the run's own, and better than hand-made features."""
+    result = read_json(line_of(name, "v2"))
+    made, learned = (result[side]["linear_probe"] for side in ("hand_made", "test"))
+    return TASKS[name].pretrained is None and min(learned) > statistics.fmean(made)
+
+
 def keep(name: str, step: int) -> None:
     """Writes the encoder of 2.0, without what only pretraining needs, in float16."""
     found = ours.open_checkpoint(RUNS / name / "v2/checkpoints" / str(step))
-    left_out = ("decoder", "head", "mask_embedding")
-    model = {k: v for k, v in found.config["model"].items() if k not in left_out}
-    config = {"modality": found.config["modality"], "model": model | {"mask_embedding": False}}
+    config = {"modality": found.config["modality"], "model": encoder_of(found.config)}
     wanted, half = ours.shapes_of(config), np.dtype(np.float16)
     entries = [
         e._replace(dtype=half, make=lambda make=e.make: np.asarray(make(), half))
@@ -453,7 +467,7 @@ def main() -> None:
                         write_json(line, probed(name, version))
                     if "dev" not in (found := read_json(line)):
                         write_json(line, found | compared(name, version, found["step"]))
-                if version == "v2" and TASKS[name].pretrained is None:
+                if version == "v2" and worth_keeping(name):
                     keep(name, read_json(line_of(name, version))["step"])
             shares = TASKS[name].shares
             if options.shares:

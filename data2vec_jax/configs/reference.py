@@ -30,8 +30,6 @@ def digits(c: ConfigDict) -> None:
     network(c)
     c.data.update(source=f"array_record:{CORPORA}/mnist", eval_split="dev", batch_size=32)
     common.short_run(c, 12_000)
-    if "decoder" in c.model:
-        c.model.decoder.width = 64
 
 
 def pictures(c: ConfigDict) -> None:
@@ -42,8 +40,6 @@ def pictures(c: ConfigDict) -> None:
     c.examples.update(image=64, channels=3, flip=0.5, scale=(0.5, 1.0), aspect=(3 / 4, 4 / 3))
     c.data.update(source=f"manifest:{CORPORA}/emoji.tsv", eval_split="dev", batch_size=32)
     common.short_run(c, 6_000)
-    if "decoder" in c.model:
-        c.model.decoder.width = 64
 
 
 def speech(c: ConfigDict) -> None:
@@ -52,8 +48,6 @@ def speech(c: ConfigDict) -> None:
     c.data.update(source=f"manifest:{CORPORA}/phones.tsv", eval_split="dev")
     common.short_run(c, 10_000)
     c.schedule.peak = 4e-3  # half of the rule's: sounds collapse at it, and this run is long
-    if "decoder" in c.model:
-        c.model.decoder.width = 64
 
 
 def sounds(c: ConfigDict) -> None:
@@ -63,7 +57,6 @@ def sounds(c: ConfigDict) -> None:
     c.data.update(source=f"manifest:{CORPORA}/instruments.tsv", eval_split="dev", batch_size=16)
     common.short_run(c, 6_000)
     c.schedule.peak = 2e-3  # the front end collapses at the rule's, and this run is long
-    c.model.decoder.width = 64
 
 
 def texts(c: ConfigDict) -> None:
@@ -76,7 +69,6 @@ def texts(c: ConfigDict) -> None:
     common.short_run(c, 8_000)
     c.schedule.peak = 2e-3  # texts collapse at twice the rule's, and this run is long
     if "decoder" in c.model:
-        c.model.decoder.width = 64
         c.objective.clones = 2  # there is more text than time for masks of it
 
 
@@ -97,6 +89,8 @@ def get_config(variant: str = "digits,v2") -> ConfigDict:
     modality, change = NAMES[name]
     c = demo.get_config(f"{modality},{version}")
     change(c)
+    if "decoder" in c.model:  # 2.0
+        c.model.decoder.width = 64
     c.log_every = c.total_steps // 100
     c.checkpoint = dict(every=c.total_steps // 20, keep=1, keep_every=c.total_steps // 10)
     return c

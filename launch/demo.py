@@ -31,6 +31,7 @@ from data2vec_jax.core import sharding
 from data2vec_jax.core.train_step import init_state
 from data2vec_jax.metrics.writer import FILE, read_lines
 from data2vec_jax.report import page
+from data2vec_jax.report.reference import mean_and_range
 from data2vec_jax.tasks import pretrain, probe
 
 FINAL = ("loss", "target_std", "pred_std")
@@ -90,9 +91,9 @@ def table(summary: Mapping[str, Mapping[str, Any]]) -> str:
         for probe_name, title in PROBES.items():
             scores = found[probe_name]
             cells = (
-                "" if scores["hand_made"] is None else spread([scores["hand_made"]]),
-                spread(scores["untrained"]),
-                spread(scores["pretrained"]),
+                "" if scores["hand_made"] is None else mean_and_range([scores["hand_made"]]),
+                mean_and_range(scores["untrained"]),
+                mean_and_range(scores["pretrained"]),
                 found["blocks"][probe_name]["pretrained"][0],
                 found["verdict"][probe_name],
             )
@@ -103,13 +104,6 @@ def table(summary: Mapping[str, Mapping[str, Any]]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     )
-
-
-def spread(values: list[float]) -> str:
-    """'82.1 % (81.0 to 83.3)', or '82.1 %' of one."""
-    percent = [100 * v for v in values]
-    text = f"{statistics.mean(percent):.1f} %"
-    return f"{text} ({min(percent):.1f} to {max(percent):.1f})" if len(values) > 1 else text
 
 
 def sentence(name: str, found: Mapping[str, Any]) -> str:

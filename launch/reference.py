@@ -42,6 +42,7 @@ from data2vec_jax.core.files import read_json, write_json
 from data2vec_jax.modalities import contract
 from data2vec_jax.modalities.contract import Labelled
 from data2vec_jax.report import page
+from data2vec_jax.report.reference import mean_and_range
 from data2vec_jax.tasks import pretrain, probe
 
 RESULTS = ROOT / "launch/reference"
@@ -384,20 +385,17 @@ def write_page(name: str) -> None:
 # Tables -------------------------------------------------------------------------------------------
 
 
-def spread(values: Sequence[float]) -> str:
-    """'63.0 (62.4 to 63.1)' of scores by seed, in per cent; '' of none."""
-    percent = [100 * value for value in values]
-    if not percent:
-        return ""
-    return f"{statistics.fmean(percent):.1f} ({min(percent):.1f} to {max(percent):.1f})"
-
-
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table; a first cell is left out where it is that of the row above."""
     lines = [head, ["---"] * len(head)]
     for before, row in zip([None, *rows], rows, strict=False):
         lines.append([*([""] if before and before[0] == row[0] else [row[0]]), *row[1:]])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def per_cent(scores: Sequence[float]) -> str:
+    """'63.0 (62.4 to 63.1)': the tables' heads say what the scores are."""
+    return mean_and_range(scores, unit="")
 
 
 def tables() -> dict[str, str]:
@@ -419,16 +417,16 @@ def tables() -> dict[str, str]:
         for metric, title in (("linear_probe", "linear"), ("knn", "k-NN")):
             if runs:
                 made = next(iter(runs.values()))["hand_made"][metric]
-                cells = [spread(runs[v]["test"][metric]) if v in runs else "" for v in VERSIONS]
+                cells = [per_cent(runs[v]["test"][metric]) if v in runs else "" for v in VERSIONS]
                 labels = f"{task.labels:,}"
-                probes.append((task.title, labels, title, spread(made), *cells))
+                probes.append((task.title, labels, title, per_cent(made), *cells))
         for share in task.shares:
             found = {
                 start: known.get((name, start), {}).get("finetuned", {}).get(f"{share:g}")
                 for start in STARTS
             }
             if any(found.values()):
-                cells = [spread(line[task.metric]) if line else "" for line in found.values()]
+                cells = [per_cent(line[task.metric]) if line else "" for line in found.values()]
                 tuned.append((task.title, f"{100 * share:g} %", task.metric, *cells))
     versions = [STARTS[version] for version in VERSIONS]
     return {

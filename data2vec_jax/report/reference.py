@@ -62,10 +62,15 @@ def context(workdir: Path, summary: Mapping[str, Any], cards: Cards) -> dict[str
 # Tables -------------------------------------------------------------------------------------------
 
 
-def mean_and_range(scores: Sequence[float]) -> str:
-    """'94.9 % (94.9 to 95.0)' of scores from 0 to 1, without the range if there is one."""
+def mean_and_range(scores: Sequence[float], unit: str = UNIT) -> str:
+    """'94.9 % (94.9 to 95.0)' of scores from 0 to 1, without the range if there is one; '' of none.
+
+    unit: what stands behind the mean.
+    """
     percent = [100 * score for score in scores]
-    text = f"{statistics.fmean(percent):.1f}{UNIT}"
+    if not percent:
+        return ""
+    text = f"{statistics.fmean(percent):.1f}{unit}"
     return f"{text} ({min(percent):.1f} to {max(percent):.1f})" if len(percent) > 1 else text
 
 
@@ -73,7 +78,7 @@ def _cost(start: str, result: Mapping[str, Any]) -> list[str]:
     """A row: name, updates, minutes, FLOPs, update of the checkpoint, scores of test."""
     seconds, flops = result.get("seconds"), result.get("flops")
     scores = [
-        mean_and_range(result[side][probe]) if result.get(side, {}).get(probe) else ""
+        mean_and_range(result.get(side, {}).get(probe, ()))
         for probe in PROBES
         for side in ("hand_made", "test")
     ]

@@ -41,6 +41,7 @@ CHANGEABLE_ON_RESUME = (
     "eval_every",
     "workers",
     "prefetch",
+    "reader_timeout",
     "collapse",
 )
 

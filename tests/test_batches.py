@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from data2vec_jax.core.errors import UserError
-from data2vec_jax.data.batches import HostBatchReader, TrainSampler, global_shapes, stream
+from data2vec_jax.data.batches import HostBatchReader, TrainSampler, global_shapes
+from data2vec_jax.data.readers import stream
 from data2vec_jax.modalities.contract import Layout
 
 

@@ -1,4 +1,4 @@
-"""Global batches as a pure function of their number, and the grain pipeline that reads them.
+"""Global batches as a pure function of their number.
 
 The order of examples and the buckets of batches come from (seed, epoch) alone, the same on every
 host; each process reads the rows that its devices hold. So the position in the data is one number,
@@ -8,13 +8,11 @@ and a run resumes on the next unseen batch with any number of processes.
 import functools
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import grain.python as grain
 import jax
 import numpy as np
-from absl import flags
 
 from data2vec_jax.core.errors import UserError
 
@@ -221,36 +219,6 @@ class HostBatchReader:
         ]
         batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         return batch | {"example_id": ids}
-
-
-def stream(
-    read: Callable[[int], Mapping[str, np.ndarray]],
-    start: int,
-    stop: int,
-    *,
-    workers: int,
-    prefetch: int,
-    place: Callable[[Any], Any],
-) -> Iterator[Any]:
-    """Batches start, ..., stop - 1, read ahead, and placed on the devices by a thread.
-
-    workers: processes that read batches; 0 reads in threads of this one. prefetch: batches that
-    each reads ahead. place: moves a batch from the host to the devices.
-    """
-    if workers < 0 or prefetch < 1:
-        raise UserError(
-            f"config.data: workers={workers}, prefetch={prefetch}; use 0 or more, and 1 or more"
-        )
-    options = grain.ReadOptions(num_threads=0 if workers else 2, prefetch_buffer_size=prefetch)
-    batches = grain.MapDataset.range(start, stop).map(read).to_iter_dataset(options)
-    if workers:
-        if not flags.FLAGS.is_parsed():  # grain's workers read absl flags
-            flags.FLAGS.mark_as_parsed()
-        batches = batches.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)
-        )
-    batches = batches.map(place)
-    return iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=2))
 
 
 def global_shapes(sampler: TrainSampler, examples: Any) -> list[dict[str, jax.ShapeDtypeStruct]]:

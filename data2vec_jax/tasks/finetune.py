@@ -23,6 +23,7 @@ from data2vec_jax.core.state import matches, overlay, path_name
 from data2vec_jax.core.task import Task
 from data2vec_jax.data import batches, sources
 from data2vec_jax.data.codecs import Codec
+from data2vec_jax.data.readers import READER_TIMEOUT
 from data2vec_jax.modalities import contract
 from data2vec_jax.models import adapters, heads
 from data2vec_jax.models.heads import Features
@@ -105,7 +106,8 @@ class DataConfig:
     share: float = 1.0  # of the training examples that are used, always the same ones
     key: str | None = None  # see `data.sources.open_named`
     workers: int = 0  # processes that read; 0 for threads
-    prefetch: int = 4  # batches read ahead by each
+    prefetch: int = 4  # batches read ahead by each, or by the threads
+    reader_timeout: float = READER_TIMEOUT  # see `pretrain.DataConfig`
     rows_multiple_of: int | None = None  # see `batches.rows_of`
     equal_rows: bool = False  # as many rows of short examples as of long ones
     repeat: int = 1  # how often an example is in an epoch, for sets smaller than a batch

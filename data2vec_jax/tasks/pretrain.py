@@ -17,7 +17,7 @@ from data2vec_jax.core.errors import UserError, nearest
 from data2vec_jax.core.state import select
 from data2vec_jax.core.task import Task
 from data2vec_jax.core.train_step import StepKeys
-from data2vec_jax.data import batches
+from data2vec_jax.data import batches, readers
 from data2vec_jax.data.sources import open_source
 from data2vec_jax.modalities import contract
 from data2vec_jax.objectives.targets import axes_of, owns_features
@@ -47,7 +47,9 @@ class DataConfig:
     batch_size: int
     split: str = "train"
     workers: int = 0  # processes that read; 0 for threads
-    prefetch: int = 4  # batches read ahead by each
+    prefetch: int = 4  # batches read ahead by each, or by the threads
+    # Until a reader that gives no batch is taken for stuck.
+    reader_timeout: float = readers.READER_TIMEOUT  # seconds
     rows_multiple_of: int | None = None  # see `batches.rows_of`
     eval_split: str | None = None  # of held-out examples for the validation loss; None for none
     eval_batches: int = 8  # of the validation loss
@@ -149,12 +151,13 @@ def placed(plan: Any, examples: Any, options: Any, start: int, stop: int):
     """Batches `start` to `stop` of a plan on the mesh in use. options: a task's `DataConfig`."""
     mesh = jax.sharding.get_mesh()
     read = batches.HostBatchReader(plan, examples, sharding.own_blocks(mesh), mesh.size)
-    return batches.stream(
+    return readers.stream(
         read,
         start,
         stop,
         workers=options.workers,
         prefetch=options.prefetch,
+        reader_timeout=options.reader_timeout,
         place=lambda batch: sharding.to_global(batch, mesh),
     )
 

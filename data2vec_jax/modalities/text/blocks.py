@@ -23,7 +23,7 @@ MODES = ("complete_doc", "none")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Blocks:
-    """Training rows in one flat array; a random-access source for grain, picklable.
+    """Training rows in one flat array; a random-access source that can be pickled.
 
     Attributes:
         tokens: the corpus tokens of all blocks, one after the other, uint16 where the ids allow it,

@@ -162,7 +162,7 @@ def test_round_trip_while_the_state_is_donated(tmp_path, impl):
         donate_argnums=0,
     )
     with Checkpoints(tmp_path / "checkpoints", every=1) as checkpoints:
-        assert checkpoints.save(3, state, {"batch": 123, "plan": [1, {"epoch": 2}]})
+        assert checkpoints.save(3, state, {"batch": 3, "plan": [1, {"epoch": 2}]})
         for _ in range(3):
             state = spoil(state)
         jax.block_until_ready(state.params)
@@ -170,7 +170,7 @@ def test_round_trip_while_the_state_is_donated(tmp_path, impl):
         wanted = abstract(mesh, width=1 << 16, impl=impl)
         restored, position = checkpoints.restore(wanted)
     assert_equal(host(restored), before)
-    assert position == {"batch": 123, "plan": [1, {"epoch": 2}]}
+    assert position == {"batch": 3, "plan": [1, {"epoch": 2}]}
     for got, want in zip(jax.tree.leaves(restored), jax.tree.leaves(wanted), strict=True):
         assert got.sharding.is_equivalent_to(want.sharding, got.ndim) and got.committed
     jax.random.bits(restored.key)  # a typed key, ready for use
@@ -196,9 +196,9 @@ def test_without_a_teacher(tmp_path):
     mesh = mesh_of(2)
     state = make(1, mesh).replace(teacher={})
     with Checkpoints(tmp_path, every=1) as checkpoints:
-        checkpoints.save(1, state, {})
+        checkpoints.save(1, state, {"batch": 1})
         restored, position = checkpoints.restore(abstract(mesh).replace(teacher={}))
-    assert restored.teacher == {} and position == {}
+    assert restored.teacher == {} and position == {"batch": 1}
     assert_equal(host(restored), host(state))
     with pytest.raises(UserError, match=rf"checkpoint {tmp_path}/1 has no teacher"):
         load_params(tmp_path, subtree="teacher")
@@ -226,20 +226,21 @@ def test_saves_where_accidental_transfers_are_forbidden(tmp_path, monkeypatch):
 
 
 def test_when_to_save_and_what_to_keep(tmp_path):
-    state = make(0, mesh_of(1))
+    def save(step, **options):
+        return checkpoints.save(step, make(step, mesh_of(1)), {"batch": step}, **options)
+
     with Checkpoints(tmp_path, every=2, keep=2, keep_every=6) as checkpoints:
         assert checkpoints.latest() is None
-        saved = [s for s in range(1, 15) if checkpoints.save(s, state, {"batch": s})]
-        assert saved == [2, 4, 6, 8, 10, 12, 14]
-        assert checkpoints.save(15, state, {"batch": 15}, force=True)
-        assert not checkpoints.save(15, state, {"batch": 16}, force=True)  # it is there
+        assert [step for step in range(1, 15) if save(step)] == [2, 4, 6, 8, 10, 12, 14]
+        assert save(15, force=True)
+        assert not save(15, force=True)  # it is there
         assert not checkpoints.should_save(14)  # behind the newest
     assert folders(tmp_path) == [6, 12, 14, 15]
     with Checkpoints(tmp_path, every=0) as checkpoints:
         assert checkpoints.latest() == 15
         assert not any(checkpoints.should_save(s) for s in range(16, 30))
         restored, position = checkpoints.restore(abstract(mesh_of(1)), step=12)
-        assert int(restored.step) == 0 and position == {"batch": 12}
+        assert int(restored.step) == 12 and position == {"batch": 12}
         assert checkpoints.restore(abstract(mesh_of(1)))[1] == {"batch": 15}
 
 
@@ -369,6 +370,7 @@ DAMAGE = {
     "state/d/*": "remove",
     "state/ocdbt.process_0/d/*": "halve",
     "_CHECKPOINT_METADATA": "remove",
+    "manifest/data.json": "remove",
     "": "empty",
 }
 
@@ -377,18 +379,19 @@ def read_damaged(*paths):
     """Other process: tries to resume from each directory and prints what the user would see."""
     log_everything()
     for path in paths:
-        with contextlib.suppress(UserError):
-            load_params(path)
         try:
-            with Checkpoints(path, every=1) as checkpoints:
-                checkpoints.restore(abstract(mesh_of(1), width=2048))
-            print("restored")
+            load_params(path)
+            print("not a parameter")
         except UserError as error:
             print(error)
+        with Checkpoints(path, every=1) as checkpoints:
+            checkpoints.tell = print
+            _, position = checkpoints.restore(abstract(mesh_of(1), width=2048))
+            assert position == {"batch": 10}
 
 
-def test_a_damaged_checkpoint_is_named_in_one_line(workdir, tmp_path):
-    """Whatever is cut or lost, the step's folder is named; no traceback, no straying warnings."""
+def test_a_damaged_checkpoint_is_set_aside(workdir, tmp_path):
+    """Whatever is cut or lost: a line with the reason, the next one is used, no straying lines."""
     for number, (pattern, how) in enumerate(DAMAGE.items()):
         copy = shutil.copytree(workdir / "checkpoints", tmp_path / str(number))
         if how == "empty":  # as a copy leaves it that was interrupted early
@@ -402,10 +405,17 @@ def test_a_damaged_checkpoint_is_named_in_one_line(workdir, tmp_path):
     code, out, err = finish(spawn("read_damaged", *paths))
     assert (code, err) == (0, "")
     lines = out.splitlines()
-    assert len(lines) == len(DAMAGE), out
-    for path, line in zip(paths, lines, strict=True):
-        assert line.startswith(f"checkpoint {path}/20 cannot be read ("), line
-        assert line.endswith("); if it is damaged, remove it to go on from step 10"), line
+    assert len(lines) == 2 * len(DAMAGE), out
+    for path, damage, refused, told in zip(paths, DAMAGE, lines[::2], lines[1::2], strict=True):
+        start = f"checkpoint {path}/20 is damaged ("
+        if damage == "position/data.json":  # nothing that load_params reads
+            assert refused == "not a parameter"
+        else:
+            assert refused.startswith(start), refused
+            assert refused.endswith(f"; the one before it is {path}/10"), refused
+        end = f"): set aside as damaged-20 in {path}; going on from step 10, 10 steps are lost"
+        assert told.startswith("checkpoint 20 is damaged (") and told.endswith(end), told
+        assert sorted(os.listdir(path)) == ["10", "damaged-20"]
 
 
 # --- full disks, kills, other processes ----------------------------------------------------------
@@ -419,13 +429,11 @@ def fill_the_disk(directory):
     states = [make(step, mesh, width=4096) for step in range(4)]
     _, unlimited = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     with Checkpoints(directory, every=1, keep=1) as checkpoints:
+        checkpoints.tell = print
         for room in (0, 1_000, 100_000):  # none at all; for some metadata; for some of the arrays
             resource.setrlimit(resource.RLIMIT_FSIZE, (room, unlimited))
-            for call in (lambda: checkpoints.save(2, states[2], {"batch": 2}), checkpoints.wait):
-                try:
-                    call()
-                except UserError as error:
-                    print(error)
+            checkpoints.save(2, states[2], {"batch": 2})
+            checkpoints.wait()
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
             if room == 0:
                 assert checkpoints.latest() is None
@@ -433,31 +441,33 @@ def fill_the_disk(directory):
             assert checkpoints.latest() == 1
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, unlimited))
         checkpoints.save(3, states[3], {"batch": 3})
-        try:  # an error of the save before surfaces at the next one, under its own number
-            checkpoints.save(4, states[3], {"batch": 4})
+        try:  # an error of the save before surfaces now; once more, and that is the end
+            checkpoints.finish(3, states[3], {"batch": 3})
         except UserError as error:
             print(error)
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert folders(directory) == [1] == [int(name) for name in os.listdir(directory)]
+        restored, _ = checkpoints.restore(abstract(mesh, width=4096))
+        assert_equal(host(restored), host(states[1]))
+        checkpoints.finish(3, states[3], {"batch": 3})
+        assert folders(directory) == [3]
 
 
 def test_no_space_left(tmp_path):
-    code, out, err = finish(spawn("fill_the_disk", tmp_path))
+    environment = {"JAX_ENABLE_COMPILATION_CACHE": "0"}  # another file that cannot be written
+    code, out, err = finish(spawn("fill_the_disk", tmp_path, **environment))
     assert (code, err) == (0, "")
-    start = (
-        f"no space left for checkpoint %d in {tmp_path}; free some space and run the same command"
-    )
+    lost = "CHECKPOINT %d IS NOT SAVED: no space left; %s; training goes on"
+    one = "the newest on disk is of step 1"
     assert out.splitlines() == [
-        start % 2 + " again, it begins anew",
-        start % 2 + " again, it resumes from step 1",
-        start % 2 + " again, it resumes from step 1",
-        start % 3 + " again, it resumes from step 1",
+        lost % (2, "there is none on disk"),
+        lost % (2, one),
+        lost % (2, one),
+        lost % (3, one),
+        lost % (3, one),
+        f"the state of step 3 is not on disk in {tmp_path} (no space left); "
+        "once that is mended, the same command goes on from step 1",
     ]
-    assert (tmp_path / "3.orbax-checkpoint-tmp").exists()
-    with Checkpoints(tmp_path, every=1) as checkpoints:  # the same command again, with space
-        restored, _ = checkpoints.restore(abstract(mesh_of(1), width=4096))
-        assert_equal(host(restored), host(make(1, mesh_of(1), width=4096)))
-        assert checkpoints.save(2, make(2, mesh_of(1), width=4096), {"batch": 2})
-    assert os.listdir(tmp_path) and all(name.isdigit() for name in os.listdir(tmp_path))
 
 
 LARGE = 1 << 19  # 50 MB a copy of the kernel, 200 MB with teacher and moments

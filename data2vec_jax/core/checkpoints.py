@@ -1,21 +1,19 @@
 """Checkpoints: the train state and the data position, side by side in `DIRECTORY/STEP/`.
 
-The only file that imports orbax (its v1 API). `state/` is a store of arrays that a mesh of any
-size can read, whatever mesh wrote it; `position/data.json` is the data position as JSON. A step's
-folder is written under a temporary name and renamed once complete, so whatever interrupts a save,
-a folder named STEP is a finished checkpoint. A directory belongs to one run at a time: a starting
-run removes the unfinished saves of its predecessor.
+A step's folder (`core/step_folder.py`) is written under a temporary name and renamed once complete,
+so whatever interrupts a save, a folder named STEP is a finished checkpoint. What is read is
+compared with what was saved: a damaged folder is set aside, and the newest sound one is used. A
+save that fails ends no training. A directory belongs to one run at a time: a starting run removes
+the unfinished saves of its predecessor.
 """
 
 import contextlib
 import dataclasses
-import errno
-import gc
+import functools
 import json
-import logging
 import os
+import shutil
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,14 +23,14 @@ import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 from etils import epath
 
+from data2vec_jax.core import distributed, step_folder
 from data2vec_jax.core.config import with_current_names
 from data2vec_jax.core.errors import UserError, nearest
 from data2vec_jax.core.safetensors import SafeTensors
+from data2vec_jax.core.step_folder import Damaged
 from data2vec_jax.core.trees import flatten, nest
 
 CONVERTED = "model.safetensors"  # in folders that conversion made
-# A file-size limit (EFBIG) and a quota (EDQUOT) end a save, and are mended, as a full disk is.
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Checkpoints:
@@ -46,8 +44,12 @@ class Checkpoints:
       keep: how many of the latest checkpoints to keep (while one is written, it comes on top).
       keep_every: keep all checkpoints at multiples of so many steps as well.
 
+    Attributes:
+      tell: what lines for the user are passed to, on process 0; prints on stderr by default.
+
     Raises:
-      UserError: an option out of range, or a directory that cannot be written.
+      UserError: an option out of range, a directory that cannot be written, or no folder in it
+        that is complete.
     """
 
     def __init__(
@@ -62,18 +64,22 @@ class Checkpoints:
         for name, value, least in options:
             if value < least:
                 raise UserError(f"config.checkpoint.{name}: {value} is less than {least}")
-        _hush()
+        step_folder.hush()
+        self.tell: Callable[[str], None] = functools.partial(print, file=sys.stderr, flush=True)
         self._directory = _absolute(directory)
-        _steps(self._directory)  # orbax would stumble over an incomplete one at its first save
-        self._saving = None  # the step whose save was begun last
+        self._saving: int | None = None  # the step whose save was begun and not yet awaited
+        self._response: Any = None  # of that save
+        self._problem = ""  # why the last save failed
+        self._aside: dict[int, tuple[str, str]] = {}  # step -> why it was set aside, its new name
         when, which = ocp.training.save_decision_policies, ocp.training.preservation_policies
         interval = [when.FixedIntervalPolicy(every)] if every else []
         spared = [which.EveryNSteps(keep_every)] if keep_every else []
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
+            distributed.on_first(self._set_incomplete_aside)
             self._orbax = ocp.training.Checkpointer(
                 self._directory,
-                context=_context(),
+                context=step_folder.context(),
                 save_decision_policy=when.AnySavePolicy(interval),
                 preservation_policy=which.AnyPreservationPolicy([which.LatestN(keep), *spared]),
                 # Process 0 lists the folder for all: on a network disk another process may still
@@ -88,6 +94,16 @@ class Checkpoints:
             reason = error.strerror or error
             raise UserError(f"cannot write checkpoints to {directory}: {reason}") from None
 
+    def _set_incomplete_aside(self) -> None:
+        """Orbax would stumble over folders that a copy left half done."""
+        found = step_folder.steps(self._directory)
+        missing = [step for step, complete in found.items() if not complete]
+        if missing and len(missing) == len(found):
+            raise self._nothing_sound(dict.fromkeys(missing, "it is incomplete"))
+        for step in missing:
+            name = step_folder.set_aside(self._directory / str(step))
+            self._aside[step] = "it is incomplete", name
+
     def latest(self) -> int | None:
         """The step of the newest checkpoint on disk, None without one; awaits a save under way."""
         self.wait()
@@ -98,26 +114,37 @@ class Checkpoints:
 
     def should_save(self, step: int) -> bool:
         """Whether it is the turn of `step`, the same on every process."""
+        if self._saving is not None and jax.process_count() == 1 and self._has_ended():
+            self.wait()  # tells of a failure as soon as there is one
         return self._orbax.should_save(step)
+
+    def _has_ended(self) -> bool:
+        try:
+            self._response.result(timeout=0)
+        except TimeoutError:
+            return False
+        except Exception:
+            return True
+        return True
 
     def save(self, step: int, state: Any, position: dict[str, Any], *, force: bool = False) -> bool:
         """Begins to save `state` and `position`, if `should_save(step)` or `force`.
 
         Returns once the state has left the devices, so it may be donated to the next step at once;
         writing goes on in the background, one save at a time. Metrics up to `step` must be on disk
-        before the call, for they may not be fewer than a checkpoint claims.
+        before the call, for they may not be fewer than a checkpoint claims. If a save fails, for
+        whatever reason, or a leaf of the state is not finite, `tell` gets a line, and what is on
+        disk stays as it is.
 
         Args:
-          step: the number of completed updates.
+          step: the number of completed updates; `state.step`.
           state: a pytree of `jax.Array`, typed PRNG keys included.
-          position: a small JSON object, the same on every process.
+          position: a small JSON object, whose 'batch' is `step`, the number of the next unseen
+            batch; that of process 0 is written.
           force: save outside the interval (the last step).
 
         Returns:
           Whether a save was begun; False also if `step` is there already.
-
-        Raises:
-          UserError: no space is left, for this save or for the one before it.
         """
         if not force and not self.should_save(step):
             return False
@@ -126,44 +153,163 @@ class Checkpoints:
             return False
         self._saving = step
         # The copy to the host is wanted, also where the loop forbids accidental transfers.
-        with self._out_of_space(), jax.transfer_guard("allow"):
-            self._orbax.save_checkpointables_async(
-                step, {"state": state, "position": position}, force=True
-            )
-        return True
+        with jax.transfer_guard("allow"):
+            begun = self._try(lambda: self._begin(step, state, position))
+        if not begun:
+            self._failed()
+        return begun
+
+    def _begin(self, step: int, state: Any, position: dict[str, Any]) -> None:
+        manifest = step_folder.make_manifest(step, state, position)
+        if not self._try(self._touch):
+            raise UserError(self._problem)
+        saved = {"state": state, "position": position, "manifest": manifest}
+        self._response = self._orbax.save_checkpointables_async(step, saved, force=True)
+
+    def _touch(self) -> None:
+        """Fails if nothing can be written, before the processes wait for each other's writes."""
+        if not self._directory.is_dir():
+            self._directory.mkdir(parents=True, exist_ok=True)
+            self._tell(f"{self._directory} was gone; it is made anew")
+        probe = self._directory / f".probe-{jax.process_index()}"
+        probe.write_text("0" * 4096)
+        probe.unlink()
+
+    def _try(self, function: Callable[[], None]) -> bool:
+        """Whether `function` succeeded on all processes; why not is then `_problem` on all."""
+        problem = ""
+        try:
+            function()
+        except Exception as error:
+            problem = step_folder.reason(error)
+        problem = distributed.first_problem(problem)
+        self._problem = problem or self._problem
+        return not problem
 
     def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
-        """Reads a checkpoint onto the devices.
+        """Reads a checkpoint onto the devices, and compares it with what was saved.
+
+        Damaged folders that are newer than the newest sound one are renamed, and `tell` gets a line
+        that says what is lost.
 
         Args:
           abstract_state: the state as `jax.ShapeDtypeStruct` with shardings on today's mesh, which
             need not be the mesh that wrote the checkpoint.
-          step: which checkpoint; the newest by default.
+          step: which checkpoint, and no other; the newest sound one by default.
 
         Returns:
-          The state, laid out as `abstract_state`, and the position.
+          The state, laid out as `abstract_state`, and the position, whose 'batch' is the step.
 
         Raises:
-          UserError: no such checkpoint, a damaged one, or one of another config.
+          UserError: no such checkpoint, none that is sound, or one of another config.
         """
         self.wait()
         steps = self._held()
         if not steps:
             raise UserError(f"no checkpoint in {self._directory}")
-        step = steps[-1] if step is None else step
-        if step not in steps:
+        if step is not None and step not in steps:
             held = ", ".join(map(str, steps))
             raise UserError(f"no checkpoint of step {step} in {self._directory}; it holds {held}")
-        folder = self._directory / str(step)
-        _compare(folder, _stored(folder), abstract_state)
-        wanted = {"state": abstract_state, "position": None}
-        loaded = _read(folder, ocp.load_checkpointables, wanted)
-        return loaded["state"], loaded["position"]
+        damaged: dict[int, str] = {}
+        for candidate in reversed(steps) if step is None else [step]:
+            try:
+                found = self._load(candidate, abstract_state)
+            except Damaged as error:
+                damaged[candidate] = str(error)
+                continue
+            self._set_aside(damaged, candidate)
+            return found
+        if step is not None:
+            raise UserError(f"checkpoint {self._directory / str(step)} is damaged: {damaged[step]}")
+        raise self._nothing_sound(damaged)
+
+    def _load(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
+        """A checkpoint, verified. Raises Damaged, on all processes alike."""
+        folder, problem = self._directory / str(step), ""
+        try:
+            manifest, position = step_folder.read_position(folder, step)
+            stored = step_folder.read_shapes(folder, manifest)
+            _fits(folder, stored, abstract_state)
+            state = step_folder.read(folder, ocp.load, abstract_state, checkpointable_name="state")
+        except Damaged as error:
+            problem = str(error)
+        if problem := distributed.first_problem(problem):
+            raise Damaged(problem)
+        step_folder.verify(manifest, state)
+        if (count := int(getattr(state, "step", step))) != step:
+            raise Damaged(f"its state is of step {count}")
+        return state, position
+
+    def _set_aside(self, damaged: dict[int, str], step: int) -> None:
+        """Renames the folders of `damaged` (step -> why); tells what is lost by `step`."""
+
+        def rename():
+            for other, why in damaged.items():
+                self._aside[other] = why, step_folder.set_aside(self._directory / str(other))
+
+        if damaged:
+            distributed.on_first(rename)
+            self._orbax.reload()
+        if self._aside:
+            lost = max(max(self._aside) - step, 0)
+            names = ", ".join(name for _, name in self._aside.values())
+            self._tell(
+                f"{_listed({s: why for s, (why, _) in self._aside.items()})}: set aside as {names} "
+                f"in {self._directory}; going on from step {step}, {lost:,} steps are lost"
+            )
+            self._aside = {}
+
+    def _nothing_sound(self, damaged: dict[int, str]) -> UserError:
+        return UserError(
+            f"no sound checkpoint is left in {self._directory}: {_listed(damaged)}; "
+            "to begin anew, remove them or choose another --workdir"
+        )
 
     def wait(self) -> None:
-        """Blocks until a save under way is on disk; raises what went wrong with it, if anything."""
-        with self._out_of_space():
-            self._orbax.wait()
+        """Blocks until a save under way has ended; `tell` gets a line if it has failed."""
+        if self._saving is not None:
+            if self._try(self._orbax.wait):
+                self._saving, self._response = None, None
+            else:
+                self._failed()
+
+    def _failed(self) -> None:
+        """Tidies up after a failed save, and tells of it."""
+        step, self._saving, self._response = self._saving, None, None
+
+        def remove():  # it may be what fills the disk
+            for path in self._directory.glob(f"{step}.orbax-checkpoint-tmp*"):
+                shutil.rmtree(path, ignore_errors=True)
+
+        distributed.on_first(remove)
+        problem = self._problem
+        self._try(self._orbax.reload)  # orbax has written off what this save was to replace
+        self._problem = problem
+        held = self._held()
+        if step in held:  # what failed is the removal of older ones
+            self._tell(f"older checkpoints than {step} are not removed: {problem}")
+            return
+        newest = f"the newest on disk is of step {held[-1]}" if held else "there is none on disk"
+        self._tell(f"CHECKPOINT {step} IS NOT SAVED: {problem}; {newest}; training goes on")
+
+    def finish(self, step: int, state: Any, position: dict[str, Any]) -> None:
+        """Waits until `step` is on disk; saves it once more if that has failed.
+
+        Raises UserError: it is not on disk.
+        """
+        self.wait()
+        self._orbax.reload()  # what others did to the folder meanwhile
+        if step in self._held():
+            return
+        self.save(step, state, position, force=True)
+        self.wait()
+        held = self._held()
+        if step not in held:
+            then = f"goes on from step {held[-1]}" if held else "begins anew"
+            raise UserError(
+                f"the state of step {step} is not on disk in {self._directory} ({self._problem}); "
+                f"once that is mended, the same command {then}"
+            )
 
     def close(self) -> None:
         """Waits, as `wait`, and ends the background threads."""
@@ -180,22 +326,14 @@ class Checkpoints:
         if kind is None or jax.process_count() == 1:
             self.close()
 
-    @contextlib.contextmanager
-    def _out_of_space(self) -> Iterator[None]:
-        """Turns the many shapes of a full disk into one line."""
-        try:
-            yield
-        except Exception as error:
-            if not _is_full(error):
-                raise
-            if jax.process_count() == 1:  # orbax has already written off what this save replaces
-                self._orbax.reload()
-            steps = _steps(self._directory)
-            then = f"resumes from step {steps[-1]}" if steps else "begins anew"
-            raise UserError(
-                f"no space left for checkpoint {self._saving} in {self._directory}; "
-                f"free some space and run the same command again, it {then}"
-            ) from None
+    def _tell(self, text: str) -> None:
+        if distributed.is_main_process():
+            self.tell(text)
+
+
+def _listed(damaged: dict[int, str]) -> str:
+    """'checkpoint 40 is damaged (why)', for several steps."""
+    return ", ".join(f"checkpoint {step} is damaged ({why})" for step, why in damaged.items())
 
 
 def load_params(
@@ -218,25 +356,37 @@ def load_params(
     Raises:
       UserError: no checkpoint there, a damaged one, no such subtree, other shapes.
     """
-    _hush()
+    step_folder.hush()
     if (_absolute(path) / CONVERTED).exists():
         return _load_converted(Path(_absolute(path)), abstract_params, subtree)
     folder = _newest(_absolute(path))
-    stored = _stored(folder).get(subtree)
-    if not stored:
-        raise UserError(f"checkpoint {folder} has no {subtree}")
-    if abstract_params is None:
-        wanted = jax.tree.map(lambda _: np.ndarray, stored)
-    else:
-        _compare(folder, {subtree: stored}, {subtree: abstract_params}, partial=True)
+    with _named(folder):
+        manifest = step_folder.read_manifest(folder)
+        stored = step_folder.read_shapes(folder, manifest).get(subtree)
+        if not stored:
+            raise UserError(f"checkpoint {folder} has no {subtree}")
+        if abstract_params is None:
+            wanted = jax.tree.map(lambda _: np.ndarray, stored)
+            return _load_verified(folder, manifest, {subtree: wanted})[subtree]
+        _fits(folder, {subtree: stored}, {subtree: abstract_params}, partial=True)
         # To orbax, a numpy array (this one takes no memory) means "numpy, of this dtype", and a
         # shape without a sharding means the devices of the machine that wrote the checkpoint.
-        wanted = jax.tree.map(
-            lambda x: x if x.sharding else np.broadcast_to(np.zeros((), x.dtype), x.shape),
-            abstract_params,
-        )
-    state = _read(folder, ocp.load, {subtree: wanted}, checkpointable_name="state")
-    return state[subtree]
+        flat = flatten(stored)
+        wanted = {
+            path: jax.ShapeDtypeStruct(x.shape, flat[path].dtype, sharding=x.sharding)
+            if x.sharding
+            else np.broadcast_to(np.zeros((), flat[path].dtype), x.shape)
+            for path, x in flatten(abstract_params).items()
+        }
+        loaded = _load_verified(folder, manifest, {subtree: nest(wanted)})[subtree]
+    return jax.tree.map(lambda x, like: x.astype(like.dtype), loaded, abstract_params)
+
+
+def _load_verified(folder: epath.Path, manifest: Any, wanted: Any) -> Any:
+    """A part of a state with the dtypes that it was saved with. Raises Damaged."""
+    state = step_folder.read(folder, ocp.load, wanted, checkpointable_name="state")
+    step_folder.verify(manifest, state)
+    return state
 
 
 def load_config(path: str | os.PathLike) -> dict[str, Any]:
@@ -269,7 +419,7 @@ def _load_converted(folder: Path, abstract: Any, subtree: str) -> dict[str, Any]
     stored = {path: tensors[name] for path, name in names.items()}
     if abstract is None:
         return nest({path: np.array(array) for path, array in stored.items()})
-    _compare(folder, {subtree: nest(stored)}, {subtree: abstract}, partial=True)
+    _fits(folder, {subtree: nest(stored)}, {subtree: abstract}, partial=True)
 
     def place(path, wanted):
         array = stored[path]
@@ -322,10 +472,13 @@ def init_state_from(path: str | os.PathLike, state: Any, abstract: Any) -> tuple
 
 def held_paths(path: str | os.PathLike, subtree: str) -> set[str]:
     """Paths of the arrays that a checkpoint holds of a subtree: 'encoder/blocks/up/kernel'."""
-    _hush()
+    step_folder.hush()
     if (_absolute(path) / CONVERTED).exists():
         return set(_names(SafeTensors(Path(_absolute(path)) / CONVERTED), subtree))
-    return set(flatten(_stored(_newest(_absolute(path))).get(subtree) or {}))
+    folder = _newest(_absolute(path))
+    with _named(folder):
+        stored = step_folder.read_shapes(folder, step_folder.read_manifest(folder))
+    return set(flatten(stored.get(subtree) or {}))
 
 
 def _names(tensors: SafeTensors, subtree: str) -> dict[str, str]:
@@ -357,131 +510,38 @@ def _absolute(path: str | os.PathLike) -> epath.Path:
     return path if "://" in str(path) else path.expanduser().resolve()
 
 
-def _context() -> ocp.Context:
-    """Orbax options: positions are JSON files, and a part of a state may be read alone."""
-    registry = ocp.handlers.local_registry()
-    registry.add(ocp.handlers.JsonHandler, checkpointable_name="position")
-    context = ocp.Context()
-    context.checkpointables_options.registry = registry
-    context.pytree_options.loading.partial_load = True
-    return context
-
-
-def _found(directory: epath.Path) -> dict[int, bool]:
-    """Step -> whether its folder was committed (a copy cut short was not), ascending."""
-    if not directory.is_dir():
-        return {}
-    names = ocp.path.step.standard_name_format()
-    found = {f.step: f.commit_timestamp_nsecs is not None for f in names.find_all(directory)}
-    return dict(sorted(found.items()))
-
-
-def _steps(directory: epath.Path) -> list[int]:
-    """The steps of the checkpoints in a folder, ascending; a `UserError` if one is incomplete."""
-    found = _found(directory)
-    for step, committed in found.items():
-        if not committed:
-            raise _damaged(directory / str(step), "it is incomplete")
-    return list(found)
-
-
 def _newest(path: epath.Path) -> epath.Path:
     """The folder of the newest step in a workdir or its checkpoints; a step's folder as it is."""
     if (path / "state").exists():
         return path
     for root in (path / "checkpoints", path):
-        if steps := _steps(root):
-            return root / str(steps[-1])
+        if steps := step_folder.steps(root):
+            folder = root / str(max(steps))
+            with _named(folder):
+                if not steps[max(steps)]:
+                    raise Damaged("it is incomplete")
+            return folder
     raise UserError(f"no checkpoint at {path}")
 
 
-def _stored(folder: epath.Path) -> dict[str, Any]:
-    """The tree of what a checkpoint's state holds: shapes and dtypes, no values."""
-    tree = _read(folder, ocp.metadata, checkpointable_name="state").metadata
-    if not tree:  # orbax logs the reason, and returns None
-        raise _damaged(folder, "its list of arrays is unreadable")
-    return tree
-
-
-def _read(folder: epath.Path, function: Callable, *args: Any, **kwargs: Any) -> Any:
-    """`function(folder, ...)`, with a failure as one line that names the folder."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "coroutine .* was never awaited")
-        try:
-            with _context():
-                return function(folder, *args, **kwargs)
-        except Exception as error:
-            while error.__cause__ or error.__context__:  # orbax wraps the reason in generalities
-                error = error.__cause__ or error.__context__
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-        gc.collect()  # the reads beside the failed one end here, while nobody listens
-    raise _damaged(folder, reason)
-
-
-def _damaged(folder: epath.Path, reason: str) -> UserError:
-    reason = reason.split(" [tensorstore")[0]  # a page of settings follows
-    others = [s for s, whole in _found(folder.parent).items() if whole and str(s) != folder.name]
-    hint = f"; if it is damaged, remove it to go on from step {others[-1]}" if others else ""
-    return UserError(f"checkpoint {folder} cannot be read ({reason}){hint}")
-
-
-def _compare(folder: epath.Path, stored: Any, wanted: Any, partial: bool = False) -> None:
-    """Raises a `UserError` at the first path where a checkpoint differs from what is wanted.
-
-    `partial`: what is stored besides is no matter, and dtypes are converted.
-    """
-    have, want = _describe(stored), _describe(wanted)
-    for path in want if partial else {**want, **have}:
-        old, new = have.get(path), want.get(path)
-        if old != new and not (partial and old and old[0] == new[0]):
-            shapes = [f"{leaf[1]}{list(leaf[0])}" if leaf else "nothing" for leaf in (old, new)]
-            raise UserError(
-                f"checkpoint {folder} does not fit the config: "
-                f"{path} is {shapes[0]} in the checkpoint, {shapes[1]} by the config"
-            )
-
-
-def _describe(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Path -> (shape, dtype) of each leaf, typed PRNG keys as the integers that are stored."""
-    leaves = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.eval_shape(jax.random.key_data, leaf)
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        leaves[name] = (tuple(leaf.shape), np.dtype(leaf.dtype).name)
-    return leaves
-
-
-def _is_full(error: BaseException | None) -> bool:
-    """Whether a write failed for lack of space; tensorstore says so only in its message."""
-    while error is not None:
-        text = str(error)
-        if getattr(error, "errno", None) in _FULL or any(os.strerror(n) in text for n in _FULL):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def _hush() -> None:
-    """Keeps orbax's reports and tracebacks off stderr; whatever fails is raised as well.
-
-    Among them are those of reads that a failed read leaves behind, which end, in tensorstore's
-    threads or in the garbage collector, when nobody awaits them any more.
-    """
-    for name in ("absl", "asyncio", None):  # to add the same filter again changes nothing
-        logging.getLogger(name).addFilter(_not_orbax)
-    previous = sys.unraisablehook
-    if getattr(previous, "__name__", "") == "hush":
+@contextlib.contextmanager
+def _named(folder: epath.Path) -> Iterator[None]:
+    """Says which folder is damaged, and which one to read instead; nothing is renamed."""
+    try:
+        yield
+    except Damaged as error:
+        problem = str(error)
+    else:
         return
-
-    def hush(unraisable: Any) -> None:
-        straggler = "_read_array_index" in repr(unraisable.object)
-        if not straggler and "Event loop is closed" not in str(unraisable.exc_value):
-            previous(unraisable)
-
-    sys.unraisablehook = hush
+    others = [s for s, whole in step_folder.steps(folder.parent).items() if whole]
+    before = [step for step in others if folder.name.isdecimal() and step < int(folder.name)]
+    hint = f"; the one before it is {folder.parent / str(before[-1])}" if before else ""
+    raise UserError(f"checkpoint {folder} is damaged ({problem}){hint}")
 
 
-def _not_orbax(record: logging.LogRecord) -> bool:
-    orbax = f"orbax{os.sep}checkpoint" in record.pathname or "tensorstore" in str(record.msg)
-    return not orbax or logging.getLogger("absl").isEnabledFor(logging.DEBUG)
+def _fits(folder: epath.Path, stored: Any, wanted: Any, partial: bool = False) -> None:
+    """`step_folder.compare`, whose `UserError` names the folder."""
+    try:
+        step_folder.compare(stored, wanted, partial)
+    except UserError as error:
+        raise UserError(f"checkpoint {folder} {error}") from None

@@ -94,6 +94,13 @@ def on_first(function: Callable[[], None]) -> None:
         raise UserError(problem)
 
 
+def first_problem(problem: str) -> str:
+    """The text of the first process that has one, on every process; '' if none has."""
+    if jax.process_count() == 1:
+        return problem
+    return next(filter(None, _gather_texts(problem)), "")
+
+
 def barrier() -> None:
     """Waits until all processes are here, however late one is.
 

@@ -46,30 +46,71 @@ CHANGEABLE_ON_RESUME = (
 )
 
 
+def as_json(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config as it is read back from a file."""
+    return json.loads(json.dumps(config, sort_keys=True))
+
+
+def check_same_run(workdir: Path, old: Any, config: Mapping[str, Any]) -> None:
+    """Refuses to go on with another config than `old`, which a file of the run holds.
+
+    Raises ValueError: `old` is no config at all.
+    """
+    if not isinstance(old, Mapping):
+        raise ValueError("not a JSON object")
+    different = [
+        key
+        for key in differences(with_current_names(old), as_json(config))
+        if not set(key.split(".")) & set(CHANGEABLE_ON_RESUME)
+    ]
+    if different:
+        raise UserError(
+            f"{workdir} holds a run of another config (config.{different[0]} differs); "
+            "choose another --workdir"
+        )
+
+
 def claim_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
     """Writes config.json, or refuses a workdir that another config made."""
     path = workdir / "config.json"
-    new = json.loads(json.dumps(config, sort_keys=True))
     if path.exists():
         try:
-            old = with_current_names(json.loads(path.read_text()))
+            check_same_run(workdir, json.loads(path.read_text()), config)
         except ValueError:
             raise UserError(f"{path} is damaged; remove it, or choose another --workdir") from None
-        different = [
-            key
-            for key in differences(old, new)
-            if not set(key.split(".")) & set(CHANGEABLE_ON_RESUME)
-        ]
-        if different:
-            raise UserError(
-                f"{workdir} holds a run of another config (config.{different[0]} differs); "
-                "choose another --workdir"
-            )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(new, indent=1) + "\n")
+        path.write_text(json.dumps(as_json(config), indent=1) + "\n")
     except OSError as error:
         raise UserError(f"cannot write to --workdir {workdir}: {error.strerror}") from None
+
+
+def resumed(
+    run: Run, checkpoints: Checkpoints, watch: Stopwatch, workdir: Path
+) -> tuple[TrainState, dict[str, Any]]:
+    """The state and the position of the newest sound checkpoint.
+
+    Raises UserError: there is none, or it is of another config.
+    """
+    state, position = checkpoints.restore(run.abstract)
+    check_same_run(workdir, position.get("config", run.config), run.config)
+    try:
+        watch.load(position["stopwatch"])
+    except (LookupError, TypeError, AttributeError):
+        step = position["batch"]
+        raise UserError(f"{workdir}: the position of checkpoint {step} is not ours") from None
+    return state, position
+
+
+def begun(run: Run, init_from: str | None, verbose: bool) -> TrainState:
+    """The state of a new run, which may begin with the parameters of a checkpoint."""
+    state = run.init(run.config["seed"])
+    if init_from:
+        state, new = init_state_from(init_from, state, run.abstract)
+        state = state.replace(params=run.task.init_from(state.params, new, init_from))
+        if verbose:
+            say(f"initialised from {init_from}; {len(new)} new parameters {new[:3] or ''}")
+    return state
 
 
 def train(
@@ -114,19 +155,11 @@ def train(
         Checkpoints(workdir.resolve() / "checkpoints", **config["checkpoint"]) as checkpoints,
         distributed.Interrupt() as interrupt,
     ):
-        start = checkpoints.latest() or 0
-        if start:
-            state, position = checkpoints.restore(run.abstract)
-            if position["batch"] != start:
-                raise UserError(f"{workdir}: checkpoint {start} is damaged, its position disagrees")
-            watch.load(position["stopwatch"])
+        if checkpoints.latest():
+            state, position = resumed(run, checkpoints, watch, workdir)
         else:
-            state = run.init(config["seed"])
-            if init_from:
-                state, new = init_state_from(init_from, state, run.abstract)
-                state = state.replace(params=task.init_from(state.params, new, init_from))
-                if first and verbose:
-                    say(f"initialised from {init_from}; {len(new)} new parameters {new[:3] or ''}")
+            state, position = begun(run, init_from, first and verbose), {"batch": 0}
+        start = position["batch"]
         if first and verbose:
             say(parameter_table(run.abstract.params))
             for note in task.notes:
@@ -141,9 +174,15 @@ def train(
             start_step=start,
         )
         writer = Writer(
-            workdir, total_steps=total, resume_step=start, enabled=first, rates=throughput.read
+            workdir,
+            total_steps=total,
+            resume_step=start,
+            resume_digest=position.get("metrics"),
+            enabled=first,
+            rates=throughput.read,
         )
         with writer:
+            checkpoints.tell = writer.note
             batches = task.data(start) if start < total else iter(())
             done = start
             for done in range(start + 1, total + 1):
@@ -177,10 +216,12 @@ def train(
                 if save:  # metrics up to step k are on disk before checkpoint k
                     with watch.measure("save"):
                         position = {"batch": done, "stopwatch": watch.state_dict()}
+                        position |= {"metrics": writer.digest(), "config": as_json(config)}
                         checkpoints.save(done, state, position, force=True)
                 if stop:
                     break
-        checkpoints.wait()
+            if done > start:
+                checkpoints.finish(done, state, position)
     distributed.barrier()  # the end of one process would be the end of all
     if done < total:
         if first:

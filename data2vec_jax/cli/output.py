@@ -1,5 +1,6 @@
 """What a command says, and how it ends: in one line if the user can mend what went wrong."""
 
+import contextlib
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -22,7 +23,8 @@ def run_main(main: Callable[[], Any]) -> None:
 
 def say(text: str) -> None:
     """A line for the user; metrics go to files, and the progress bar to the same stream."""
-    print(text, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # a log on a full disk, a terminal that was closed
+        print(text, file=sys.stderr, flush=True)
 
 
 def write_json(path: str, result: Mapping[str, Any]) -> None:

@@ -22,8 +22,8 @@ The training loop uses the modules of this folder so:
 """
 
 import contextlib
+import hashlib
 import json
-import logging
 import math
 import os
 import shutil
@@ -37,6 +37,7 @@ import jax
 import numpy as np
 
 from data2vec_jax.core.errors import UserError
+from data2vec_jax.metrics.appended import AppendedFile, EventFile
 
 Line = dict[str, Any]  # step, split, then scalars
 
@@ -74,9 +75,27 @@ def read_lines(path: str | os.PathLike) -> list[Line]:
     ]
 
 
-def _rewind(path: Path, step: int) -> set[str]:
-    """Drops torn lines and those beyond `step`. Returns the splits already written at `step`."""
+def _rewind(
+    path: Path, step: int, expected: Mapping[str, Any] | None
+) -> tuple[bytes, set[str], str]:
+    """Drops torn lines and those beyond `step`.
+
+    expected: the `Writer.digest` of when `step` was saved, if it is known. A file that does not
+      begin so is kept as well, under another name.
+
+    Returns:
+      What the file holds now, the splits already written at `step`, and a line for the user if the
+      file is not what it was.
+    """
     before = path.read_bytes() if path.exists() else b""
+    problem = ""
+    saved = before[: expected["bytes"]] if expected else b""
+    if expected and hashlib.sha256(saved).hexdigest() != expected["sha256"]:
+        problem = f"{FILE} is gone; its lines up to step {step:,} are lost"
+        if before:
+            copy = path.with_name(f"{FILE}.damaged-{step}-{time.time_ns()}")
+            copy.write_bytes(before)
+            problem = f"{FILE} differs from what it was at step {step:,}; it is kept as {copy.name}"
     kept, splits = [], set()
     for raw in before.splitlines():
         line = _parse(raw)
@@ -93,7 +112,9 @@ def _rewind(path: Path, step: int) -> set[str]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    return splits
+    if problem and before:
+        problem += f", and {len(kept):,} of its {expected['lines']:,} lines are readable"
+    return after, splits, problem
 
 
 class Writer:
@@ -108,6 +129,7 @@ class Writer:
       total_steps: of the whole run, for the progress line.
       resume_step: completed updates of the restored state. Lines beyond it are dropped, so that
         each step stands in the file once; 0 starts the file anew.
+      resume_digest: what `digest` returned at that step, to notice a file that was damaged since.
       progress: show a progress line on stderr (in place on a terminal, else at most one line
         each ten seconds, and the first and last).
       tensorboard: also write TensorBoard events (tag 'split/name').
@@ -124,6 +146,7 @@ class Writer:
         *,
         total_steps: int,
         resume_step: int = 0,
+        resume_digest: Mapping[str, Any] | None = None,
         progress: bool = True,
         tensorboard: bool = True,
         enabled: bool = True,
@@ -136,28 +159,34 @@ class Writer:
         self._rates = rates
         self._file = self._events = self._progress = None
         self._repeated: set[str] = set()
+        self._sha, self._size, self._lines = hashlib.sha256(), 0, 0  # of all lines up to now
+        self._problem = ""  # of the disk, as it was told last
         if not enabled:
             return
         workdir = Path(workdir)
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            self._repeated = _rewind(workdir / FILE, resume_step)
-            self._file = (workdir / FILE).open("a", encoding="utf-8")
+            path = workdir / FILE
+            lines, self._repeated, damage = _rewind(path, resume_step, resume_digest)
+            self._file = AppendedFile(path)
+            if tensorboard:
+                self._events = EventFile(workdir, resume_step + 1)
         except OSError as error:
             raise UserError(f"workdir '{workdir}': cannot write {FILE} ({error})") from None
-        if tensorboard:
-            from tensorboardX import SummaryWriter
-
-            # It logs a line without a name for each NaN; the scalars themselves are kept.
-            logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
-            # The library names files by the second, and a second writer would overwrite the first.
-            self._events = SummaryWriter(
-                str(workdir),
-                purge_step=resume_step + 1,
-                filename_suffix=f".{time.time_ns()}",
-            )
+        self._count(lines)
         if progress:
             self._progress = _Progress(total_steps, stream or sys.stderr)
+        if damage:
+            self.note(damage)
+
+    def _count(self, lines: bytes) -> None:
+        self._sha.update(lines)
+        self._size += len(lines)
+        self._lines += lines.count(b"\n")
+
+    def digest(self) -> dict[str, Any]:
+        """A hash of all lines up to now, to be saved with a checkpoint."""
+        return {"lines": self._lines, "bytes": self._size, "sha256": self._sha.hexdigest()}
 
     def __enter__(self) -> "Writer":
         return self
@@ -199,12 +228,14 @@ class Writer:
         return self._drain() if self._pending and self._pending[0][0] < step else []
 
     def flush(self) -> list[Line]:
-        """Waits for all scalars and puts them on disk: call it before an eval or a checkpoint."""
+        """Waits for all scalars and puts them on disk: call it before an eval or a checkpoint.
+
+        What a full disk does not take stays in memory until it does; a note says so.
+        """
         lines = self._drain()
-        if self._file:
-            os.fsync(self._file.fileno())
-        if self._events:
-            self._events.flush()
+        for file in filter(None, (self._file, self._events)):
+            file.sync()
+        self._tell_of_disk()
         return lines
 
     def close(self) -> list[Line]:
@@ -237,14 +268,30 @@ class Writer:
             lines.append(line)
             if self._file:
                 encoded = {k: v if k == "split" else _encode(v) for k, v in line.items()}
-                self._file.write(json.dumps(encoded) + "\n")
-                self._file.flush()
+                raw = json.dumps(encoded).encode() + b"\n"
+                self._count(raw)
+                self._file.append(raw)
             if self._events:
-                for name, value in values.items():
-                    self._events.add_scalar(f"{split}/{name}", value, step)
+                self._events.add(step, {f"{split}/{name}": x for name, x in values.items()})
             if self._progress:
                 self._progress.show(line)
+        self._tell_of_disk()
         return lines
+
+    def _tell_of_disk(self) -> None:
+        """Notes that lines cannot be written, once, and that they can again."""
+        if not self._file:
+            return
+        if self._file.problem and not self._problem:
+            self.note(f"CANNOT WRITE {FILE}: {self._file.problem}; its lines wait in memory")
+        if self._problem and not self._file.problem:
+            self.note(f"{FILE} is written again; no line is missing")
+        self._problem = self._file.problem
+        if self._file.lost:
+            self.note(f"{FILE} WAS REMOVED: its lines until now are lost, it is made anew")
+            self._file.lost = 0
+            self._sha, self._size, self._lines = hashlib.sha256(), 0, 0
+            self._count(self._file.path.read_bytes())
 
 
 class _Progress:
@@ -282,27 +329,29 @@ class _Progress:
 
     def note(self, text: str) -> None:
         if self.terminal:
-            self.stream.write(f"\r\x1b[K{text}\n")
+            self._print(f"\r\x1b[K{text}\n")
             self._draw()  # the bar moves one line down
         else:
-            self.stream.write(f"{text}\n")
-        self.stream.flush()
+            self._print(f"{text}\n")
 
     def close(self) -> None:
         if not self.shown:
             self._draw()
         if self.terminal and self.text:
-            self.stream.write("\n")
-            self.stream.flush()
+            self._print("\n")
 
     def _draw(self) -> None:
         self.shown = True
         if self.terminal:
             width = shutil.get_terminal_size().columns - 1  # a wrapped line cannot be redrawn
-            self.stream.write(f"\r{self.text[:width]}\x1b[K")
+            self._print(f"\r{self.text[:width]}\x1b[K")
         else:
-            self.stream.write(f"{self.text}\n")
-        self.stream.flush()
+            self._print(f"{self.text}\n")
+
+    def _print(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # a log on a full disk, a terminal that was closed
+            self.stream.write(text)
+            self.stream.flush()
 
 
 def _clock(seconds: float) -> str:

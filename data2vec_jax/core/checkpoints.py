@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -278,8 +279,13 @@ class Checkpoints:
         step, self._saving, self._response = self._saving, None, None
 
         def remove():  # it may be what fills the disk
-            for path in self._directory.glob(f"{step}.orbax-checkpoint-tmp*"):
-                shutil.rmtree(path, ignore_errors=True)
+            for _ in range(20):  # other arrays of it may still be being written
+                left = list(self._directory.glob("*.orbax-checkpoint-tmp*"))
+                if not left:
+                    return
+                for path in left:
+                    shutil.rmtree(path, ignore_errors=True)
+                time.sleep(0.1)
 
         distributed.on_first(remove)
         problem = self._problem

@@ -93,7 +93,7 @@ def resumed(
     Raises UserError: there is none, or it is of another config.
     """
     state, position = checkpoints.restore(run.abstract)
-    check_same_run(workdir, position.get("config", run.config), run.config)
+    check_same_run(workdir, position.get("config", as_json(run.config)), run.config)
     try:
         watch.load(position["stopwatch"])
     except (LookupError, TypeError, AttributeError):

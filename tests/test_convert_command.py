@@ -304,7 +304,7 @@ def test_a_workdir_is_read_and_a_damaged_one_is_named(tmp_path):
     large = [p for p in source.rglob("*") if p.is_file() and p.stat().st_size > 5000]
     for path in large:
         path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"checkpoint .* cannot be read") as error:
+    with pytest.raises(UserError, match=r"checkpoint .* is damaged \(") as error:
         run(source, tmp_path / "out/target", "--to=hf")
     assert large and "\n" not in str(error.value) and not (tmp_path / "out").exists()
 

@@ -1,0 +1,68 @@
+"""metrics.jsonl and TensorBoard's events on a disk that is full, or that somebody tidies up."""
+
+import hashlib
+import io
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from data2vec_jax.metrics.writer import FILE, Writer, read_lines
+
+
+def write_to_a_limit(path):
+    """Other process: lines beyond a limit on the size of files, as beyond a full disk."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writes fail, or are cut short
+    scalars = {"loss": 0.5}
+    stream = io.StringIO()
+    with Writer(path, total_steps=60, stream=stream) as writer:
+        for step in range(1, 61):
+            if step in (10, 50):
+                room = 600 if step == 10 else resource.RLIM_INFINITY
+                limits = room, resource.RLIM_INFINITY
+                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            writer.write(step, "train", scalars)
+            if step == 40:
+                writer.flush()
+                digest = writer.digest()
+        assert digest["lines"] == 40
+    print(stream.getvalue())
+
+
+def test_lines_wait_for_a_full_disk(tmp_path):
+    """None is missing, none is torn, TensorBoard's file included; said once, and no traceback."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    done = subprocess.run(
+        [sys.executable, __file__, "write_to_a_limit", tmp_path],
+        env=os.environ | {"PYTHONPATH": f"{Path(__file__).resolve().parents[2]}"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("CANNOT WRITE metrics.jsonl: File too large") == 1
+    assert done.stdout.count("metrics.jsonl is written again; no line is missing") == 1
+    assert [line["step"] for line in read_lines(tmp_path / FILE)] == list(range(1, 61))
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 61))
+
+
+def test_a_file_that_is_removed_is_made_anew(tmp_path):
+    stream = io.StringIO()
+    with Writer(tmp_path, total_steps=4, tensorboard=False, stream=stream) as writer:
+        for step in range(1, 5):
+            if step == 3:
+                (tmp_path / FILE).unlink()
+            writer.write(step, "train", {"loss": step})
+        writer.flush()
+        digest = writer.digest()
+    left = (tmp_path / FILE).read_bytes()
+    assert [line["step"] for line in read_lines(tmp_path / FILE)] == [2, 3, 4]
+    assert digest["sha256"] == hashlib.sha256(left).hexdigest() and digest["lines"] == 3
+    assert stream.getvalue().count("WAS REMOVED") == 1
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]](*sys.argv[2:])

@@ -183,7 +183,7 @@ class Checkpoints:
             function()
         except Exception as error:
             problem = step_folder.reason(error)
-        problem = distributed.first_problem(problem)
+        problem = distributed.first_problem(problem, consequence=step_folder.WAITED)
         self._problem = problem or self._problem
         return not problem
 

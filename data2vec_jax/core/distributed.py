@@ -94,11 +94,15 @@ def on_first(function: Callable[[], None]) -> None:
         raise UserError(problem)
 
 
-def first_problem(problem: str) -> str:
-    """The text of the first process that has one, on every process; '' if none has."""
+def first_problem(problem: str, consequence: str = "") -> str:
+    """The text of the first process that has one, on every process; '' if none has.
+
+    consequence: a text that one process has because of another, and that says least.
+    """
     if jax.process_count() == 1:
         return problem
-    return next(filter(None, _gather_texts(problem)), "")
+    texts = [text for text in _gather_texts(problem) if text]
+    return next((text for text in texts if text != consequence), texts[0] if texts else "")
 
 
 def barrier() -> None:

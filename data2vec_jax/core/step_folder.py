@@ -33,6 +33,8 @@ _ELSEWHERE_TEXTS = ("PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDE
 # A file-size limit (EFBIG) and a quota (EDQUOT) end a save, and are mended, as a full disk is.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
+WAITED = "another process has failed, or was too slow"
+
 
 class Damaged(UserError):
     """Why a folder is not what was saved, without its name."""
@@ -237,6 +239,8 @@ def reason(error: BaseException) -> str:
         number = getattr(cause, "errno", None)
         if number in _FULL or any(os.strerror(n) in str(cause) for n in _FULL):
             return "no space left"
+        if "Barrier timed out" in str(cause):
+            return WAITED
     lines = str(cause).split(" [tensorstore")[0].splitlines()  # a page of settings follows
     return lines[0] if lines and lines[0] else type(cause).__name__
 

@@ -4,7 +4,8 @@
 
 The same command again resumes. `--config.section.key=value` overrides an option.
 `--init_from=CHECKPOINT`: a new run begins with parameters and teacher of another workdir, or of a
-folder that `python -m data2vec_jax.convert ... --to=jax` wrote. `config.task` names what is
+folder that `python -m data2vec_jax.convert ... --to=jax` wrote. `--changed_corpus`: resume with
+examples that are no longer those that the run began with. `config.task` names what is
 trained: a module of `data2vec_jax.tasks` (pretraining if it names none).
 """
 
@@ -21,6 +22,8 @@ import data2vec_jax
 from data2vec_jax.cli.arguments import parse
 from data2vec_jax.cli.output import run_main, say
 from data2vec_jax.core import distributed, sharding
+from data2vec_jax.core.bad_examples import KEY as BAD
+from data2vec_jax.core.bad_examples import BadExamples
 from data2vec_jax.core.checkpoints import Checkpoints, init_state_from
 from data2vec_jax.core.config import differences, with_current_names
 from data2vec_jax.core.errors import STOPPED, UserError
@@ -42,6 +45,7 @@ CHANGEABLE_ON_RESUME = (
     "workers",
     "prefetch",
     "reader_timeout",
+    "max_bad_share",
     "collapse",
 )
 
@@ -86,14 +90,20 @@ def claim_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
 
 
 def resumed(
-    run: Run, checkpoints: Checkpoints, watch: Stopwatch, workdir: Path
+    run: Run, checkpoints: Checkpoints, watch: Stopwatch, workdir: Path, changed_corpus: bool
 ) -> tuple[TrainState, dict[str, Any]]:
     """The state and the position of the newest sound checkpoint.
 
-    Raises UserError: there is none, or it is of another config.
+    Raises UserError: there is none, or it is of another config, or of other examples.
     """
     state, position = checkpoints.restore(run.abstract)
     check_same_run(workdir, position.get("config", as_json(run.config)), run.config)
+    before, now = position.get("order", run.task.order), run.task.order
+    if before != now and not changed_corpus:
+        raise UserError(
+            f"{workdir}: the corpus has changed since step {position['batch']}: it was {before}; "
+            f"now {now}; restore it, or go on with the new one: --changed_corpus"
+        )
     try:
         watch.load(position["stopwatch"])
     except (LookupError, TypeError, AttributeError):
@@ -113,6 +123,20 @@ def begun(run: Run, init_from: str | None, verbose: bool) -> TrainState:
     return state
 
 
+def end(run: Run, workdir: Path, done: int, left_out: str) -> None:
+    """Says how the run ended, after step `done`; exits if that is not its last."""
+    distributed.barrier()  # the end of one process would be the end of all
+    first, total = distributed.is_main_process(), run.config["total_steps"]
+    if first and left_out:
+        say(left_out)
+    if done < total:
+        if first:
+            say(f"stopped after step {done:,} of {total:,}; the same command resumes")
+        sys.exit(STOPPED)
+    if first:
+        say(f"done: {total:,} steps, {len(run.programs)} programs compiled, workdir {workdir}")
+
+
 def train(
     config: Mapping[str, Any],
     workdir: str | os.PathLike,
@@ -120,11 +144,13 @@ def train(
     programs: dict[Any, Callable] | None = None,
     verbose: bool = True,
     init_from: str | None = None,
+    changed_corpus: bool = False,
 ) -> TrainState:
     """Runs, or resumes, the run of `config` in `workdir`; returns the last state.
 
     programs: see `Run`. verbose: print the parameter table and notes on the data. init_from: a new
-    run's parameters and teacher are those of this checkpoint.
+    run's parameters and teacher are those of this checkpoint. changed_corpus: resume although the
+    examples, or their order, are no longer those that the run began with.
 
     Order of the loop: next batch, step, evals, log, save. So checkpoint k holds the state after k
     updates, and its position k is the number of the next unseen batch.
@@ -137,8 +163,8 @@ def train(
     )
     mesh = sharding.make_mesh(**config["mesh"])
     with jax.set_mesh(mesh):
-        task = module.make(config)
-        run = Run(config, task, mesh, programs)
+        run = Run(config, module.make(config), mesh, programs)
+    task = run.task
     distributed.check_agreement({"order of the examples": task.order})
     first = distributed.is_main_process()
 
@@ -156,7 +182,7 @@ def train(
         distributed.Interrupt() as interrupt,
     ):
         if checkpoints.latest():
-            state, position = resumed(run, checkpoints, watch, workdir)
+            state, position = resumed(run, checkpoints, watch, workdir, changed_corpus)
         else:
             state, position = begun(run, init_from, first and verbose), {"batch": 0}
         start = position["batch"]
@@ -181,22 +207,25 @@ def train(
             enabled=first,
             rates=throughput.read,
         )
+        bad_examples = BadExamples(workdir, task.size, task.max_bad_share, start, writer.note)
         with writer:
             checkpoints.tell = writer.note
+            bad_examples.begin(task.bad)
             batches = task.data(start) if start < total else iter(())
             done = start
             for done in range(start + 1, total + 1):
                 with watch.measure("data"):
                     batch = next(batches)
+                bad_examples.add(batch.pop(BAD, ()))
                 known = len(run.programs)
                 with watch.measure("compile"):
                     program = run.program(batch)
                 if first and len(run.programs) > known:
                     writer.note(f"compiled program {len(run.programs)} of {len(task.shapes)}")
-                stop = interrupt.stops(done)
+                stop = interrupt.stops(done) or bad_examples.too_many
                 save = checkpoints.should_save(done) or done == total or stop
-                evaluate = done == total or (eval_every and done % eval_every == 0)
-                evaluate = evaluate and bool(task.evals)
+                due = done == total or (eval_every and done % eval_every == 0)
+                evaluate = due and bool(task.evals)
                 with watch.measure("train"):
                     with jax.transfer_guard("disallow"):
                         state, scalars = program(state, batch)
@@ -217,18 +246,15 @@ def train(
                     with watch.measure("save"):
                         position = {"batch": done, "stopwatch": watch.state_dict()}
                         position |= {"metrics": writer.digest(), "config": as_json(config)}
+                        position["order"] = task.order
                         checkpoints.save(done, state, position, force=True)
-                if stop:
+                    bad_examples.meet()
+                if stop or bad_examples.too_many:
                     break
             if done > start:
                 checkpoints.finish(done, state, position)
-    distributed.barrier()  # the end of one process would be the end of all
-    if done < total:
-        if first:
-            say(f"stopped after step {done:,} of {total:,}; the same command resumes")
-        sys.exit(STOPPED)
-    if first:
-        say(f"done: {total:,} steps, {len(run.programs)} programs compiled, workdir {workdir}")
+    bad_examples.check()  # after the save, so that nothing is lost
+    end(run, workdir, done, bad_examples.summary)
     return state
 
 
@@ -240,7 +266,12 @@ def main(argv: Sequence[str] = sys.argv) -> None:
         distributed.start()
         versions = {"jax": jax.__version__, "data2vec_jax": data2vec_jax.__version__}
         distributed.check_agreement({"config": config, **values, "version": versions})
-        train(config, values["workdir"], init_from=values["init_from"])
+        train(
+            config,
+            values["workdir"],
+            init_from=values["init_from"],
+            changed_corpus=bool(values["changed_corpus"]),
+        )
 
     with distributed.failing_together():
         run_main(command)

@@ -29,7 +29,7 @@ RECIPES = REGISTRY["recipes"]
 # Options that no paper defines: where and how often, not what.
 INFRASTRUCTURE = re.compile(
     r"^(mesh|checkpoint)\.|^(log_every|eval_every|modality)$|\.remat$"
-    r"|^data\.(workers|rows_multiple_of|eval_split|eval_batches)$"
+    r"|^data\.(workers|rows_multiple_of|eval_split|eval_batches|max_bad_share)$"
 )
 VARIANTS_OURS_ALONE = ("smoke",)  # variants of recipes that no paper has
 IMAGENET, AUDIOSET, RATE = 1_281_167, 1_912_134, 16_000

@@ -10,6 +10,7 @@ import jax
 from data2vec_jax.bench.measure import alternate, matmul_flops, peak_bytes
 from data2vec_jax.bench.parts import parts_of
 from data2vec_jax.bench.subject import Subject, sized
+from data2vec_jax.core import bad_examples
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.core.train_step import step_keys
 from data2vec_jax.metrics.hardware import peak_flops
@@ -100,7 +101,10 @@ def data_wait(subject: Subject) -> float | None:
     config = subject.config | {"total_steps": DATA_STEPS + 1}
     with jax.set_mesh(subject.mesh):
         try:
-            batches = pretrain.make(config).data(0)
+            batches = (
+                {name: array for name, array in batch.items() if name != bad_examples.KEY}
+                for batch in pretrain.make(config).data(0)
+            )
             batch = next(batches)  # the first fills the pipeline
         except UserError:
             return None

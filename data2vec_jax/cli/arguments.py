@@ -19,7 +19,8 @@ from data2vec_jax.core.errors import UserError, nearest
 
 RECIPES = Path(__file__).parent.parent / "configs"
 NO_RECIPES = ("__init__", "common")
-TRAIN_OPTIONS = {"workdir": "DIR", "init_from": "CHECKPOINT"}  # of `train`, beside --config
+# Of `train`, beside --config.
+TRAIN_OPTIONS = {"workdir": "DIR", "init_from": "CHECKPOINT", "changed_corpus": ""}
 
 
 class Arguments(argparse.ArgumentParser):

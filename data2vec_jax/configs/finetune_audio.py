@@ -38,7 +38,7 @@ def get_config(variant: str = "base") -> ConfigDict:
     c.head = dict(name="utterance", classes=10, projection=256)
     c.head.problem = "single_label_classification"
     c.examples = dict(seconds=(2.5, 5.0, 10.0), cut=True)
-    c.data = dict(
+    c.data.update(
         source="folder:/data/sounds",
         split="train",
         eval_split="test",

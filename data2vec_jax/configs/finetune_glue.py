@@ -45,7 +45,7 @@ def get_config(variant: str = "cola") -> ConfigDict:
         lengths=(64, 128, 512), tokenizer=config_dict.placeholder(str), vocab_size=50_265
     )
     # All batches have the same number of rows, whatever their length.
-    c.data = dict(
+    c.data.update(
         source=f"glue:/data/glue/{folder}",
         split="train",
         eval_split="dev",

@@ -64,7 +64,7 @@ def get_config(variant: str = "base") -> ConfigDict:
         magnitude=9.0,
         crop=224 / 256,
     )
-    c.data = dict(
+    c.data.update(
         source="imagenet:/data/imagenet",
         split="train",
         eval_split="val",

@@ -66,7 +66,7 @@ def get_config(variant: str = "10h") -> ConfigDict:
     c.examples = dict(seconds=(5.0, 10.0, 14.0, 17.0, 36.0), cut=False, overlap=4.0)
     # 1,600 s of audio a batch (3.2 M samples x 2 GPUs x 4); 48 rows of 36 s are 1,728 s, a part of
     # which is padding.
-    c.data = dict(
+    c.data.update(
         source="librispeech:/data",
         split="10h" if small else split,
         eval_split="dev-other",

@@ -38,7 +38,7 @@ def get_config(variant: str = "as20k") -> ConfigDict:
         problem="multi_label_classification",
     )
     c.examples = dict(frames=1024, roll=True, noise=0.0, min_samples=10_000)
-    c.data = dict(
+    c.data.update(
         source="audioset:/data/audioset",
         split="balanced_train",
         eval_split="eval",
@@ -113,7 +113,7 @@ def _small(c: ConfigDict, variant: str) -> None:
     c.model_overrides = dict(encoder=dict(drop_path=0.1))
     c.head.update(classes=8, problem="single_label_classification")
     c.examples.frames = 192
-    c.data = dict(source="samples:sounds", split="train", eval_split="test", batch_size=8)
+    c.data.update(source="samples:sounds", split="train", eval_split="test", batch_size=8)
     c.loss.binary = "rows"
     c.layerwise_lr.decay = 0.75
     c.schedule.peak = 2e-3

@@ -39,7 +39,7 @@ def get_config(variant: str = "base") -> ConfigDict:
         tokenizer=config_dict.placeholder(str),
         vocab_size=50_265,
     )
-    c.data = dict(
+    c.data.update(
         source="squad:/data/squad",
         split="train",
         eval_split="dev",

@@ -34,7 +34,7 @@ def get_config(variant: str = "base") -> ConfigDict:
     c.examples = dict(
         lengths=(64, 128, 256), tokenizer=config_dict.placeholder(str), vocab_size=50_265
     )
-    c.data = dict(
+    c.data.update(
         source="ag_news:/data/ag_news",
         split="train",
         eval_split="test",

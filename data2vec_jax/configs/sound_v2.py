@@ -49,7 +49,7 @@ def get_config(variant: str = "base") -> ConfigDict:
     )
     c.examples = dict(frames=1024, min_samples=10_000)  # shorter clips are left out
     # 12 clips x 4 GPUs.
-    c.data = dict(
+    c.data.update(
         source="audioset:/data/audioset",
         split="balanced_train+unbalanced_train",
         batch_size=48,

@@ -50,7 +50,7 @@ def get_config(variant: str = "base") -> ConfigDict:
     # The authors crop to the shortest row of a batch; four lengths keep the programs few.
     c.examples = dict(crops=(4.0, 8.0, 12.0, 15.0))
     # 63.3 minutes of audio a batch (3.8 M samples x 16 GPUs): 256 rows of 15 s are 64 minutes.
-    c.data = dict(
+    c.data.update(
         source="manifest:/data/librispeech/train.tsv",
         split="train",
         batch_size=256,

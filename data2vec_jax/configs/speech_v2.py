@@ -53,7 +53,7 @@ def get_config(variant: str = "base") -> ConfigDict:
     # The authors crop to the shortest row of a batch; four lengths keep the programs few.
     c.examples = dict(crops=(4.0, 8.0, 12.0, 15.0))
     # 8.3 minutes of audio a batch (1.0 M samples x 8 GPUs): 32 rows of 15 s are 8 minutes.
-    c.data = dict(
+    c.data.update(
         source="manifest:/data/librispeech/train.tsv",
         split="train",
         batch_size=32,

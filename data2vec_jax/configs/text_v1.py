@@ -44,7 +44,7 @@ def get_config(variant: str = "base") -> ConfigDict:
         vocab_size=50_265,
     )
     # 8,192 tokens x 16 GPUs: 256 rows of 512 tokens.
-    c.data = dict(source="folder:/data/books_wiki", split="train", batch_size=256, workers=8)
+    c.data.update(source="folder:/data/books_wiki", split="train", batch_size=256, workers=8)
     c.data.update(eval_split=config_dict.placeholder(str), eval_batches=8)  # for eval_every > 0
     c.ema = dict(start=0.999, end=0.9999, anneal=300_000 / steps)  # paper: 100,000 updates
     c.schedule = dict(kind="cosine", peak=2e-4, warmup=10_000 / steps)

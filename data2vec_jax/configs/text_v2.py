@@ -41,7 +41,7 @@ def get_config(variant: str = "base") -> ConfigDict:
         lengths=(512,), mode="none", tokenizer=config_dict.placeholder(str), vocab_size=50_265
     )
     # 4 rows of 512 tokens x 16 GPUs.
-    c.data = dict(source="folder:/data/books_wiki", split="train", batch_size=64, workers=8)
+    c.data.update(source="folder:/data/books_wiki", split="train", batch_size=64, workers=8)
     c.ema = dict(start=0.9999, end=0.99999, anneal=100_000 / steps)
     c.schedule = dict(kind="cosine", peak=2e-4, warmup=4_000 / steps)
     # Everything decays: the yaml's exception for biases and norms has no effect in the code.

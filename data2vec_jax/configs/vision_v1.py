@@ -49,7 +49,7 @@ def get_config(variant: str = "base") -> ConfigDict:
         scale="mean",
     )
     c.examples = dict(image=224, jitter=0.4, flip=0.5, scale=(0.08, 1.0), aspect=(3 / 4, 4 / 3))
-    c.data = dict(source="folder:/data/imagenet", split="train", batch_size=2048, workers=16)
+    c.data.update(source="folder:/data/imagenet", split="train", batch_size=2048, workers=16)
     c.data.update(eval_split=config_dict.placeholder(str), eval_batches=8)  # for eval_every > 0
     c.ema = dict(start=0.9998, end=0.9998, anneal=0.0, lag=1)
     c.schedule = dict(

@@ -52,7 +52,7 @@ def get_config(variant: str = "base") -> ConfigDict:
     )
     c.examples = dict(image=224, jitter=0.0, flip=0.5, scale=(0.2, 1.0), aspect=(3 / 4, 4 / 3))
     # 16 images x 16 GPUs.
-    c.data = dict(source="folder:/data/imagenet", split="train", batch_size=256, workers=16)
+    c.data.update(source="folder:/data/imagenet", split="train", batch_size=256, workers=16)
     c.ema = dict(start=0.9998, end=0.99999, anneal=100_000 / steps)
     c.schedule = dict(kind="cosine", peak=1e-3, warmup=50_040 / steps)
     # Everything decays: the yaml's exception for biases and norms has no effect in the code.

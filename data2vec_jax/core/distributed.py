@@ -71,7 +71,7 @@ def check_agreement(what: Mapping[str, Any]) -> None:
     others = np.flatnonzero((digests != digests[0]).any(axis=1))
     if not others.size:
         return
-    texts = _gather_texts(own)
+    texts = gather_texts(own)
     first_json, other_json = (json.loads(texts[i]) for i in (0, others[0]))
     path = differences(first_json, other_json)[0]
     raise UserError(
@@ -89,7 +89,7 @@ def on_first(function: Callable[[], None]) -> None:
         except UserError as error:
             problem = str(error)
     if jax.process_count() > 1:
-        problem = _gather_texts(problem)[0]
+        problem = gather_texts(problem)[0]
     if problem:
         raise UserError(problem)
 
@@ -101,7 +101,7 @@ def first_problem(problem: str, consequence: str = "") -> str:
     """
     if jax.process_count() == 1:
         return problem
-    texts = [text for text in _gather_texts(problem) if text]
+    texts = [text for text in gather_texts(problem) if text]
     return next((text for text in texts if text != consequence), texts[0] if texts else "")
 
 
@@ -177,7 +177,7 @@ def failing_together() -> Iterator[None]:
         os._exit(code)
 
 
-def _gather_texts(text: str) -> list[str]:
+def gather_texts(text: str) -> list[str]:
     """The text of every process, on every process."""
     data = np.frombuffer(text.encode(), np.uint8)
     sizes = multihost_utils.process_allgather(np.array(data.size))

@@ -10,6 +10,21 @@ class UserError(Exception):
     """What is wrong, where, and the nearest right value, in one line."""
 
 
+class ExampleError(UserError):
+    """One example that cannot be learned from, which a run can do without.
+
+    where: its file, or what else finds it. reason: the kind of fault in a word or two, by which bad
+    examples are counted. text: the fault itself; the message is `where: text`.
+    """
+
+    def __init__(self, where: str, reason: str, text: str):
+        super().__init__(f"{where}: {text}")
+        self.where, self.reason, self.text = where, reason, text
+
+    def __reduce__(self):  # processes that read hand it on
+        return type(self), (self.where, self.reason, self.text)
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """A hint such as "; did you mean 'width'?" for `name`, or the list of choices."""
     choices = [str(c) for c in choices]

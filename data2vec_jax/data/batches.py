@@ -14,7 +14,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from data2vec_jax.core.bad_examples import KEY as BAD
+from data2vec_jax.core.bad_examples import BadExample, pack
 from data2vec_jax.core.errors import UserError
+
+ATTEMPTS = 100  # to find an example that can be read, before a batch is given up
+STAND_IN = 0x57A9D  # tells the generator of stand-ins from those of examples, (seed, n, id)
+NO_EXAMPLE = 2**32 - 1  # example_id of a row of zeros, where an evaluation leaves one out
 
 
 def rows_of(
@@ -146,6 +152,18 @@ class TrainSampler:
         bucket, start = batches[i]
         return bucket, order[start : start + self.rows[bucket]]
 
+    def stand_in(self, n: int, row: int, attempt: int) -> int:
+        """The example in place of one that cannot be read, in a row of global batch `n`.
+
+        attempt: counted from 0. It is of the same bucket, and not in the batch already if that can
+        be. A function of the seed and the arguments, so all other rows and batches stay the same.
+        """
+        bucket, ids = self(n)
+        members = np.flatnonzero(self.bucket_of == bucket)
+        others = np.setdiff1d(members, ids)
+        rng = np.random.default_rng((STAND_IN, self.seed, n, row, attempt))
+        return int(rng.choice(others if len(others) else members))
+
 
 def balanced_weights(classes: Sequence[Sequence[int]]) -> np.ndarray:
     """Weights [N] that draw rare classes more often: those of AST (arXiv 2104.01778) for AudioSet.
@@ -191,11 +209,18 @@ class EvalSampler:
         """Bucket and example ids of batch `n`."""
         return self.batches[n]
 
+    def stand_in(self, n: int, row: int, attempt: int) -> None:
+        """None: an evaluation leaves out what it cannot read."""
+
 
 class HostBatchReader:
     """This process's rows of global batch n: {name: array [rows, ...]}. Can be pickled.
 
     A batch is cut into `count` equal blocks of rows; `own` are the numbers of those to be read.
+
+    An example that cannot be read is replaced by the sampler's stand-in, whose id is then in
+    `example_id`; in evaluation by zeros and the id `NO_EXAMPLE`. A batch in which this happened
+    has the key `bad_examples` (`bad_examples.KEY`), uint8 [n], which names them.
     """
 
     def __init__(
@@ -209,16 +234,31 @@ class HostBatchReader:
         self.own, self.count = list(own), count
 
     def __call__(self, n: int) -> dict[str, np.ndarray]:
-        bucket, ids = self.sampler(int(n))
-        ids = ids.reshape(self.count, -1)[self.own].ravel()
-        seed = self.sampler.seed
-        rows = [
-            # The draws of an example depend on the batch's number and its id, not on its place.
-            self.examples.load(int(i), bucket, np.random.default_rng((seed, int(n), int(i))))
-            for i in ids
-        ]
-        batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-        return batch | {"example_id": ids}
+        n, bad = int(n), []
+        bucket, ids = self.sampler(n)
+        rows = np.arange(len(ids)).reshape(self.count, -1)[self.own].ravel()
+        found = [self._read(n, bucket, int(row), int(ids[row]), bad) for row in rows]
+        first = found[0][1]
+        batch = {name: np.stack([arrays[name] for _, arrays in found]) for name in first}
+        batch["example_id"] = np.array([index for index, _ in found], np.uint32)
+        return batch | ({BAD: pack(bad)} if bad else {})
+
+    def _read(self, n, bucket, row, index, bad):
+        """(id, arrays) of a row's example, or of the one that stands in for it."""
+        for attempt in range(ATTEMPTS):
+            try:
+                # The draws of an example depend on the batch's number and its id, not on its place.
+                rng = np.random.default_rng((self.sampler.seed, n, index))
+                return index, self.examples.load(index, bucket, rng)
+            except UserError as error:
+                where = getattr(error, "where", f"example {index}")
+                reason = getattr(error, "reason", "unreadable")
+                bad.append(BadExample(n + 1, index, where, reason, str(error)))
+            index = self.sampler.stand_in(n, row, attempt)
+            if index is None:
+                shapes = self.examples.layout.shapes[bucket]
+                return NO_EXAMPLE, {k: np.zeros(s.shape, s.dtype) for k, s in shapes.items()}
+        raise UserError(f"{ATTEMPTS} examples in a row cannot be read; the last: {bad[-1].message}")
 
 
 def global_shapes(sampler: TrainSampler, examples: Any) -> list[dict[str, jax.ShapeDtypeStruct]]:

@@ -9,7 +9,7 @@ own. To add EEG, music or video, write one and a config file: nothing else chang
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data2vec_jax.core.config import check_section
-from data2vec_jax.core.errors import UserError, nearest
+from data2vec_jax.core.errors import ExampleError, UserError, nearest
 from data2vec_jax.data.codecs.base import Codec
 from data2vec_jax.data.sources.base import Source
 from data2vec_jax.data.sources.labels import check_classes
@@ -58,14 +58,48 @@ class Examples(Protocol):
     lengths: np.ndarray
 
     def load(self, index: int, bucket: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Arrays of one example, with the shapes of its bucket."""
+        """Arrays of one example, with the shapes of its bucket. Raises ExampleError: there is
+        nothing to learn from it; another stands in for it."""
 
     def check(self, model: nn.Module) -> None:
-        """Raises UserError if the model cannot read these examples. May be left out."""
+        """Raises UserError if the model cannot read these examples; those that it cannot read
+        alone become `bad` ones of their source. May be left out."""
 
     def save_assets(self, folder: Path) -> None:
         """Writes what later runs need to read like these examples (a tokenizer). May be left out:
         a class that derives from this one inherits both."""
+
+
+def measured(source: Source, longest: int, option: str) -> np.ndarray:
+    """Lengths of a source's examples, int64 [N], -1 of those that cannot be measured.
+
+    Examples of more than `longest` units are bad from here on; option: where that limit is set.
+    """
+    lengths = np.array(source.lengths())
+    for i in np.flatnonzero(lengths > longest).tolist():
+        text = f"has {lengths[i]:,} {source.codec.units}, more than {option} allows"
+        source.bad.setdefault(i, ExampleError(source.location(i), "too long", text))
+    return lengths
+
+
+def with_bad_ones(bucket_of: np.ndarray, bad: Collection[int]) -> np.ndarray:
+    """`bucket_of` int [N], in which bad examples are in the bucket that most others are in.
+
+    They keep their places in batches, where others stand in for them, so that a file that is
+    damaged or mended later changes no other row.
+    """
+    bad, found = sorted(bad), np.array(bucket_of)
+    good = np.delete(found, bad)
+    if len(bad):
+        found[bad] = np.bincount(good[good >= 0], minlength=1).argmax()
+    return found
+
+
+def check_varies(signal: np.ndarray, source: Source, index: int) -> None:
+    """Raises ExampleError: all values of an example are equal, so there is nothing to predict."""
+    if signal.size and signal.min() == signal.max():
+        text = f"all its values are {signal.flat[0]:g}"
+        raise ExampleError(source.location(index), "constant", text)
 
 
 class Inputs(Examples, Protocol):

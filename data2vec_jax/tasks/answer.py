@@ -79,6 +79,8 @@ def answers(
     """The answer to each question, by its id: the best of all its windows, as it stands there."""
     best: dict[int, tuple[float, str]] = {}
     for window, found in enumerate(predictions):
+        if found is None:
+            continue
         spans, owner = inputs.spans[window], int(inputs.owner[window])
         logits = (found[f"{end}_logits"][: len(spans)] for end in ENDS)
         score, first, last = best_span(*logits, spans[:, 0] >= 0, top=top, longest=longest)
@@ -104,10 +106,13 @@ def score(
     inputs: windows.Windows,
     config: ScoringConfig = ScoringConfig(),
 ) -> dict[str, float]:
-    """exact and f1, as SQuAD's own script has them."""
+    """exact and f1, as SQuAD's own script has them; `left_out`, the share that cannot be read."""
     questions = inputs.questions
-    right = {questions.field(i, "id"): questions.field(i, "answers") for i in range(len(questions))}
-    return scores.squad(answers(predictions, inputs, top=config.top, longest=config.longest), right)
+    good = [i for i in range(len(questions)) if i not in questions.bad]
+    right = {questions.field(i, "id"): questions.field(i, "answers") for i in good}
+    found = answers(predictions, inputs, top=config.top, longest=config.longest)
+    left_out = {"left_out": 1 - len(good) / len(questions)} if questions.bad else {}
+    return scores.squad(found, right) | left_out
 
 
 def targets(config: Mapping[str, Any], head: Any) -> finetune.Targets:

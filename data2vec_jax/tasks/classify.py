@@ -200,7 +200,9 @@ class ScoringConfig:
 def score(
     predictions: Sequence[Any], inputs: Any, config: ScoringConfig = ScoringConfig()
 ) -> dict[str, float]:
-    """Scores by name, and `loss` where there are classes. Raises UserError: no such score."""
+    """Scores by name, and `loss` where there are classes; `left_out`, the share of examples that
+    were too short or could not be read, if there are any. Raises UserError: no such score.
+    """
     del inputs
     metrics = config.metrics
     known = {**scores.BY_NAME, **OF_LOGITS}
@@ -210,6 +212,7 @@ def score(
     kept = [p for p in predictions if p is not None]
     if not kept:
         raise UserError("no examples to score")
+    missing = len(predictions) - len(kept)
     join = np.concatenate if kept[0]["logits"].ndim == 2 else np.stack  # of tokens, or of rows
     logits, labels = (join([p[name] for p in kept]) for name in ("logits", "label"))
     found = {}
@@ -223,7 +226,7 @@ def score(
         guesses = logits if name in OF_LOGITS else np.argmax(logits, -1)
         guesses = logits[:, 0] if name in METRICS[REGRESSION] else guesses
         found[name] = known[name](labels, guesses)
-    return found
+    return found | ({"left_out": missing / len(predictions)} if missing else {})
 
 
 def targets(config: Mapping[str, Any], head: Any) -> finetune.Targets:
@@ -258,11 +261,14 @@ def targets(config: Mapping[str, Any], head: Any) -> finetune.Targets:
         return {"label": value(item[column])}
 
     def check(source):
-        if column not in source[0]:
+        if column not in next(source.items())[1]:
             raise UserError(f"{source.uri}: its examples have no {column} (a column `{column}`)")
         names = source.label_names
         if names and problem == SINGLE and len(names) != classes:
-            raise UserError(f"config.head.classes: {classes}, but {source.uri} has {len(names)}")
+            listed = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+            raise UserError(
+                f"config.head.classes: {classes}, but {source.uri} has {len(names)}: {listed}"
+            )
         if names and problem == REGRESSION and list(names) != [str(i) for i in range(len(names))]:
             raise UserError(f"{source.uri}: labels are classes ({names[0]}, ...), not numbers")
         check_field(source, column, value)

@@ -17,8 +17,9 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from data2vec_jax.core import checkpoints
+from data2vec_jax.core.bad_examples import KEY, MAX_BAD_SHARE
 from data2vec_jax.core.config import RunConfig, check_section
-from data2vec_jax.core.errors import UserError
+from data2vec_jax.core.errors import ExampleError, UserError
 from data2vec_jax.core.state import matches, overlay, path_name
 from data2vec_jax.core.task import Task
 from data2vec_jax.data import batches, sources
@@ -28,7 +29,7 @@ from data2vec_jax.modalities import contract
 from data2vec_jax.models import adapters, heads
 from data2vec_jax.models.heads import Features
 from data2vec_jax.tasks import layerwise
-from data2vec_jax.tasks.pretrain import check_rows, data_notes, make_model, placed
+from data2vec_jax.tasks.pretrain import check_rows, corpus, data_notes, make_model, placed
 
 Array = jax.Array
 ALONE = r"^(?!adapters/|task/)"  # what adapters leave as it is
@@ -108,6 +109,7 @@ class DataConfig:
     workers: int = 0  # processes that read; 0 for threads
     prefetch: int = 4  # batches read ahead by each, or by the threads
     reader_timeout: float = READER_TIMEOUT  # see `pretrain.DataConfig`
+    max_bad_share: float = MAX_BAD_SHARE  # see `pretrain.DataConfig`
     rows_multiple_of: int | None = None  # see `batches.rows_of`
     equal_rows: bool = False  # as many rows of short examples as of long ones
     repeat: int = 1  # how often an example is in an epoch, for sets smaller than a batch
@@ -265,7 +267,13 @@ class Examples:
         """Arrays of one example."""
         item, length = self.inputs.source[index], self.layout.buckets[bucket]
         arrays = self.inputs.prepare(index, item, bucket, rng)
-        return {**arrays, **self.targets.read(item, length)}
+        try:
+            return {**arrays, **self.targets.read(item, length)}
+        except ExampleError:
+            raise
+        except UserError as error:
+            where = self.inputs.source.location(index)
+            raise ExampleError(where, "label", str(error)) from error
 
 
 def with_targets(layout: contract.Layout, targets: Targets) -> contract.Layout:
@@ -392,7 +400,8 @@ def make(config: Mapping[str, Any], job: FinetuneSpec) -> Task:
     source = open_part(options, modality.codec, targets.names)
     targets.check(source)
     inputs = inputs_of(source, **config["examples"])
-    inputs.check(make_model(config)[1])
+    model = make_model(config)[1]
+    inputs.check(model)
     examples = Examples(inputs, targets)
     plan = batches.TrainSampler(
         examples.bucket_of,
@@ -419,6 +428,7 @@ def make(config: Mapping[str, Any], job: FinetuneSpec) -> Task:
             )
         targets.check(held_out)
         held_out = Examples(inputs_of(held_out, like=inputs, **config["examples"]), targets)
+        held_out.inputs.check(model)
         scoring = functools.partial(
             job.score,
             inputs=held_out.inputs,
@@ -436,7 +446,7 @@ def make(config: Mapping[str, Any], job: FinetuneSpec) -> Task:
         shares=[count / plan.per_epoch for count in plan.batches if count],
         data=lambda start: placed(plan, examples, options, start, config["total_steps"]),
         evals=evals,
-        order=plan.digest(),
+        **corpus(source, plan, options),
         notes=[*task.notes, *data_notes(plan, examples)],
         save_assets=save_assets,
     )
@@ -476,7 +486,10 @@ def open_split(
 
 
 def evaluation(predict: Callable, examples: Any, options: DataConfig, score: Callable):
-    """An eval: the scores of a state's predictions for every example, each once."""
+    """An eval: the scores of a state's predictions for every example, each once.
+
+    `score` gets None for those that were left out or could not be read.
+    """
     plan = batches.EvalSampler(
         examples.bucket_of,
         examples.layout.buckets,
@@ -490,12 +503,17 @@ def evaluation(predict: Callable, examples: Any, options: DataConfig, score: Cal
         mesh = jax.sharding.get_mesh()
         if mesh not in compiled:
             everywhere = NamedSharding(mesh, PartitionSpec())
-            compiled[mesh] = jax.jit(predict, out_shardings=everywhere)
+            compiled[mesh] = jax.jit(
+                lambda params, batch: (predict(params, batch), batch["example_id"]),
+                out_shardings=everywhere,
+            )
         found: list[Any] = [None] * len(examples.bucket_of)
-        for n, batch in enumerate(placed(plan, examples, options, 0, len(plan))):
-            out = {k: np.asarray(v) for k, v in compiled[mesh](state.params, batch).items()}
-            for row, index in enumerate(plan(n)[1]):
-                found[index] = {name: array[row] for name, array in out.items()}
+        for batch in placed(plan, examples, options, 0, len(plan)):
+            batch.pop(KEY, None)
+            out, ids = jax.tree.map(np.asarray, compiled[mesh](state.params, batch))
+            for row, index in enumerate(ids):
+                if index != batches.NO_EXAMPLE:
+                    found[index] = {name: array[row] for name, array in out.items()}
         return score(found)
 
     return run

@@ -12,13 +12,14 @@ import numpy as np
 
 from data2vec_jax import masking
 from data2vec_jax.core import sharding
+from data2vec_jax.core.bad_examples import KEY, MAX_BAD_SHARE, BadExample, unpack
 from data2vec_jax.core.config import RunConfig, check_section
 from data2vec_jax.core.errors import UserError, nearest
 from data2vec_jax.core.state import select
 from data2vec_jax.core.task import Task
 from data2vec_jax.core.train_step import StepKeys
 from data2vec_jax.data import batches, readers
-from data2vec_jax.data.sources import open_source
+from data2vec_jax.data.sources import Source, open_source
 from data2vec_jax.modalities import contract
 from data2vec_jax.objectives.targets import axes_of, owns_features
 
@@ -50,6 +51,9 @@ class DataConfig:
     prefetch: int = 4  # batches read ahead by each, or by the threads
     # Until a reader that gives no batch is taken for stuck.
     reader_timeout: float = readers.READER_TIMEOUT  # seconds
+    # Examples that cannot be read are left out and named. If more than this share of all is bad,
+    # rounded up to whole examples, the run stops.
+    max_bad_share: float = MAX_BAD_SHARE
     rows_multiple_of: int | None = None  # see `batches.rows_of`
     eval_split: str | None = None  # of held-out examples for the validation loss; None for none
     eval_batches: int = 8  # of the validation loss
@@ -141,16 +145,38 @@ def make(config: Mapping[str, Any]) -> Task:
         shares=[count / plan.per_epoch for count in plan.batches if count],
         data=lambda start: placed(plan, examples, options, start, config["total_steps"]),
         evals=evals,
-        order=plan.digest(),
+        **corpus(source, plan, options),
         notes=data_notes(plan, examples),
         save_assets=examples.save_assets,
     )
 
 
+def corpus(source: Source, plan: batches.TrainSampler, options: Any) -> dict[str, Any]:
+    """What a `Task` says of its examples. options: its `DataConfig`."""
+    return {
+        "size": len(source),
+        "bad": [
+            BadExample(0, index, error.where, error.reason, str(error))
+            for index, error in sorted(source.bad.items())
+        ],
+        "max_bad_share": options.max_bad_share,
+        "order": f"{len(source)} examples, files {source.digest()}, order {plan.digest()}",
+    }
+
+
 def placed(plan: Any, examples: Any, options: Any, start: int, stop: int):
-    """Batches `start` to `stop` of a plan on the mesh in use. options: a task's `DataConfig`."""
+    """Batches `start` to `stop` of a plan on the mesh in use, as of `Task.data`.
+
+    options: a task's `DataConfig`.
+    """
     mesh = jax.sharding.get_mesh()
     read = batches.HostBatchReader(plan, examples, sharding.own_blocks(mesh), mesh.size)
+
+    def place(batch):
+        bad = {KEY: unpack(batch[KEY])} if KEY in batch else {}
+        arrays = {name: array for name, array in batch.items() if name != KEY}
+        return sharding.to_global(arrays, mesh) | bad
+
     return readers.stream(
         read,
         start,
@@ -158,7 +184,7 @@ def placed(plan: Any, examples: Any, options: Any, start: int, stop: int):
         workers=options.workers,
         prefetch=options.prefetch,
         reader_timeout=options.reader_timeout,
-        place=lambda batch: sharding.to_global(batch, mesh),
+        place=place,
     )
 
 
@@ -263,7 +289,10 @@ def step_flops(
 
 
 def validation(loss: Any, examples: Any, options: DataConfig, seed: int):
-    """An eval: the pretraining loss of held-out batches, with the same masks at every step."""
+    """An eval: the pretraining loss of held-out batches, with the same masks at every step.
+
+    `left_out`: the share of examples that could not be read, for which others stood in.
+    """
     plan = batches.TrainSampler(
         examples.bucket_of,
         examples.layout.buckets,
@@ -273,17 +302,27 @@ def validation(loss: Any, examples: Any, options: DataConfig, seed: int):
         examples.layout.padded,
     )
     key = jax.random.key(seed)
-    jitted = jax.jit(lambda params, teacher, batch, draw: loss(params, teacher, batch, draw)[:2])
+
+    def part(params, teacher, batch, draw, wanted):
+        total, count, _ = loss(params, teacher, batch, draw)
+        return total, count, jnp.sum(batch["example_id"] != wanted)
+
+    jitted = jax.jit(part)
 
     def run(state):
-        total = count = 0.0
+        total = count = missing = examples_read = 0.0
         mesh = jax.sharding.get_mesh()
         read = batches.HostBatchReader(plan, examples, sharding.own_blocks(mesh), mesh.size)
         for n in range(min(options.eval_batches, plan.per_epoch)):
-            batch = sharding.to_global(read(n), mesh)
-            part = jitted(state.params, state.teacher, batch, StepKeys(key, jnp.int32(n), key))
-            total, count = total + float(part[0]), count + float(part[1])
-        return {"loss": total / count}
+            arrays, (_, wanted) = read(n), plan(n)
+            arrays.pop(KEY, None)
+            batch = sharding.to_global(arrays, mesh)
+            draw = StepKeys(key, jnp.int32(n), key)
+            found = map(float, jitted(state.params, state.teacher, batch, draw, wanted))
+            total, count, missing = map(sum, zip((total, count, missing), found, strict=True))
+            examples_read += len(wanted)
+        left_out = {"left_out": missing / examples_read} if missing else {}
+        return {"loss": total / count} | left_out
 
     return run
 

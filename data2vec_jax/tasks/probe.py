@@ -9,6 +9,7 @@ all training rows, and sees the test rows once (docs/spec/small_scale.md section
 """
 
 import functools
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from data2vec_jax.core.errors import UserError
+from data2vec_jax.core.errors import ExampleError, UserError
 from data2vec_jax.data.sources import Source, open_named, open_source
 from data2vec_jax.modalities.contract import Examples, Labelled, Modality
 
@@ -37,6 +38,12 @@ def labelled(
         modality.check_labels(source)
         names = source.label_names
         found.append(of_source(modality, config, source, like))
+        if source.bad:
+            first = source.bad[min(source.bad)]
+            warnings.warn(
+                f"{len(source.bad)} of {len(source)} examples of {split} are left out: {first}",
+                stacklevel=2,
+            )
     return found
 
 
@@ -63,9 +70,16 @@ def with_classes(examples: Examples, source: Source) -> Labelled:
     used = [int(i) for i in np.flatnonzero(np.asarray(examples.bucket_of) >= 0)]
     if not used:
         raise UserError(f"{source.uri}: none of the {len(source)} examples of {source.split} fits")
-    rows = [examples.load(i, int(examples.bucket_of[i]), rng) for i in used]
-    inputs = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    labels = np.array([source.field(i, "label") for i in used])
+    rows = {}
+    for i in used:
+        try:
+            rows[i] = examples.load(i, int(examples.bucket_of[i]), rng)
+        except ExampleError as error:
+            source.bad[i] = error
+    source.check_any()
+    names = next(iter(rows.values()))
+    inputs = {name: np.stack([row[name] for row in rows.values()]) for name in names}
+    labels = np.array([source.field(i, "label") for i in rows])
     return Labelled(inputs, labels, source.label_names or ())
 
 

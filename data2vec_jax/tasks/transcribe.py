@@ -132,7 +132,9 @@ def score(
         raise UserError("config.scoring.lexicon: it is for a beam search, which needs scoring.lm")
     source = inputs.utterances
     references = [
-        transcript_of(source.field(i, "transcript"), characters, source.uri)
+        transcript_of(source.field(i, "transcript") or "", characters, source.uri)
+        if i in source.bad
+        else transcript_of(source.field(i, "transcript"), characters, source.uri)
         for i in range(len(source))
     ]
     logits = [None] * len(source)
@@ -248,7 +250,7 @@ def targets(config: Mapping[str, Any], head: Ctc) -> finetune.Targets:
         return {"labels": found}
 
     def check(source):
-        transcript_of(source.field(0, "transcript"), characters, source.uri)
+        transcript_of(next(source.items())[1].get("transcript"), characters, source.uri)
 
     return finetune.Targets(
         shapes, read, check, lambda folder: characters.save(folder / "vocab.json")

@@ -15,8 +15,12 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from data2vec_jax.core.errors import UserError
+from data2vec_jax.core.errors import ExampleError
 from data2vec_jax.data.codecs.base import Codec, Item, unreadable
+
+BLOCK = 2**22  # samples of all channels that are decoded at a time
+UNKNOWN = 2**62  # lengths above it stand for one that the header does not have
+PER_BYTE = 8192  # samples; no format gets as many into a byte, even of silence
 
 
 def codec(
@@ -34,6 +38,7 @@ def codec(
         read=functools.partial(read_audio, **options),
         record_fields=("audio_bytes", "audio", "speech"),
         read_record=functools.partial(read_record, **options),
+        read_part=functools.partial(read_part, **options),
         measure=functools.partial(count_samples, **options),
         measure_record=functools.partial(count_record_samples, **options),
         kinds=kinds or {},
@@ -41,29 +46,42 @@ def codec(
 
 
 def read_audio(file: str | io.BytesIO, name: str, *, sample_rate: int) -> Item:
-    """An audio file -> {'audio', 'sample_rate'}. Raises UserError as `open_audio`."""
+    """An audio file -> {'audio', 'sample_rate'}. Raises ExampleError as `open_audio`."""
     return {"audio": decode_audio(file, name, sample_rate), "sample_rate": sample_rate}
+
+
+def read_part(
+    file: str | io.BytesIO, name: str, start: int, count: int, *, sample_rate: int
+) -> Item:
+    """As `read_audio`, of `count` samples from `start`: no others are decoded."""
+    audio = decode_audio(file, name, sample_rate, start, count)
+    return {"audio": audio, "sample_rate": sample_rate}
 
 
 def read_record(value: Any, rest: Item, name: str, *, sample_rate: int) -> Item:
     """A record's audio, a file's bytes or raw samples -> {'audio', 'sample_rate'}."""
-    check_rate(int(rest.pop("sample_rate", sample_rate)), name, sample_rate)
+    check_rate(rest.pop("sample_rate", sample_rate), name, sample_rate)
     if isinstance(value, bytes):
         return read_audio(io.BytesIO(value), name, sample_rate=sample_rate)
     return {"audio": scale_audio(np.asarray(value), name), "sample_rate": sample_rate}
 
 
 def count_samples(file: str | io.BytesIO, name: str, *, sample_rate: int) -> int:
-    """Length of an audio file in samples, from its header. Raises UserError as `open_audio`."""
+    """Length of an audio file in samples, from its header; one without a length is decoded.
+
+    Raises ExampleError as `open_audio`.
+    """
     with open_audio(file, name, sample_rate) as sound:
-        return sound.frames
+        if sound.frames < UNKNOWN:
+            return sound.frames
+        return sum(len(block) for block in blocks_of(sound, UNKNOWN))
 
 
 def count_record_samples(
     value: Any, rest: Mapping[str, Any], name: str, *, sample_rate: int
 ) -> int:
     """Length in samples of a record's audio, a file's bytes or raw samples."""
-    check_rate(int(rest.get("sample_rate", sample_rate)), name, sample_rate)
+    check_rate(rest.get("sample_rate", sample_rate), name, sample_rate)
     if isinstance(value, bytes):
         return count_samples(io.BytesIO(value), name, sample_rate=sample_rate)
     return len(value)
@@ -71,54 +89,93 @@ def count_record_samples(
 
 @contextmanager
 def open_audio(file: str | io.BytesIO, name: str, sample_rate: int) -> Iterator[Any]:
-    """An audio file, open. Raises UserError: missing, damaged, another sample rate."""
+    """An audio file, open. Raises ExampleError: missing, damaged, another sample rate, or a header
+    that promises more than the file can hold.
+    """
     try:
         with soundfile.SoundFile(file) as sound:
             check_rate(sound.samplerate, name, sample_rate)
             check_whole(sound, name)
+            size = os.path.getsize(file) if isinstance(file, str) else file.getbuffer().nbytes
+            if PER_BYTE * size < sound.frames < UNKNOWN:
+                text = f"damaged audio, {size:,} bytes cannot hold {sound.frames:,} samples"
+                raise ExampleError(name, "damaged", text)
             yield sound
-    except (soundfile.SoundFileError, OSError) as error:
+    except (soundfile.SoundFileError, OSError, MemoryError) as error:
         if isinstance(file, str) and not os.path.exists(file):
-            raise UserError(f"{name}: no such file") from error
+            raise ExampleError(name, "missing", "no such file") from error
         raise unreadable(name, "audio", error) from error
 
 
-def decode_audio(file: str | io.BytesIO, name: str, sample_rate: int) -> np.ndarray:
-    """Audio file -> float32 [n] in [-1, 1], one channel. Raises UserError as `open_audio`."""
+def decode_audio(
+    file: str | io.BytesIO, name: str, sample_rate: int, start: int = 0, count: int | None = None
+) -> np.ndarray:
+    """Audio file -> float32 [n] in [-1, 1], one channel; `count` samples from `start`, or all.
+
+    Memory is taken as samples are found, not as the header promises. Raises ExampleError as
+    `open_audio`, or if there are fewer samples.
+    """
     with open_audio(file, name, sample_rate) as sound:
-        audio, frames = sound.read(dtype="float32", always_2d=True), sound.frames
-    if len(audio) < frames:
-        raise UserError(f"{name}: damaged audio, ends after {len(audio)} of {frames} samples")
-    return scale_audio(audio.mean(axis=1), name)
+        if start:
+            sound.seek(start)
+        known = count is not None or sound.frames < UNKNOWN
+        wanted = sound.frames - start if count is None else count
+        audio = np.concatenate([np.zeros(0, np.float32), *blocks_of(sound, wanted)])
+        if known and len(audio) < wanted:
+            found, promised = start + len(audio), start + wanted
+            text = f"damaged audio, ends after {found} of {promised} samples"
+            raise ExampleError(name, "damaged", text)
+    return scale_audio(audio, name)
 
 
-def check_rate(found: int, name: str, needed: int) -> None:
-    """Raises UserError unless the two rates, in Hz, are the same."""
+def blocks_of(sound: Any, count: int) -> Iterator[np.ndarray]:
+    """The next `count` samples of an open file, or as many as there are, the mean of its channels:
+    float32 [n], a block after the other.
+    """
+    # After each read soundfile seeks to where it is, which fails in a FLAC without a length.
+    sound.seekable = lambda: False
+    size = max(BLOCK // sound.channels, 1)
+    while count:
+        asked = min(count, size)
+        block = sound.read(asked, dtype="float32", always_2d=True).mean(axis=1)
+        count -= len(block)
+        yield block
+        if len(block) < asked:
+            return
+
+
+def check_rate(found: Any, name: str, needed: int) -> None:
+    """Raises ExampleError unless the two rates, in Hz, are the same."""
     if found != needed:
-        raise UserError(
-            f"{name}: sample rate is {found} Hz, needed {needed} Hz; convert it first "
-            f"(ffmpeg -ar {needed}): nothing is resampled silently"
+        raise ExampleError(
+            name,
+            "sample rate",
+            f"sample rate is {found} Hz, needed {needed} Hz; convert it first "
+            f"(ffmpeg -ar {needed}): nothing is resampled silently",
         )
 
 
 def check_whole(sound: Any, name: str) -> None:
-    """Raises UserError if a WAV file is shorter than its header says.
+    """Raises ExampleError if a WAV file is shorter than its header says.
 
     libsndfile corrects `sound.frames` then, and says so in its notes. A stream's header announces
     2 or 4 GiB, for want of the length.
     """
     cut = re.search(r"^data : (\d+) \(should be (\d+)\)", sound.extra_info, re.MULTILINE)
     if cut and int(cut[1]) < 0x7FFF0000:
-        raise UserError(f"{name}: damaged audio, ends after {cut[2]} of {cut[1]} bytes")
+        text = f"damaged audio, ends after {cut[2]} of {cut[1]} bytes"
+        raise ExampleError(name, "damaged", text)
 
 
 def scale_audio(samples: np.ndarray, name: str) -> np.ndarray:
     """Raw samples [n], int16 or float -> float32 [n] in [-1, 1]."""
     if samples.ndim != 1 or samples.dtype.kind not in "fi" or samples.dtype.itemsize < 2:
         shape, dtype = list(samples.shape), samples.dtype
-        raise UserError(f"{name}: audio is {dtype} {shape}, needed int16 or float [n]")
+        text = f"audio is {dtype} {shape}, needed int16 or float [n]"
+        raise ExampleError(name, "format", text)
     if samples.dtype.kind == "i":
         samples = samples / np.float32(-np.iinfo(samples.dtype).min)
     if not np.isfinite(samples).all():
-        raise UserError(f"{name}: damaged audio, has samples that are not finite")
+        text = "damaged audio, has samples that are not finite"
+        raise ExampleError(name, "not finite", text)
     return np.clip(samples.astype(np.float32), -1, 1)

@@ -1,13 +1,15 @@
 """The record `Codec`: all that `data.sources` needs to know about a kind of signal."""
 
 import io
+import os
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from data2vec_jax.core.errors import UserError, nearest
+from data2vec_jax.core.errors import ExampleError, UserError, nearest
 
 Item = dict[str, Any]
 
@@ -25,7 +27,7 @@ class Codec:
     # Suffixes of its files, in lower case, with the dot.
     suffixes: tuple[str, ...]
     # (file, name) -> {field: array, ...}, the part of an item that a file holds. file: a path, or
-    # the bytes of a file as BytesIO; name: what messages call it. Raises UserError: missing,
+    # the bytes of a file as BytesIO; name: what messages call it. Raises ExampleError: missing,
     # damaged.
     read: Callable[[str | io.BytesIO, str], Item]
     # Where records of ArrayRecord and TFDS keep the signal, in order of preference; by default in
@@ -38,6 +40,9 @@ class Codec:
     # (file, name) -> length of the signal in `units`, that of the array's first axis, without
     # decoding it. None: the lengths are not measured (images of one size, texts to be tokenised).
     measure: Callable[[str | io.BytesIO, str], int] | None = None
+    # (file, name, start, count) -> as `read`, of that part of the signal alone, in `units`. None:
+    # it is cut out of the whole.
+    read_part: Callable[[str | io.BytesIO, str, int, int], Item] | None = None
     # (value, rest, name) -> length of a record's signal; by default `measure` of bytes, `len` of
     # arrays.
     measure_record: Callable[[Any, Mapping[str, Any], str], int] | None = None
@@ -90,7 +95,26 @@ class Codec:
         return found
 
 
-def unreadable(name: str, what: str, error: Exception) -> UserError:
+def unreadable(name: str, what: str, error: Exception) -> ExampleError:
     """The error, of one line, that names a file which its decoder refused."""
     reason = " ".join(str(getattr(error, "error_string", error)).split())
-    return UserError(f"{name}: unreadable {what} ({reason or type(error).__name__})")
+    return ExampleError(name, "unreadable", f"unreadable {what} ({reason or type(error).__name__})")
+
+
+def check_file(path: str) -> None:
+    """Raises ExampleError unless there is an ordinary file: others may never end, or not answer."""
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise ExampleError(path, "missing", "no such file") from None
+    except (OSError, ValueError) as error:  # a link to itself; a name with a NUL
+        raise unreadable(path, "file", error) from None
+    if not stat.S_ISREG(mode):
+        kinds = {
+            stat.S_IFIFO: "a pipe",
+            stat.S_IFDIR: "a folder",
+            stat.S_IFSOCK: "a socket",
+            stat.S_IFCHR: "a device",
+            stat.S_IFBLK: "a device",
+        }
+        raise ExampleError(path, "not a file", f"is {kinds.get(stat.S_IFMT(mode), 'no file')}")

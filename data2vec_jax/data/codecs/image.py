@@ -1,62 +1,129 @@
 """Images, as RGB of 8 bits. Items hold image, uint8 [H, W, 3]."""
 
+import functools
 import io
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
-from data2vec_jax.core.errors import UserError
+from data2vec_jax.core.errors import ExampleError
 from data2vec_jax.data.codecs.base import Codec, Item, unreadable
 
+MAX_PIXELS = 50_000_000
+WHITE = (255, 255, 255)
+ORIENTATION = 0x0112  # the EXIF tag of how to turn a photo
+DEFLATE = 1032  # bytes that one byte of a PNG can become, at most
 
-def codec(kinds: Mapping[str, Callable[..., Any]] | None = None) -> Codec:
+
+def codec(
+    kinds: Mapping[str, Callable[..., Any]] | None = None,
+    background: Sequence[int] = WHITE,
+    max_pixels: int = MAX_PIXELS,
+) -> Codec:
     """The codec of images. In records: image_bytes (a file) or image (uint8 [H, W, C], or a file).
 
+    background: red, green and blue, 0 to 255, of what lies behind transparent pixels. max_pixels:
+    larger images are refused before they are decoded. Images are turned as their EXIF tag says.
     They are not measured: what reads them brings them to one size.
     """
+    options = {"background": tuple(background), "max_pixels": max_pixels}
     return Codec(
         field="image",
         suffixes=(".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"),
-        read=read_image,
+        read=functools.partial(read_image, **options),
         record_fields=("image_bytes", "image"),
-        read_record=read_record,
+        read_record=functools.partial(read_record, **options),
         kinds=kinds or {},
     )
 
 
-def read_image(file: str | io.BytesIO, name: str) -> Item:
-    """An image file -> {'image'}. Raises UserError: damaged."""
-    return {"image": decode_image(file, name)}
+def read_image(file: str | io.BytesIO, name: str, **options: Any) -> Item:
+    """An image file -> {'image'}. Raises ExampleError: damaged, too large."""
+    return {"image": decode_image(file, name, **options)}
 
 
-def read_record(value: Any, rest: Item, name: str) -> Item:
+def read_record(value: Any, rest: Item, name: str, **options: Any) -> Item:
     """A record's image, a file's bytes or pixels -> {'image'}."""
     if isinstance(value, bytes):
-        return read_image(io.BytesIO(value), name)
-    return {"image": to_rgb(np.asarray(value), name)}
+        return read_image(io.BytesIO(value), name, **options)
+    return {"image": to_rgb(np.asarray(value), name, options.get("background", WHITE))}
 
 
-def decode_image(file: str | io.BytesIO, name: str) -> np.ndarray:
-    """Image file -> uint8 [H, W, 3]; transparency is dropped. Raises UserError: damaged."""
+def decode_image(
+    file: str | io.BytesIO,
+    name: str,
+    *,
+    background: Sequence[int] = WHITE,
+    max_pixels: int = MAX_PIXELS,
+) -> np.ndarray:
+    """Image file -> uint8 [H, W, 3], on `background`, as its EXIF tag turns it.
+
+    Raises ExampleError: damaged, or more pixels than `max_pixels`.
+    """
     try:
         with Image.open(file) as image:
+            check_size(image, file, name, max_pixels)
+            if image.mode in ("I", "F"):
+                text = "image has 32 bits a pixel, needed 8 or 16"
+                raise ExampleError(name, "format", text)
+            image.load()
+            image = upright(image)
             if image.mode.startswith("I;16"):  # convert() would clip, not scale
                 return to_rgb((np.array(image) >> 8).astype(np.uint8), name)
-            if image.mode in ("I", "F"):
-                raise UserError(f"{name}: image has 32 bits a pixel, needed 8 or 16")
-            return np.array(image.convert("RGB"))
-    except UserError:
+            if image.has_transparency_data:
+                image = on_background(image, background)
+            return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    except ExampleError:
         raise
+    except Image.DecompressionBombError as error:
+        raise ExampleError(name, "too large", f"image is too large ({error})") from error
     except Exception as error:  # Pillow's decoders raise whatever they stumble over
+        if isinstance(file, str) and not os.path.exists(file):
+            raise ExampleError(name, "missing", "no such file") from error
         raise unreadable(name, "image", error) from error
 
 
-def to_rgb(image: np.ndarray, name: str) -> np.ndarray:
-    """uint8 [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] -> uint8 [H, W, 3]."""
+def check_size(image: Image.Image, file: str | io.BytesIO, name: str, max_pixels: int) -> None:
+    """Raises ExampleError: an image, not decoded yet, is too large, or larger than its file."""
+    width, height = image.size
+    if width * height > max_pixels:
+        text = f"image of {width:,} x {height:,} pixels, more than max_pixels={max_pixels:,}"
+        raise ExampleError(name, "too large", text)
+    if image.format == "PNG":
+        size = os.path.getsize(file) if isinstance(file, str) else file.getbuffer().nbytes
+        if width * height / 8 > DEFLATE * size:  # of one bit each
+            text = f"damaged image, {size:,} bytes cannot hold {width:,} x {height:,} pixels"
+            raise ExampleError(name, "damaged", text)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """A photo as its EXIF tag turns it, or as it is."""
+    try:
+        turned = image.getexif().get(ORIENTATION, 1) != 1
+        return ImageOps.exif_transpose(image) if turned else image
+    except Exception:  # tags are damaged, but the pixels are there
+        return image
+
+
+def on_background(image: Image.Image, background: Sequence[int]) -> Image.Image:
+    """An image with transparent pixels on a ground of one colour, RGB."""
+    image = image.convert("RGBA")
+    ground = Image.new("RGBA", image.size, (*background, 255))
+    return Image.alpha_composite(ground, image).convert("RGB")
+
+
+def to_rgb(image: np.ndarray, name: str, background: Sequence[int] = WHITE) -> np.ndarray:
+    """uint8 [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] (with alpha) -> uint8 [H, W, 3]."""
     image = image[..., None] if image.ndim == 2 else image
     if image.ndim != 3 or image.shape[-1] not in (1, 3, 4) or image.dtype != np.uint8:
         shape, dtype = list(image.shape), image.dtype
-        raise UserError(f"{name}: image is {dtype} {shape}, needed uint8 [H, W, 1, 3 or 4]")
-    return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image[..., :3]
+        text = f"image is {dtype} {shape}, needed uint8 [H, W, 1, 3 or 4]"
+        raise ExampleError(name, "format", text)
+    if not image.size:
+        raise ExampleError(name, "empty", "image has no pixels")
+    if image.shape[-1] == 4:
+        return np.array(on_background(Image.fromarray(np.ascontiguousarray(image)), background))
+    return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image

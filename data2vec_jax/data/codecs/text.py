@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from data2vec_jax.core.errors import UserError
+from data2vec_jax.core.errors import ExampleError, UserError
 from data2vec_jax.data.codecs.base import Codec, Item, unreadable
 
 
@@ -25,13 +25,28 @@ def codec(kinds: Mapping[str, Callable[..., Any]] | None = None) -> Codec:
 
 
 def read_text_file(file: str | io.BytesIO, name: str) -> Item:
-    """A UTF-8 file as it stands -> {'text'}."""
-    return {"text": read_text(file, name)}
+    """A UTF-8 file as it stands -> {'text'}. Raises ExampleError: it is empty, or no text."""
+    text = checked(read_text(file, name), name)
+    if not text or text.isspace():
+        raise ExampleError(name, "empty", "text is empty")
+    return {"text": text}
 
 
 def read_record(value: Any, rest: Item, name: str) -> Item:
     """A record's text, a str or UTF-8 -> {'text'}."""
-    return {"text": value.decode() if isinstance(value, bytes) else str(value)}
+    if not isinstance(value, bytes | str):
+        raise ExampleError(name, "format", f"text is {value!r:.40}, not a string")
+    try:
+        return {"text": checked(value.decode() if isinstance(value, bytes) else value, name)}
+    except UnicodeDecodeError as error:
+        raise unreadable(name, "text", error) from error
+
+
+def checked(text: str, name: str) -> str:
+    """`text`. Raises ExampleError: it is of something that holds no text."""
+    if "\0" in text:
+        raise ExampleError(name, "format", "text with NUL characters, so no text, or not UTF-8")
+    return text
 
 
 def read_text(file: str | io.BytesIO, name: str = "") -> str:

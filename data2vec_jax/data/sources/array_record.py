@@ -2,6 +2,7 @@
 flax.serialization writes them.
 """
 
+import hashlib
 import os
 import re
 import uuid
@@ -14,7 +15,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from data2vec_jax.core.errors import UserError, nearest
+from data2vec_jax.core.errors import ExampleError, UserError, nearest
 from data2vec_jax.data.codecs.base import Codec, Item, unreadable
 from data2vec_jax.data.sources.base import Address, Source
 
@@ -145,43 +146,71 @@ class ArrayRecordSource(Source):
         return int(self._ends[-1])
 
     def _load(self, i: int) -> Item:
-        f = int(np.searchsorted(self._ends, i, side="right"))
+        f, i = self._place(i)
         file, path = self._files[f], self._paths[f]
-        i -= int(self._ends[f]) - len(file)
         return self.codec.decode_record(read_record(file, i, path), f"{path}[{i}]", self._key)
+
+    def _place(self, i: int) -> tuple[int, int]:
+        """Number of the file, and of the record in it, of example i."""
+        f = int(np.searchsorted(self._ends, i, side="right"))
+        return f, i - int(self._ends[f]) + len(self._files[f])
+
+    def location(self, index: int) -> str:
+        file, i = self._place(index)
+        return f"{self._paths[file]}[{i}]"
 
     def lengths(self) -> np.ndarray | None:
         """int64 [N] from the `*.lengths.npy` files; what is missing is measured once and kept.
 
-        Raises UserError: one of these files is damaged or stale, or a record cannot be measured.
+        -1 of records that cannot be measured. Raises UserError: one of these files is damaged or
+        stale.
         """
         if self.codec.measure is None:
             return None
         pairs = zip(self._paths, self._files, strict=True)
-        return np.concatenate([self._lengths_of(path, file) for path, file in pairs])
+        lengths = np.concatenate([self._lengths_of(path, file) for path, file in pairs])
+        for i in np.flatnonzero(lengths < 0).tolist():
+            if i not in self.bad:  # measured by an earlier run
+                where = self.location(i)
+                self.bad[i] = ExampleError(where, "unreadable", "has no length that can be read")
+        self.check_any()
+        return lengths
+
+    def digest(self) -> str:
+        found = hashlib.sha256(self._ends.tobytes())
+        for path in self._paths:
+            found.update(f"{os.path.basename(path)} {os.path.getsize(path)}".encode())
+        return found.hexdigest()[:12]
 
     def _lengths_of(self, path: str, file: Any) -> np.ndarray:
         stored = lengths_file(path)
         try:
-            lengths = np.load(stored)
+            lengths = np.load(stored, mmap_mode="r")  # checks the header against the file's size
         except FileNotFoundError:
             return self._measure(path, file)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise unreadable(stored, "array", error) from error
+        again = "delete it, and it is made again"
+        if lengths.ndim != 1 or lengths.dtype.kind not in "iu":
+            shape, dtype = list(lengths.shape), lengths.dtype
+            raise UserError(f"{stored}: {dtype} {shape}, not whole numbers [N]; {again}")
         if len(lengths) != len(file):
-            raise UserError(
-                f"{stored}: {len(lengths)} lengths for {len(file)} records; "
-                "delete it, and it is made again"
-            )
-        return lengths
+            raise UserError(f"{stored}: {len(lengths)} lengths for {len(file)} records; {again}")
+        return np.array(lengths, np.int64)
 
     def _measure(self, path: str, file: Any) -> np.ndarray:
         """The lengths of all records of a file, kept beside it if its folder can be written."""
-        records = (read_record(file, i, path) for i in range(len(file)))
-        lengths = [
-            self.codec.length_of_record(record, f"{path}[{i}]", self._key)
-            for i, record in enumerate(records)
-        ]
+        lengths, first = [], int(self._ends[self._paths.index(path)]) - len(file)
+        for i in range(len(file)):
+            where = f"{path}[{i}]"
+            try:
+                record = read_record(file, i, path)
+                lengths.append(self.codec.length_of_record(record, where, self._key))
+            except UserError as error:
+                reason, text = getattr(error, "reason", "unreadable"), str(error)
+                text = text.removeprefix(f"{where}: ")
+                self.bad[first + i] = ExampleError(where, reason, text)
+                lengths.append(-1)
         try:
             save_lengths(path, lengths)
             kept = f"they are kept in {lengths_file(path)}"

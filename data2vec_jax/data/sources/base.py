@@ -1,16 +1,18 @@
 """What every source is, and the address that it was opened by."""
 
 import abc
+import copy
 import functools
+import hashlib
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data2vec_jax.core.errors import UserError
+from data2vec_jax.core.errors import ExampleError, UserError
 from data2vec_jax.data.codecs.base import Codec, Item
 
 
@@ -37,6 +39,7 @@ class Source(abc.ABC):
       None; empty if the source was opened for labels that are numbers.
     rows: of tables and folders, the file or folder and the rows of it, so that two splits can be
       recognised as the same; else None.
+    bad: index -> the error of each example that is known to be unreadable. It keeps its index.
     """
 
     rows: Any = None
@@ -46,18 +49,28 @@ class Source(abc.ABC):
     ):
         self.uri, self.split, self.codec = uri, split, codec
         self.label_names = None if label_names is None else tuple(label_names)
+        self.bad: dict[int, ExampleError] = {}
 
     @abc.abstractmethod
     def __len__(self) -> int:
         """Number of examples."""
 
     def __getitem__(self, index: int) -> Item:
-        """The decoded example; `UserError` names the file if it is damaged."""
+        """The decoded example. Raises ExampleError: it is damaged, missing, ..."""
         i = operator.index(index)
         i += len(self) if i < 0 else 0
         if not 0 <= i < len(self):
             raise IndexError(f"{self!r}: no example {index}")
-        return self._load(i)
+        if i in self.bad:
+            raise self.bad[i]
+        try:
+            return self._load(i)
+        except ExampleError:
+            raise
+        except UserError as error:  # of a codec that knows no kinds of faults
+            where = self.location(i)
+            text = str(error).removeprefix(f"{where}: ")
+            raise ExampleError(where, "unreadable", text) from error
 
     @abc.abstractmethod
     def _load(self, i: int) -> Item:
@@ -66,9 +79,49 @@ class Source(abc.ABC):
     def lengths(self) -> np.ndarray | None:
         """Length of each example in the codec's units, int64 [N], without decoding.
 
-        None if the codec measures nothing, or the lengths are not known.
+        -1 of an example that cannot be measured, which is `bad` then. None if the codec measures
+        nothing, or the lengths are not known.
         """
         return None
+
+    def part(self, index: int, start: int, count: int) -> Item:
+        """As `self[index]`, of `count` units of the signal from `start`; it may lack other fields.
+
+        Where the container can be searched, no more is decoded. Raises ExampleError: it has fewer.
+        """
+        item, field = self[index], self.codec.field
+        if len(item[field]) < start + count:
+            text = f"has {len(item[field])} {self.codec.units}, not {start + count}"
+            raise ExampleError(self.location(index), "length", text)
+        return {**item, field: item[field][start : start + count]}
+
+    def items(self) -> Iterator[tuple[int, Item]]:
+        """(index, decoded example) of all that can be read; the others are `bad` afterwards.
+
+        Raises UserError: none can.
+        """
+        for i in range(len(self)):
+            try:
+                item = self[i]
+            except ExampleError as error:
+                self.bad[i] = error
+            else:
+                yield i, item
+        self.check_any()
+
+    def check_any(self) -> None:
+        """Raises UserError if every example is bad."""
+        if self.bad and len(self.bad) == len(self):
+            first = self.bad[min(self.bad)]
+            raise UserError(
+                f"{first} (and the other {len(self) - 1} cannot be read either)"
+                if len(self) > 1
+                else str(first)
+            )
+
+    def digest(self) -> str:
+        """A hash of the names and sizes of all examples, without reading them."""
+        return hashlib.sha256(f"{self.uri} {self.split} {len(self)}".encode()).hexdigest()[:12]
 
     def field(self, index: int, name: str) -> Any:
         """`self[index].get(name)`, without decoding the example where that can be."""
@@ -81,6 +134,12 @@ class Source(abc.ABC):
     def location(self, index: int) -> str:
         """What errors call an example: its file and line, or its number."""
         return f"{self.uri} {self.split}[{index}]"
+
+    def with_codec(self, codec: Codec) -> "Source":
+        """The same examples, decoded in another way."""
+        made = copy.copy(self)
+        made.codec = codec
+        return made
 
     def __repr__(self) -> str:
         names = f", {len(self.label_names)} label names" if self.label_names else ""
@@ -96,12 +155,16 @@ class Subset(Source):
     def __init__(self, source: Source, indices: Sequence[int]):
         super().__init__(source.uri, source.split, source.codec, source.label_names)
         self._source, self._indices = source, np.asarray(indices)
+        self.bad = {i: source.bad[j] for i, j in enumerate(indices) if j in source.bad}
 
     def __len__(self) -> int:
         return len(self._indices)
 
     def _load(self, i: int) -> Item:
         return self._source[int(self._indices[i])]
+
+    def part(self, index: int, start: int, count: int) -> Item:
+        return self._source.part(int(self._indices[index]), start, count)
 
     @property
     def rows(self) -> Any:
@@ -119,7 +182,18 @@ class Subset(Source):
 
     def lengths(self) -> np.ndarray | None:
         lengths = self._source.lengths()
+        bad = self._source.bad
+        self.bad |= {i: bad[j] for i, j in enumerate(self._indices.tolist()) if j in bad}
         return None if lengths is None else lengths[self._indices]
+
+    def digest(self) -> str:
+        own = hashlib.sha256(self._indices.tobytes()).hexdigest()[:12]
+        return f"{self._source.digest()} {own}"
+
+    def with_codec(self, codec: Codec) -> "Subset":
+        made = super().with_codec(codec)
+        made._source = self._source.with_codec(codec)
+        return made
 
 
 def published(opener: Callable[[Address], Source]) -> Callable[[Address], Source]:

@@ -1,50 +1,148 @@
 """`folder:DIR`: all files of a kind below a folder."""
 
 import os
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from data2vec_jax.core.errors import UserError, nearest
+from data2vec_jax.core.errors import ExampleError, UserError, nearest
 from data2vec_jax.data.sources.base import Address
 from data2vec_jax.data.sources.labels import index_labels
 from data2vec_jax.data.sources.table import TableSource
 
 SPLIT_FOLDERS = ("train", "val", "valid", "validation", "dev", "test")
+NOT_DATA = ("/proc", "/sys", "/dev")  # folders of a system that hold no files, or without end
 
 
 def open_folder(address: Address) -> TableSource:
-    """`folder:DIR`. Classes are the subfolders, if all files are in subfolders."""
+    """`folder:DIR`. Classes are the subfolders, if all files, or most, are in subfolders."""
     uri, split, codec = address.uri, address.split, address.codec
     top = Path(address.place)
     if not top.is_dir():
         hint = f"; it is a file: did you mean 'manifest:{address.place}'?" if top.is_file() else ""
         raise UserError(f"{uri}: no folder '{address.place}'{hint}")
-    splits = [name for name in subfolders(top) if name in (*SPLIT_FOLDERS, split)]
+    if is_no_data(str(top)):
+        raise UserError(f"{uri}: '{address.place}' is the system's, and holds no data")
+    splits = split_folders(top, split)
     if splits and split not in splits:
-        raise UserError(f"{uri}: no split '{split}' in '{address.place}'{nearest(split, splits)}")
-    folder = top / split if splits else top
+        hint = nearest(split, splits.values())
+        raise UserError(f"{uri}: no split '{split}' in '{address.place}'{hint}")
+    folder = top / splits[split] if splits else top
 
-    paths = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found = [n for n in files if n.lower().endswith(codec.suffixes) and n[0] != "."]
-        paths += [os.path.relpath(os.path.join(parent, name), folder) for name in found]
+    paths = sorted(os.path.relpath(path, folder) for path in walk(str(folder), codec.suffixes))
     if not paths:
         suffixes = ", ".join(codec.suffixes)
         raise UserError(f"{uri}: no {codec.field} files ({suffixes}) in '{folder}'")
-    paths.sort()
+    bad = {}
+    for i, path in enumerate(paths):
+        if not path.isprintable() and not is_utf8(path):
+            where = os.path.join(folder, path).encode(errors="backslashreplace").decode()
+            bad[i] = ExampleError(where, "name", "its name is not UTF-8")
     columns: dict[str, list] = {"path": paths}
     label_names = None
-    if all(os.sep in path for path in paths):
+    inside = [path for path in paths if os.sep in path]
+    if 2 * len(inside) > len(paths):  # the few others have no label
         label_names = address.label_names
         if label_names is None:  # the same order in every split, though one may lack a class
-            tops = [top / name for name in splits] or [top]
-            label_names = sorted({name for folder in tops for name in subfolders(folder)})
-        classes = [path.split(os.sep, 1)[0] for path in paths]
+            label_names = sorted({path.split(os.sep, 1)[0] for path in inside})
+            for other in (top / name for name in splits.values()):
+                more = set(subfolders(other)) - set(label_names)
+                label_names += [
+                    name for name in more if next(walk(str(other / name), codec.suffixes), None)
+                ]
+            label_names = sorted(label_names)
+        classes = [path.split(os.sep, 1)[0] if os.sep in path else None for path in paths]
         columns["label"], label_names = index_labels(classes, label_names, uri)
-    return TableSource(uri, split, codec, columns, root=str(folder), label_names=label_names)
+    return TableSource(
+        uri, split, codec, columns, root=str(folder), label_names=label_names, bad=bad
+    )
+
+
+def split_folders(top: Path, split: str) -> dict[str, str]:
+    """Split -> its subfolder; none if the folder has no splits.
+
+    Subfolders of other spellings (Train, testing, Custom_train) are splits where all are, or where
+    there are several. Raises UserError: two of them are the same split.
+    """
+    names = subfolders(top)
+    exact = {name: name for name in names if name in (*SPLIT_FOLDERS, split)}
+    if exact:
+        return exact
+    spelled: dict[str, list[str]] = {}
+    for name in names:
+        words = {{"training": "train", "testing": "test"}.get(w, w) for w in words_of(name)}
+        for word in words & set(SPLIT_FOLDERS):
+            spelled.setdefault(word, []).append(name)
+    if len(spelled) < 2 and sum(map(len, spelled.values())) < len(names):
+        return {}
+    for word, several in spelled.items():
+        if len(several) > 1:
+            raise UserError(f"'{top}': {' and '.join(several)} could both be the split '{word}'")
+    return {word: name for word, (name,) in spelled.items()}
+
+
+def words_of(name: str) -> list[str]:
+    """The words of a name, in lower case."""
+    return re.findall(r"[a-z]+", name.lower())
+
+
+def walk(folder: str, suffixes: Sequence[str]) -> Iterator[str]:
+    """Files below a folder that end in one of `suffixes`; hidden ones are left out.
+
+    Links to folders are followed, but no folder is read twice, so none is that holds the link.
+    """
+    seen, links = set(), [folder]
+    while links:
+        for parent, folders, files in os.walk(links.pop(0)):
+            found = [name for name in sorted(folders) if name[0] != "."]
+            linked = {name for name in found if os.path.islink(os.path.join(parent, name))}
+            links += [os.path.join(parent, name) for name in found if name in linked]
+            folders[:] = [name for name in found if name not in linked]
+            if is_no_data(parent) or not first_visit(parent, seen):
+                folders.clear()
+                continue
+            for name in files:
+                if name.lower().endswith(tuple(suffixes)) and name[0] != ".":
+                    yield os.path.join(parent, name)
+
+
+def first_visit(folder: str, seen: set[tuple[int, int]]) -> bool:
+    """Notes a folder in `seen`; whether it was not there, under whatever name."""
+    try:
+        status = os.stat(folder)
+    except OSError:
+        return False
+    key = status.st_dev, status.st_ino
+    if key in seen:
+        return False
+    seen.add(key)
+    return True
+
+
+def is_no_data(folder: str) -> bool:
+    """Whether a folder is one of `NOT_DATA`, or in it."""
+    real = os.path.realpath(folder)
+    return any(real == name or real.startswith(name + os.sep) for name in NOT_DATA)
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a file's name is text."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def subfolders(folder: Path) -> list[str]:
     """Names of the folders in `folder` that are not hidden, sorted."""
     with os.scandir(folder) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+        return sorted(e.name for e in entries if is_folder(e) and not e.name.startswith("."))
+
+
+def is_folder(entry: os.DirEntry) -> bool:
+    """Whether an entry is a folder, or a link to one; a link to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False

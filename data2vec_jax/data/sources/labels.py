@@ -17,6 +17,8 @@ def check_field(source: Source, name: str, check: Callable[[Any], Any]) -> None:
     """
     column = source.column(name)
     for i, value in enumerate([source.field(0, name)] if column is None else column):
+        if i in source.bad:
+            continue
         try:
             check(value)
         except UserError as error:
@@ -34,7 +36,7 @@ def class_of(label: Any) -> int:
 
 def check_classes(source: Source) -> None:
     """Raises UserError unless every example of a source has a class."""
-    if "label" not in source[0]:
+    if "label" not in next(source.items())[1]:
         raise UserError(f"{source.uri}: its examples have no labels, so nothing can be probed")
     check_field(source, "label", class_of)
 

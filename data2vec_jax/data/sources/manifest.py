@@ -1,18 +1,24 @@
 """`manifest:FILE`: wav2vec manifests, and tables of TSV, CSV or JSONL."""
 
+import contextlib
 import csv
 import gzip
+import io
 import json
 import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
+from typing import Any, TextIO
 
-from data2vec_jax.core.errors import UserError, nearest
+from data2vec_jax.core.errors import ExampleError, UserError, nearest
 from data2vec_jax.data.codecs.base import Codec, unreadable
 from data2vec_jax.data.sources.base import Address
 from data2vec_jax.data.sources.labels import index_labels
 from data2vec_jax.data.sources.table import TableSource, select_split
+
+# A compressed table may become so many bytes, and so many times as large as its file.
+LEAST_INFLATED, INFLATED = 2**26, 200
 
 
 def open_manifest(address: Address) -> TableSource:
@@ -29,7 +35,7 @@ def open_manifest(address: Address) -> TableSource:
         raise UserError(f"{uri}: no file '{place}'")
     wanted = codec.field if codec.in_tables else "path"
     try:
-        root, names, numbers, cells = read_rows(place, codec, address.columns)
+        root, names, numbers, cells, bad = read_rows(place, codec, address.columns)
     except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
         raise unreadable(place, "table", error) from error
     if key is not None:
@@ -42,23 +48,30 @@ def open_manifest(address: Address) -> TableSource:
         raise UserError(f"{place}: no column '{wanted}'{or_path}; its first line is '{first}'")
     table: dict[str, list] = {name: [row[c] for row in cells] for c, name in enumerate(names)}
 
+    def refuse(i: int, reason: str, text: str) -> None:
+        bad.setdefault(i, ExampleError(f"{place}:{numbers[i]}", reason, text))
+
     for name in {"path", wanted} & set(names):
-        for number, value in zip(numbers, table[name], strict=True):
+        for i, value in enumerate(table[name]):
             if not isinstance(value, str):
-                raise UserError(f"{place}:{number}: {name} is {value!r}, not a string")
+                refuse(i, "format", f"{name} is {value!r}, not a string")
     label_names = address.label_names
     if "label" in table:
         table["label"], label_names = index_labels(table["label"], label_names, place, numbers)
     if "split" in table:
-        table, numbers = select_split(table, numbers, address.split, uri)
+        table, numbers, bad = select_split(table, numbers, bad, address.split, uri)
     if codec.measure and codec.units in table:
-        for number, value in zip(numbers, table[codec.units], strict=True):
-            if not str(value).isdecimal():
-                raise UserError(f"{place}:{number}: '{value}' is not a number of {codec.units}")
-        table[codec.units] = [int(value) for value in table[codec.units]]
+        for i, value in enumerate(table[codec.units]):
+            # More than 18 digits are no length that anything has.
+            if not (str(value).isdecimal() and len(str(value)) <= 18):
+                refuse(i, "format", f"'{value}' is not a number of {codec.units}")
+        table[codec.units] = [
+            -1 if i in bad else int(value) for i, value in enumerate(table[codec.units])
+        ]
     if "path" in table:
-        check_paths(root, table["path"], numbers, place)
-    return TableSource(
+        for i, path in missing_files(root, table["path"], skip=bad):
+            refuse(i, "missing", f"no file '{path}'")
+    source = TableSource(
         uri,
         address.split,
         codec,
@@ -67,15 +80,20 @@ def open_manifest(address: Address) -> TableSource:
         label_names=label_names,
         file=place,
         lines=numbers,
+        bad=bad,
     )
+    source.check_any()
+    return source
 
 
 def read_rows(place: str, codec: Codec, columns: Sequence[str] | None) -> tuple:
-    """-> (root folder, names of the columns, line number of each row, cells of each row)."""
+    """-> (root folder, names of the columns, line number of each row, cells of each row, bad rows:
+    index -> error). The cells of a bad row are None.
+    """
     root, suffix = str(Path(place).parent), Path(place.removesuffix(".gz")).suffix
-    opener: Callable = gzip.open if place.endswith(".gz") else open
     names, numbers, cells = list(columns or ()), [], []
-    with opener(place, "rt", encoding="utf-8-sig", newline="\n") as file:
+    bad: dict[int, ExampleError] = {}
+    with open_table(place) as file:
         if suffix == ".jsonl":
             lines = ((n, parse_object(line, f"{place}:{n}")) for n, line in enumerate(file, 1))
         elif suffix == ".csv":
@@ -92,43 +110,83 @@ def read_rows(place: str, codec: Codec, columns: Sequence[str] | None) -> tuple:
                 names = names or list(row)
                 missing = [name for name in names if name not in row]
                 if missing:
-                    raise UserError(f"{place}:{number}: no '{missing[0]}'")
-                row = [row[name] for name in names]
-            elif not names:
+                    row = ExampleError(f"{place}:{number}", "format", f"no '{missing[0]}'")
+                else:
+                    row = [row[name] for name in names]
+            elif isinstance(row, list) and not names:
                 names = row
                 if codec.measure and len(row) == 1 and row != ["path"]:  # a wav2vec manifest
                     root, names = os.path.join(root, row[0]), ["path", codec.units]
                 continue
-            if len(row) != len(names):
-                raise UserError(
-                    f"{place}:{number}: {len(row)} columns, not {len(names)} ({', '.join(names)})"
-                )
+            elif isinstance(row, list) and len(row) != len(names):
+                text = f"{len(row)} columns, not {len(names)} ({', '.join(names)})"
+                row = ExampleError(f"{place}:{number}", "format", text)
+            if isinstance(row, ExampleError):
+                bad[len(cells)] = row
+                row = []
             numbers.append(number)
             cells.append(row)
     if not cells:
         raise UserError(f"{place}: has no rows")
-    return root, names, numbers, cells
+    if not names:
+        raise bad[0]
+    return root, names, numbers, [row or [None] * len(names) for row in cells], bad
 
 
-def parse_object(line: str, where: str) -> dict | None:
+@contextlib.contextmanager
+def open_table(place: str) -> Iterator[TextIO]:
+    """A table's lines. Raises UserError: a compressed one becomes absurdly large."""
+    if not place.endswith(".gz"):
+        with open(place, encoding="utf-8-sig", newline="\n") as file:
+            yield file
+        return
+    with gzip.open(place) as inflated:
+        limit = LEAST_INFLATED + INFLATED * os.path.getsize(place)
+        limited = io.BufferedReader(Limited(inflated, limit, place))
+        yield io.TextIOWrapper(limited, encoding="utf-8-sig", newline="\n")
+
+
+class Limited(io.RawIOBase):
+    """A binary file of at most `limit` bytes. Raises UserError: it has more."""
+
+    def __init__(self, file: Any, limit: int, name: str):
+        self._file, self._left, self._limit, self._name = file, limit, limit, name
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self._file.readinto(buffer)
+        self._left -= count
+        if self._left < 0:
+            raise UserError(f"{self._name}: inflates to more than {self._limit:,} bytes")
+        return count
+
+
+def parse_object(line: str, where: str) -> dict | ExampleError | None:
     """A line of JSONL, None if it is blank."""
     if not line.strip():
         return None
     try:
         row = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where}: not JSON ({error})") from error
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: not a JSON object")
-    return row
+    except (ValueError, RecursionError) as error:
+        return ExampleError(where, "format", f"not JSON ({error})")
+    return row if isinstance(row, dict) else ExampleError(where, "format", "not a JSON object")
 
 
-def check_paths(root: str, paths: list[str], numbers: list[int], place: str) -> None:
-    """Raises UserError naming the first line whose file is missing. Lists each folder once."""
+def missing_files(
+    root: str, paths: Sequence[str | None], skip: Container[int]
+) -> Iterator[tuple[int, str]]:
+    """(index, path) of the files that are not there. Lists each folder once."""
     listed: dict[str, set[str]] = {}
-    for number, path in zip(numbers, paths, strict=True):
+    for i, path in enumerate(paths):
+        if i in skip or path is None:
+            continue
         folder, name = os.path.split(os.path.join(root, path))
         if folder not in listed:
-            listed[folder] = set(os.listdir(folder or ".")) if os.path.isdir(folder) else set()
+            try:
+                listed[folder] = set(os.listdir(folder or "."))
+            except (OSError, ValueError):  # it is not there, or has a NUL in its name
+                listed[folder] = set()
         if name not in listed[folder]:
-            raise UserError(f"{place}:{number}: no file '{os.path.join(folder, name)}'")
+            yield i, os.path.join(folder, name)

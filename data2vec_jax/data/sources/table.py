@@ -1,6 +1,7 @@
 """Tables: a column of paths or of the signals themselves, and further columns."""
 
 import copy
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from data2vec_jax.core.errors import UserError, nearest
-from data2vec_jax.data.codecs.base import Codec, Item
+from data2vec_jax.core.errors import ExampleError, UserError, nearest
+from data2vec_jax.data.codecs.base import Codec, Item, check_file
 from data2vec_jax.data.sources.base import Source
 
 
@@ -20,6 +21,7 @@ class TableSource(Source):
       has the name of the codec's field; the codec's units (`samples`), the lengths; `label`; others
       are handed on.
     file, lines: the table's own, and the line of each row.
+    bad: of rows that are known to be damaged; their values are None.
     """
 
     def __init__(
@@ -33,12 +35,15 @@ class TableSource(Source):
         label_names: Sequence[str] | None = None,
         file: str = "",
         lines: Sequence[int] = (),
+        bad: Mapping[int, ExampleError] | None = None,
     ):
         super().__init__(uri, split, codec, label_names)
+        self.bad.update(bad or {})
         self._file, self._lines = file, lines
         columns = dict(columns)
         lengths = columns.pop(codec.units, None) if codec.measure else None
         self._lengths = None if lengths is None else np.array(lengths, np.int64)
+        self._measured = lengths is not None  # by the table, which may be wrong
         self._columns, self._root = columns, root
 
     def __len__(self) -> int:
@@ -51,7 +56,10 @@ class TableSource(Source):
         return self._columns.get(name)
 
     def location(self, index: int) -> str:
-        return f"{self._file}:{self._lines[index]}" if self._lines else super().location(index)
+        if self._lines:
+            return f"{self._file}:{self._lines[index]}"
+        path = self._columns.get("path")
+        return os.path.join(self._root, path[index]) if path else super().location(index)
 
     @property
     def rows(self) -> Any:
@@ -70,34 +78,88 @@ class TableSource(Source):
 
     def _load(self, i: int) -> Item:
         item = {name: column[i] for name, column in self._columns.items()}
-        name, units = self.codec.field, self.codec.units
-        if self.codec.in_tables and name in item:
+        if self.codec.in_tables and self.codec.field in item:
             return item
-        path = os.path.join(self._root, item["path"])
-        decoded = self.codec.read(path, path)
-        if self._lengths is not None and len(decoded[name]) != self._lengths[i]:
-            raise UserError(
-                f"{path}: has {len(decoded[name])} {units}, but {self.uri} says {self._lengths[i]}"
-            )
-        return {**item, **decoded}
+        path = self._path(i)
+        return {**item, **self._checked(i, self.codec.read(path, path))}
+
+    def part(self, index: int, start: int, count: int) -> Item:
+        if self.codec.read_part is None or (self.codec.in_tables and "path" not in self._columns):
+            return super().part(index, start, count)
+        if index in self.bad:
+            raise self.bad[index]
+        path = self._path(index)
+        return self.codec.read_part(path, path, start, count)
+
+    def _path(self, i: int) -> str:
+        """The file of row i. Raises ExampleError: it is no ordinary one."""
+        path = os.path.join(self._root, self._columns["path"][i])
+        check_file(path)
+        return path
+
+    def _checked(self, i: int, decoded: Item) -> Item:
+        """What was decoded, if it is as long as the table says."""
+        found = len(decoded[self.codec.field]) if self._measured else 0
+        if self._measured and found != self._lengths[i]:
+            units, said = self.codec.units, self._lengths[i]
+            text = f"has {found} {units}, but {self.uri} says {said}"
+            raise ExampleError(self._path(i), "length", text)
+        return decoded
 
     def lengths(self) -> np.ndarray | None:
         """int64 [N]: the column of lengths if there is one, else from the files' headers, at the
-        first call.
+        first call; -1 of those that cannot be measured.
         """
+
+        def measure(i: int) -> int | ExampleError:
+            try:
+                path = "" if i in self.bad else self._path(i)
+                return self.codec.measure(path, path) if path else -1
+            except ExampleError as error:
+                return error
+            except UserError as error:
+                return ExampleError(self.location(i), "unreadable", str(error))
+
         if self._lengths is None and self.codec.measure:
-            paths = [os.path.join(self._root, path) for path in self._columns["path"]]
             with ThreadPoolExecutor(16) as pool:  # the time is the file system's
-                counts = pool.map(lambda path: self.codec.measure(path, path), paths)
-                self._lengths = np.fromiter(counts, np.int64, len(paths))
+                found = list(pool.map(measure, range(len(self))))
+            errors = {i: one for i, one in enumerate(found) if isinstance(one, ExampleError)}
+            self.bad.update(errors)
+            self._lengths = np.array([-1 if i in errors else n for i, n in enumerate(found)])
+        self.check_any()
         return self._lengths
 
+    def digest(self) -> str:
+        """Of all columns, and of the sizes of the files."""
+        found = hashlib.sha256()
+        for name, column in sorted(self._columns.items()):
+            found.update(repr((name, column)).encode("utf-8", "surrogatepass"))
+        if "path" in self._columns:
+            with ThreadPoolExecutor(16) as pool:
+                sizes = list(pool.map(self._size, self._columns["path"]))
+            found.update(np.array(sizes, np.int64).tobytes())
+        return found.hexdigest()[:12]
 
-def select_split(table: dict[str, list], numbers: list[int], split: str, uri: str) -> tuple:
-    """The rows of `split` (or of `a+b`) and their line numbers, without the column `split`."""
-    rows = rows_of_split(table["split"], split, uri)
+    def _size(self, path: str | None) -> int:
+        try:
+            return os.stat(os.path.join(self._root, path or "")).st_size if path else -1
+        except (OSError, ValueError):
+            return -1
+
+
+def select_split(
+    table: dict[str, list], numbers: list[int], bad: dict[int, ExampleError], split: str, uri: str
+) -> tuple:
+    """The rows of `split` (or of `a+b`), their line numbers and those that are bad, without the
+    column `split`. A bad row without a split belongs to each.
+    """
+    wanted = {i for i in bad if not isinstance(table["split"][i], str)}
+    known = [i for i in range(len(numbers)) if i not in wanted]
+    rows = rows_of_split([table["split"][i] for i in known], split, uri)
+    rows = sorted([*(known[i] for i in rows), *wanted])
     table = {n: [column[i] for i in rows] for n, column in table.items() if n != "split"}
-    return table, [numbers[i] for i in rows]
+    bad = {place: bad[i] for place, i in enumerate(rows) if i in bad}
+    return table, [numbers[i] for i in rows], bad
 
 
 def rows_of_split(splits: Sequence[str], split: str, uri: str) -> list[int]:

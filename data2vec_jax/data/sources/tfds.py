@@ -33,7 +33,7 @@ class TfdsSource(Source):
         return len(self._data)
 
     def _load(self, i: int) -> Item:
-        name = f"{self.uri} {self.split}[{i}]"
+        name = self.location(i)
         try:
             item = dict(self._data[i])
         except Exception as error:  # whatever TFDS's decoders stumble over

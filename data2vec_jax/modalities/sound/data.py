@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from data2vec_jax.core.errors import UserError
-from data2vec_jax.modalities.contract import Examples
+from data2vec_jax.modalities.contract import Examples, check_varies, measured, with_bad_ones
+from data2vec_jax.modalities.sound.codec import RATE
 from data2vec_jax.modalities.sound.spectrogram import (
     BINS,
     FBANK,
@@ -21,6 +22,8 @@ from data2vec_jax.modalities.sound.spectrogram import (
     spectrogram,
 )
 
+WHOLE = 60 * RATE  # samples; longer sounds are not read whole for their beginning
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SoundLayout:
@@ -28,6 +31,7 @@ class SoundLayout:
 
     frames: int = 1024  # F of 10 ms, a multiple of 16; longer sounds lose their end
     min_samples: int = 10_000  # shorter sounds are left out
+    max_seconds: float = 3600.0  # longer ones, too
 
     def __post_init__(self):
         check_frames(self.frames, "examples")
@@ -50,9 +54,14 @@ class SoundLayout:
         return [{"spectrogram": jax.ShapeDtypeStruct((self.frames, BINS, 1), np.float32)}]
 
 
-def buckets_of(lengths: np.ndarray, layout: SoundLayout) -> np.ndarray:
-    """int32 [N]: 0, the only bucket, or -1 for sounds that are too short."""
-    return np.where(lengths >= layout.min_samples, 0, -1).astype(np.int32)
+def measured_buckets(source: Any, layout: SoundLayout) -> tuple[np.ndarray, np.ndarray]:
+    """Lengths, int64 [N], and buckets, int [N]: 0, the only one, or -1 for sounds that are too
+    short.
+    """
+    longest = round(layout.max_seconds * RATE)
+    lengths = measured(source, longest, "config.examples.max_seconds")
+    bucket_of = np.where(lengths >= layout.min_samples, 0, -1).astype(np.int32)
+    return lengths, with_bad_ones(bucket_of, source.bad)
 
 
 def check_size(model: Any, frames: int) -> None:
@@ -62,18 +71,22 @@ def check_size(model: Any, frames: int) -> None:
 
 
 class SoundExamples(Examples):
-    """One spectrogram of each sound."""
+    """One spectrogram of each sound. Of those above `WHOLE` samples only so many are read."""
 
     def __init__(self, source: Any, like: "SoundExamples | None" = None, **options: Any):
         del like  # nothing is random, and nothing is learned from the data
         self.source, self.layout = source, SoundLayout(**options)
-        self.lengths = np.asarray(source.lengths())
-        self.bucket_of = buckets_of(self.lengths, self.layout)
+        self.lengths, self.bucket_of = measured_buckets(source, self.layout)
 
     def load(self, index: int, bucket: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """{'spectrogram': float32 [F, 128, 1]}, log-mel, not normalised."""
-        audio = centre(self.source[index]["audio"])
-        return {"spectrogram": spectrogram(audio, self.layout.frames)}
+        most = max(WHOLE, self.layout.buckets[0])
+        if self.lengths[index] > most:
+            audio = self.source.part(index, 0, most)["audio"]
+        else:
+            audio = self.source[index]["audio"]
+        check_varies(audio, self.source, index)
+        return {"spectrogram": spectrogram(centre(audio), self.layout.frames)}
 
     def check(self, model: Any) -> None:
         """The lengths of spectrograms must agree."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.modalities.contract import Inputs
-from data2vec_jax.modalities.sound.data import SoundLayout, buckets_of, check_size
+from data2vec_jax.modalities.sound.data import SoundLayout, check_size, measured_buckets
 from data2vec_jax.modalities.sound.spectrogram import centre, spectrogram
 
 ROLLED_FRAMES = 10  # by noise: -10 to 9
@@ -38,8 +38,7 @@ class Sounds(Inputs):
     def __init__(self, source: Any, like: "Sounds | None" = None, **options: Any):
         self.source, self.fixed = source, like is not None
         self.layout = SoundInputLayout(**options)
-        self.lengths = np.asarray(source.lengths())
-        self.bucket_of = buckets_of(self.lengths, self.layout)
+        self.lengths, self.bucket_of = measured_buckets(source, self.layout)
 
     def load(self, index: int, bucket: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """See `prepare`."""

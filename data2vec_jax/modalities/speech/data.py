@@ -7,14 +7,21 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
-from data2vec_jax.core.errors import UserError
+from data2vec_jax.core.errors import ExampleError, UserError
 from data2vec_jax.data.fbank import Fbank, log_mel
-from data2vec_jax.modalities.contract import Examples, Labelled
+from data2vec_jax.modalities.contract import (
+    Examples,
+    Labelled,
+    check_varies,
+    measured,
+    with_bad_ones,
+)
 from data2vec_jax.modalities.speech.codec import RATE
 
 # Of hand-made features: frames as long and as far apart as those of the labels, and how many
 # neighbours on each side.
 FBANK, CONTEXT = Fbank(length=400, shift=320), 4
+WHOLE = 60 * RATE  # samples; longer utterances are not read whole for a crop
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,6 +29,7 @@ class CropConfig:
     """Config section `examples` of speech, in pretraining; a `Layout`."""
 
     crops: Sequence[float]  # lengths in seconds, ascending
+    max_seconds: float = 3600.0  # longer utterances are left out
     padded: ClassVar[bool] = False
 
     def __post_init__(self):
@@ -50,21 +58,37 @@ class SpeechExamples(Examples):
     """Random crops of the longest fixed length that an utterance fills; no padding (spec 1.1).
 
     Utterances shorter than the shortest crop are left out. With `like` (evaluation) the crop is
-    the middle one.
+    the middle one. Of utterances above `WHOLE` samples only so many are read, those around the
+    crop, and normalised.
     """
 
     def __init__(self, source: Any, like: "SpeechExamples | None" = None, **options: Any):
         self.source, self.fixed = source, like is not None
         self.layout = CropConfig(**options)
-        self.lengths = np.asarray(source.lengths())
-        self.bucket_of = np.searchsorted(self.layout.buckets, self.lengths, "right") - 1
+        longest = round(self.layout.max_seconds * RATE)
+        self.lengths = measured(source, longest, "config.examples.max_seconds")
+        bucket_of = np.searchsorted(self.layout.buckets, self.lengths, "right") - 1
+        self.bucket_of = with_bad_ones(bucket_of, source.bad)
 
     def load(self, index: int, bucket: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """{'audio': float32 [S]} of the bucket's length."""
-        audio, length = normalise(self.source[index]["audio"]), self.layout.buckets[bucket]
-        spare = len(audio) - length
-        start = spare // 2 if self.fixed else int(rng.integers(spare + 1))
-        return {"audio": audio[start : start + length]}
+        length, whole = self.layout.buckets[bucket], int(self.lengths[index])
+        read = max(WHOLE, length)
+        if whole > read:
+            start = self._start(whole - length, rng)
+            first = min(max(start - (read - length) // 2, 0), whole - read)
+            audio, start = self.source.part(index, first, read)["audio"], start - first
+        else:
+            audio = self.source[index]["audio"]
+            if len(audio) < length:
+                text = f"has {len(audio)} samples, needed {length}"
+                raise ExampleError(self.source.location(index), "too short", text)
+            start = self._start(len(audio) - length, rng)
+        check_varies(audio, self.source, index)
+        return {"audio": normalise(audio)[start : start + length]}
+
+    def _start(self, spare, rng):
+        return spare // 2 if self.fixed else int(rng.integers(spare + 1))
 
     def check(self, model: Any) -> None:
         """Any crop of at least one frame can be read."""
@@ -75,11 +99,12 @@ class SpeechExamples(Examples):
 
 def check_labels(source: Any) -> None:
     """Raises UserError unless the examples of a source have aligned phones."""
-    if "phones" not in source[0]:
+    first, item = next(source.items())
+    if "phones" not in item:
         raise UserError(
             f"{source.uri}: its examples have no labels (aligned phones), so nothing can be probed"
         )
-    phones_of(source, 0)
+    phones_of(source, first)
 
 
 def phones_of(source: Any, index: int) -> tuple[np.ndarray, list[str]]:
@@ -120,11 +145,12 @@ def labelled(source: Any, like: SpeechExamples, **options: Any) -> Labelled:
     names = source.label_names
     if not names:
         train = like.source
-        names = sorted({name for i in range(len(train)) for name in phones_of(train, i)[1]})
+        good = (i for i in range(len(train)) if i not in train.bad)
+        names = sorted({name for i in good for name in phones_of(train, i)[1]})
     number = {name: i for i, name in enumerate(names)}
     pieces, labels = [], []
-    for index in range(len(source)):
-        audio = normalise(source[index]["audio"])
+    for index, item in source.items():
+        audio = normalise(item["audio"])
         ends, phones = phones_of(source, index)
         unknown = set(phones) - set(number)
         if unknown:

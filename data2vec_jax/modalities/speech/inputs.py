@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
-from data2vec_jax.core.errors import UserError
+from data2vec_jax.core.errors import ExampleError, UserError
 from data2vec_jax.data.sources import Subset
-from data2vec_jax.modalities.contract import Inputs
+from data2vec_jax.modalities.contract import Inputs, measured, with_bad_ones
 from data2vec_jax.modalities.speech.codec import RATE
 from data2vec_jax.modalities.speech.data import normalise
 
@@ -26,6 +26,7 @@ class UtteranceConfig:
     # out of training, and in evaluation are windows of the longest length, see `overlap`.
     cut: bool = False
     overlap: float = 1.0  # seconds that windows share
+    max_seconds: float = 3600.0  # longer utterances are left out
     padded: ClassVar[bool] = True
 
     def __post_init__(self):
@@ -74,7 +75,9 @@ class Utterances(Inputs):
     def __init__(self, source: Any, like: "Utterances | None" = None, **options: Any):
         self.fixed, self.layout = like is not None, UtteranceConfig(**options)
         self.cut, longest = self.layout.cut, self.layout.buckets[-1]
-        whole = np.asarray(source.lengths())
+        limit = round(self.layout.max_seconds * RATE)
+        whole = measured(source, limit, "config.examples.max_seconds")
+        whole = np.where(whole > limit, -1, whole)
         self.overlap = overlap = round(self.layout.overlap * RATE)
         windows = self.fixed and not self.cut
         rows = [
@@ -90,6 +93,7 @@ class Utterances(Inputs):
         held = np.minimum(self.lengths, longest) if self.cut else self.lengths
         self.bucket_of = np.searchsorted(self.layout.buckets, held)
         self.bucket_of[held > longest] = -1
+        self.bucket_of = with_bad_ones(self.bucket_of, self.source.bad)
 
     def load(self, index: int, bucket: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """See `prepare`."""
@@ -111,8 +115,8 @@ class Utterances(Inputs):
         }
 
     def check(self, model: Any) -> None:
-        """The shortest utterance must have a frame; padding must not leak into statistics; windows
-        must start with a frame, and leave none out.
+        """Utterances without a frame are bad; padding must not leak into statistics; windows must
+        start with a frame, and leave none out.
         """
         if model.frontend.pads_statistics and model.padding == "exact":
             raise UserError(
@@ -128,8 +132,10 @@ class Utterances(Inputs):
                 f"make seconds - overlap a multiple of {between / RATE:g} s, and overlap at least "
                 f"{least / RATE:g} s"
             )
-        used = self.lengths[self.bucket_of >= 0]
-        shape = jax.ShapeDtypeStruct((int(used.min(initial=self.layout.buckets[0])),), np.float32)
-        if model.mask_shape({"audio": shape}) < 1:
-            length = shape.shape[0]
-            raise UserError(f"{self.source.uri}: an utterance of {length} samples has no frame")
+        for row in np.flatnonzero((self.lengths < model.frontend.reach) & (self.bucket_of >= 0)):
+            number, length = int(self.owner[row]), int(self.lengths[row])
+            if length >= 0 and not self.starts[row]:
+                text = f"an utterance of {length} samples has no frame"
+                error = ExampleError(self.utterances.location(number), "too short", text)
+                self.source.bad.setdefault(int(row), error)
+                self.utterances.bad.setdefault(number, error)

@@ -59,7 +59,7 @@ def tokenizer_of(source: Any, config: Any) -> tokenizers.Tokenizer:
     source."""
     if config.tokenizer:
         return tokenizers.load(config.tokenizer)
-    texts = (source[i]["text"] for i in range(len(source)))
+    texts = (item["text"] for _, item in source.items())
     return tokenizers.train_sentencepiece(texts, config.vocab_size)
 
 
@@ -70,7 +70,7 @@ class TextExamples:
         self.layout = BlockConfig(**options)
         self.tokenizer = like.tokenizer if like else tokenizer_of(source, self.layout)
         ids = self.tokenizer
-        documents = documents_of((source[i] for i in range(len(source))), ids)
+        documents = documents_of((item for _, item in source.items()), ids)
         self.blocks = token_blocks(
             documents,
             length=self.layout.buckets[-1],
@@ -109,7 +109,7 @@ class TextExamples:
 def labelled(source: Any, like: TextExamples, **options: Any) -> Labelled:
     """Every text as one row, cut to the longest length, with its class."""
     ids, length = like.tokenizer, BlockConfig(**options).buckets[-1]
-    items = [source[i] for i in range(len(source))]
+    items = [item for _, item in source.items()]
     rows = [[ids.bos, *ids.encode(item["text"])[: length - 2], ids.eos] for item in items]
     names = source.label_names or ()
     tokens = np.stack([pad_row(row, length, ids.pad) for row in rows])

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
-from data2vec_jax.core.errors import UserError
+from data2vec_jax.core.errors import ExampleError, UserError
+from data2vec_jax.modalities.contract import with_bad_ones
 from data2vec_jax.modalities.text import data
 from data2vec_jax.modalities.text.blocks import pad_row
 
@@ -57,7 +58,7 @@ class Rows:
     def __init__(self, source: Any, like: "Rows | None" = None, **options: Any):
         self.source, self.layout = source, RowConfig(**options)
         self.tokenizer = like.tokenizer if like else data.tokenizer_of(source, self.layout)
-        items = [source[i] for i in range(len(source))]
+        items = self._items(source)
         texts = self.tokenizer.encode_batch((item["text"] for item in items), literal=True)
         pairs: list[Any] = [None] * len(items)
         self.paired = bool(items) and "pair" in items[0]
@@ -75,11 +76,25 @@ class Rows:
             for both in zip(texts, pairs, strict=True)
         ]
         self.lengths = np.array([len(row) for row in self.rows], np.int64)
-        self.bucket_of = np.searchsorted(self.layout.buckets, self.lengths)
+        bucket_of = np.searchsorted(self.layout.buckets, self.lengths)
+        self.bucket_of = with_bad_ones(bucket_of, source.bad)
+
+    def _items(self, source):
+        """All items; of bad ones, among them those whose second text is none, with empty texts."""
+        items: list[Any] = [None] * len(source)
+        for i, item in source.items():
+            if "pair" in item and not isinstance(item["pair"], str):
+                text = f"pair is {item['pair']!r:.40}, not a string"
+                source.bad[i] = ExampleError(source.location(i), "format", text)
+            items[i] = item
+        paired = any(item is not None and "pair" in item for item in items)
+        empty = {"text": "", **({"pair": ""} if paired else {})}
+        source.check_any()
+        return [empty if i in source.bad else item for i, item in enumerate(items)]
 
     def load(self, index: int, bucket: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """See `prepare`."""
-        return self.prepare(index, {}, bucket, rng)
+        return self.prepare(index, self.source[index], bucket, rng)
 
     def prepare(
         self, index: int, item: Mapping[str, Any], bucket: int, rng: np.random.Generator

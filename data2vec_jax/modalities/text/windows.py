@@ -63,8 +63,7 @@ class Windows:
         self.layout = WindowConfig(**options)
         self.tokenizer = like.tokenizer if like else data.tokenizer_of(source, self.layout)
         self.rows, self.spans, self.places, owner = [], [], [], []
-        for number in range(len(source)):
-            item = source[number]
+        for number, item in source.items():
             for row, spans in windows(item, self.tokenizer, self.layout):
                 self.rows.append(row)
                 self.spans.append(spans)

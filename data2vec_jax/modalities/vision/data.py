@@ -1,6 +1,7 @@
 """Image examples: colour jitter, flip, random resized crop. Pixels stay uint8 until the device."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -9,8 +10,9 @@ import jax
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from data2vec_jax.core.errors import UserError
-from data2vec_jax.modalities.contract import Examples
+from data2vec_jax.core.errors import ExampleError, UserError
+from data2vec_jax.data.codecs.image import MAX_PIXELS, WHITE, read_image
+from data2vec_jax.modalities.contract import Examples, check_varies
 
 TRIES = 10  # of a random crop, before the fallback to a centre crop
 CELLS = 32  # a side, of hand-made features
@@ -31,6 +33,8 @@ class ImageConfig:
     flip: float = 0.5  # probability of a mirror image
     scale: Sequence[float] = (0.08, 1.0)  # share of the area that a crop covers
     aspect: Sequence[float] = (3 / 4, 4 / 3)  # its width / height, log-uniform
+    max_pixels: int = MAX_PIXELS  # larger images are left out, without decoding them
+    background: Sequence[int] = WHITE  # red, green and blue behind transparent pixels
     buckets: ClassVar[Sequence[int]] = (1,)
     padded: ClassVar[bool] = False
 
@@ -42,6 +46,31 @@ class ImageConfig:
 def image_shapes(side: int, channels: int) -> list[dict[str, jax.ShapeDtypeStruct]]:
     """Shapes of examples: there is one size of images."""
     return [{"image": jax.ShapeDtypeStruct((side, side, channels), np.uint8)}]
+
+
+def configured(source: Any, config: Any) -> Any:
+    """A source whose images are read as `config` says; one of another codec as it is."""
+    background = tuple(config.background)
+    if len(background) != 3 or not all(isinstance(c, int) and 0 <= c <= 255 for c in background):
+        raise UserError(f"config.examples.background: {background} is not red, green, blue (0-255)")
+    options = {"background": background, "max_pixels": config.max_pixels}
+    codec = getattr(source, "codec", None)
+    if codec is None or getattr(codec.read, "func", None) is not read_image:
+        return source
+    return source.with_codec(
+        dataclasses.replace(
+            codec,
+            read=functools.partial(codec.read, **options),
+            read_record=functools.partial(codec.read_record, **options),
+        )
+    )
+
+
+def picture_of(pixels: np.ndarray, source: Any, index: int) -> Image.Image:
+    """An example's pixels. Raises ExampleError: they are none."""
+    if not pixels.size:
+        raise ExampleError(source.location(index), "empty", "image has no pixels")
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
 
 def random_box(
@@ -90,15 +119,17 @@ class VisionExamples(Examples):
     """
 
     def __init__(self, source: Any, like: "VisionExamples | None" = None, **options: Any):
-        self.source, self.fixed = source, like is not None
+        self.fixed = like is not None
         self.layout = self.config = ImageConfig(**options)
+        self.source = configured(source, self.config)
         self.lengths = np.ones(len(source), np.int64)
         self.bucket_of = np.zeros(len(source), np.int32)
 
     def load(self, index: int, bucket: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """{'image': uint8 [side, side, channels]}."""
         pixels = self.source[index]["image"]
-        picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+        check_varies(pixels, self.source, index)
+        picture = picture_of(pixels, self.source, index)
         picture = self._fit(picture) if self.fixed else self._augment(picture, rng)
         picture = picture.convert("RGB" if self.config.channels == 3 else "L")
         return {"image": np.asarray(picture, np.uint8).reshape(*(self.config.image,) * 2, -1)}

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from data2vec_jax.data.codecs.image import MAX_PIXELS, WHITE
 from data2vec_jax.modalities.contract import Inputs
 from data2vec_jax.modalities.vision import data
 from data2vec_jax.modalities.vision.randaugment import randaugment
@@ -29,6 +30,8 @@ class ImageInputConfig:
     magnitude: float = 9.0  # of `randaugment`
     # In evaluation the shorter side becomes `image / crop` pixels before the centre crop.
     crop: float = 224 / 256
+    max_pixels: int = MAX_PIXELS  # see `data.ImageConfig`
+    background: Sequence[int] = WHITE  # see `data.ImageConfig`
     buckets: ClassVar[Sequence[int]] = (1,)
     padded: ClassVar[bool] = False
 
@@ -41,8 +44,9 @@ class Images(Inputs):
     """image uint8 [side, side, channels]. With `like` (evaluation) nothing is random."""
 
     def __init__(self, source: Any, like: "Images | None" = None, **options: Any):
-        self.source, self.fixed = source, like is not None
+        self.fixed = like is not None
         self.layout = self.config = ImageInputConfig(**options)
+        self.source = data.configured(source, self.config)
         self.lengths = np.ones(len(source), np.int64)
         self.bucket_of = np.zeros(len(source), np.int32)
 
@@ -54,8 +58,7 @@ class Images(Inputs):
         self, index: int, item: Mapping[str, Any], bucket: int, rng: np.random.Generator
     ) -> dict[str, np.ndarray]:
         """{'image': uint8 [side, side, channels]}."""
-        pixels = item["image"]
-        picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+        picture = data.picture_of(item["image"], self.source, index)
         channels, side = self.config.channels, self.config.image
         if channels != len(picture.getbands()):
             picture = picture.convert("RGB" if channels == 3 else "L")

@@ -84,6 +84,8 @@ def count_record_samples(
     check_rate(rest.get("sample_rate", sample_rate), name, sample_rate)
     if isinstance(value, bytes):
         return count_samples(io.BytesIO(value), name, sample_rate=sample_rate)
+    if not isinstance(value, np.ndarray | list):
+        raise ExampleError(name, "format", f"audio is a {type(value).__name__}, needed samples")
     return len(value)
 
 

@@ -94,13 +94,13 @@ def walk(folder: str, suffixes: Sequence[str]) -> Iterator[str]:
     seen, links = set(), [folder]
     while links:
         for parent, folders, files in os.walk(links.pop(0)):
-            found = [name for name in sorted(folders) if name[0] != "."]
-            linked = {name for name in found if os.path.islink(os.path.join(parent, name))}
-            links += [os.path.join(parent, name) for name in found if name in linked]
-            folders[:] = [name for name in found if name not in linked]
             if is_no_data(parent) or not first_visit(parent, seen):
                 folders.clear()
                 continue
+            found = [name for name in sorted(folders) if name[0] != "."]
+            linked = {name for name in found if os.path.islink(os.path.join(parent, name))}
+            links += [os.path.join(parent, name) for name in sorted(linked)]
+            folders[:] = [name for name in found if name not in linked]
             for name in files:
                 if name.lower().endswith(tuple(suffixes)) and name[0] != ".":
                     yield os.path.join(parent, name)

@@ -1,4 +1,4 @@
-"""What test files share: recipes by name, runs of a few steps, files loaded as modules."""
+"""What test files share: recipes by name, items as a source, runs of a few steps, modules."""
 
 import importlib
 import importlib.util
@@ -9,9 +9,27 @@ import numpy as np
 
 from data2vec_jax.core import sharding
 from data2vec_jax.core.run import Run
+from data2vec_jax.data.sources import Source
 from data2vec_jax.tasks import pretrain
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+class Items(Source):
+    """A source of items that are in memory. field: of the signal, whose lengths are measured."""
+
+    def __init__(self, items, uri="items", split="train", field="audio"):
+        super().__init__(uri, split, codec=None)
+        self.held, self.signal = items, field
+
+    def __len__(self):
+        return len(self.held)
+
+    def _load(self, i):
+        return self.held[i]
+
+    def lengths(self):
+        return np.array([len(item[self.signal]) for item in self.held])
 
 
 def config_of(name, variant="smoke", **changes):

@@ -35,7 +35,7 @@ def test_options_by_their_names_of_today_and_of_old():
     )
     assert config["data"]["rows_multiple_of"] == 4 and "multiple" not in config["data"]
     assert config["model_overrides"]["encoder"]["layerdrop"] == 0.3
-    assert values == {"workdir": "w", "init_from": "CHECKPOINT"}
+    assert values == {"workdir": "w", "init_from": "CHECKPOINT", "changed_corpus": None}
 
 
 def test_options_of_an_old_file_of_ones_own(tmp_path):

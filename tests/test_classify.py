@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from configs_for_tests import config_of
+from configs_for_tests import Items, config_of
 
 from data2vec_jax import train
 from data2vec_jax.convert import hf, loaded, ours
@@ -236,17 +236,15 @@ def test_rows_of_texts_and_pairs():
     assert row_of([5, 6, 7, 8, 9], [10, 11], ids, 8) == [0, 5, 6, 2, 2, 10, 11, 2]  # longer first
     assert row_of(list(range(5, 20)), None, ids, 8) == [0, 5, 6, 7, 8, 9, 10, 2]
 
-    class Source(list):
-        uri, split = "texts", "train"
-
-    source = Source([{"text": "abc", "pair": "de"}, {"text": "abcdefghijk", "pair": "z"}])
+    texts = [{"text": "abc", "pair": "de"}, {"text": "abcdefghijk", "pair": "z"}]
+    source = Items(texts, "texts")
     like = SimpleNamespace(tokenizer=ids, paired=True)
     rows = Rows(source, like=like, lengths=(9, 12))
     np.testing.assert_array_equal(rows.bucket_of, [0, 1])
     found = rows.load(0, 0, None)["tokens"]
     np.testing.assert_array_equal(found, [0, 4, 5, 6, 2, 2, 7, 8, 2])
     assert len(rows.rows[1]) == 12
-    single = Source([{"text": "abc"}])
+    single = Items([{"text": "abc"}], "texts")
     with pytest.raises(UserError, match="texts train: its examples have no second text"):
         Rows(single, like=rows, lengths=(9, 12))
     like = SimpleNamespace(tokenizer=ids, paired=False, source=single)
@@ -254,24 +252,9 @@ def test_rows_of_texts_and_pairs():
         Rows(source, like=like, lengths=(9, 12))
 
 
-class Sounds:
-    uri, split, codec, label_names = "sounds", "train", None, None
-
-    def __init__(self, *lengths):
-        self.sizes = lengths
-
-    def __len__(self):
-        return len(self.sizes)
-
-    def lengths(self):
-        return np.array(self.sizes)
-
-    def __getitem__(self, i):
-        return {"audio": np.arange(self.sizes[i], dtype=np.float32)}
-
-
 def test_utterances_are_padded_cut_or_left_out():
-    source, options = Sounds(8_000, 20_000, 60_000), dict(seconds=(1.0, 2.0))
+    lengths, options = (8_000, 20_000, 60_000), dict(seconds=(1.0, 2.0))
+    source = Items([{"audio": np.arange(n, dtype=np.float32)} for n in lengths])
     kept = Utterances(source, **options)
     np.testing.assert_array_equal(kept.bucket_of, [0, 1, -1])
     found = kept.load(0, 0, np.random.default_rng(0))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from configs_for_tests import config_of
+from configs_for_tests import Items, config_of
 
 from data2vec_jax import train
 from data2vec_jax.convert import loaded, ours
@@ -208,7 +208,7 @@ def test_labels_of_a_transcript():
 class Said(list):
     """Transcripts as a source, and as the inputs made of it."""
 
-    uri = "said"
+    uri, bad = "said", {}
 
     @property
     def utterances(self):
@@ -263,17 +263,9 @@ def test_error_rates_of_the_best_path_and_of_a_beam_search(tmp_path):
     assert (found["lm_weight"], found["word_score"], found["wer_lm"]) == (2.0, -1.0, 1 / 4)
 
 
-class Sounds(list):
-    uri = "sounds"
-    label_names, split, codec = None, "test", None
-
-    def lengths(self):
-        return np.array([len(item["audio"]) for item in self])
-
-
 def sounds(*lengths):
     rng = np.random.default_rng(0)
-    return Sounds({"audio": rng.normal(size=n).astype(np.float32)} for n in lengths)
+    return Items([{"audio": rng.normal(size=n).astype(np.float32)} for n in lengths])
 
 
 @pytest.mark.parametrize("convs", [CONVS, CONVS[:-1], (*CONVS, (512, 2, 2))])

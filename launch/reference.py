@@ -105,7 +105,7 @@ TASKS = {
         metric="accuracy",
         shares=(0.002, 0.02, 1.0),
         rates=(5e-4, 2e-3),
-        updates={0.002: (300, 900), 0.02: (1_000,), 1.0: (6_000,)},
+        updates={0.002: (300, 900, 2_700), 0.02: (1_000,), 1.0: (6_000,)},
     ),
     "pictures": Of(
         title="Emoji, 9 classes",
@@ -131,7 +131,7 @@ TASKS = {
         metric="cer",
         shares=(0.1, 1.0),
         rates=(1e-3, 3e-3),
-        updates={0.1: (1_500,), 1.0: (4_000,)},
+        updates={0.1: (1_500,), 1.0: (3_000,)},
     ),
     "sounds": Of(
         title="Notes of instruments, 9 classes",

@@ -135,7 +135,7 @@ TASKS = {
     ),
     "sounds": Of(
         title="Notes of instruments, 9 classes",
-        labels=1_500,
+        labels=1_160,
         finetune="finetune_sound:demo",
         options={"head.classes": 9, "examples.frames": 128, "data.batch_size": 16},
         metric="accuracy",

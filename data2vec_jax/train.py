@@ -26,8 +26,10 @@ from data2vec_jax.core.config import differences, with_current_names
 from data2vec_jax.core.errors import STOPPED, UserError
 from data2vec_jax.core.run import Run
 from data2vec_jax.core.state import TrainState
+from data2vec_jax.core.train_step import SkipConfig
 from data2vec_jax.metrics.collapse import CollapseConfig, CollapseMonitor
 from data2vec_jax.metrics.parameters import parameter_table
+from data2vec_jax.metrics.skipped import SkippedUpdates
 from data2vec_jax.metrics.throughput import Stopwatch, Throughput
 from data2vec_jax.metrics.writer import Writer
 from data2vec_jax.tasks.registry import check_config, task_module
@@ -43,6 +45,7 @@ CHANGEABLE_ON_RESUME = (
     "prefetch",
     "reader_timeout",
     "collapse",
+    "max_in_a_row",
 )
 
 
@@ -173,13 +176,15 @@ def train(
             devices=mesh.devices.ravel(),
             start_step=start,
         )
+        options = SkipConfig(**config.get("skip", {}))
+        skipped = SkippedUpdates(workdir, options, position.get("skipped", {}))
         writer = Writer(
             workdir,
             total_steps=total,
             resume_step=start,
             resume_digest=position.get("metrics"),
             enabled=first,
-            rates=throughput.read,
+            rates=lambda step: throughput.read(step) | skipped.read(step),
         )
         with writer:
             checkpoints.tell = writer.note
@@ -200,11 +205,15 @@ def train(
                 with watch.measure("train"):
                     with jax.transfer_guard("disallow"):
                         state, scalars = program(state, batch)
+                    skipped.take(done, scalars, batch["example_id"])
                     written = writer.advance(done)
                     if log_every and (done % log_every == 0 or done in (1, total)):
                         written += writer.write(done, "train", scalars)
                     if save or evaluate:
                         written += writer.flush()
+                        skipped.read(done)
+                for note in skipped.notes():
+                    writer.note(note)
                 if evaluate:
                     with watch.measure("eval"):
                         for name, evaluation in task.evals.items():
@@ -217,6 +226,7 @@ def train(
                     with watch.measure("save"):
                         position = {"batch": done, "stopwatch": watch.state_dict()}
                         position |= {"metrics": writer.digest(), "config": as_json(config)}
+                        position |= {"skipped": skipped.state_dict()}
                         checkpoints.save(done, state, position, force=True)
                 if stop:
                     break

@@ -26,6 +26,7 @@ from data2vec_jax.core.config import differences, with_current_names
 from data2vec_jax.core.errors import STOPPED, UserError
 from data2vec_jax.core.run import Run
 from data2vec_jax.core.state import TrainState
+from data2vec_jax.core.task import Task
 from data2vec_jax.core.train_step import SkipConfig
 from data2vec_jax.metrics.collapse import CollapseConfig, CollapseMonitor
 from data2vec_jax.metrics.parameters import parameter_table
@@ -116,6 +117,17 @@ def begun(run: Run, init_from: str | None, verbose: bool) -> TrainState:
     return state
 
 
+def throughput_of(task: Task, mesh: jax.sharding.Mesh, watch: Stopwatch, start: int) -> Throughput:
+    """The speed of a run that begins after update `start`."""
+    return Throughput(
+        watch,
+        batch_size=task.mean([s["example_id"].shape[0] for s in task.shapes]),
+        flops_per_step=task.mean([task.flops(s) for s in task.shapes]),
+        devices=mesh.devices.ravel(),
+        start_step=start,
+    )
+
+
 def train(
     config: Mapping[str, Any],
     workdir: str | os.PathLike,
@@ -169,15 +181,9 @@ def train(
                 say(note)
             say(f"{mesh.size} devices, mesh {dict(mesh.shape)}; step {start:,} of {total:,}")
 
-        throughput = Throughput(
-            watch,
-            batch_size=task.mean([s["example_id"].shape[0] for s in task.shapes]),
-            flops_per_step=task.mean([task.flops(s) for s in task.shapes]),
-            devices=mesh.devices.ravel(),
-            start_step=start,
-        )
-        options = SkipConfig(**config.get("skip", {}))
-        skipped = SkippedUpdates(workdir, options, position.get("skipped", {}))
+        throughput = throughput_of(task, mesh, watch, start)
+        skip = SkipConfig(**config.get("skip", {}))
+        skipped = SkippedUpdates(workdir, skip, position.get("skipped", {}))
         writer = Writer(
             workdir,
             total_steps=total,
@@ -187,7 +193,7 @@ def train(
             rates=lambda step: throughput.read(step) | skipped.read(step),
         )
         with writer:
-            checkpoints.tell = writer.note
+            checkpoints.tell = skipped.tell = writer.note
             batches = task.data(start) if start < total else iter(())
             done = start
             for done in range(start + 1, total + 1):
@@ -212,8 +218,6 @@ def train(
                     if save or evaluate:
                         written += writer.flush()
                         skipped.read(done)
-                for note in skipped.notes():
-                    writer.note(note)
                 if evaluate:
                     with watch.measure("eval"):
                         for name, evaluation in task.evals.items():

@@ -5,7 +5,7 @@ read some steps later, so that the host does not wait for the step that it has j
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class SkippedUpdates:
     def __init__(self, workdir: Path, config: SkipConfig, saved: Mapping[str, int]):
         self._workdir, self._config = workdir, config
         self._pending: list[tuple[int, Mapping[str, Any], Any]] = []
-        self._notes: list[str] = []
+        self.tell: Callable[[str], None] = lambda text: None  # takes lines for the user
         self.count, self.in_a_row = saved.get("count", 0), saved.get("in_a_row", 0)
 
     def state_dict(self) -> dict[str, int]:
@@ -68,11 +68,6 @@ class SkippedUpdates:
                 self.in_a_row = 0
         return {"skipped_updates": self.count}
 
-    def notes(self) -> list[str]:
-        """Lines for the user on updates that were read since the last call."""
-        notes, self._notes = self._notes, []
-        return notes
-
     def _skip(self, step: int, scalars: Mapping[str, Any], example_ids: jax.Array) -> None:
         self.count += 1
         self.in_a_row += 1
@@ -81,7 +76,7 @@ class SkippedUpdates:
             line = {"path": "", "reason": UPDATE}
             append_lines(self._workdir, ({"step": step, "example_id": i} | line for i in ids))
         why = _reason(float(scalars["loss"]), float(scalars["grad_norm"]))
-        self._notes.append(
+        self.tell(
             f"warning: step {step:,}: update not applied, {why} ({self.count:,} so far); its "
             f"examples are in {FILE}"
         )

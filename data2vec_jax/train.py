@@ -29,8 +29,11 @@ from data2vec_jax.core.config import differences, with_current_names
 from data2vec_jax.core.errors import STOPPED, UserError
 from data2vec_jax.core.run import Run
 from data2vec_jax.core.state import TrainState
+from data2vec_jax.core.task import Task
+from data2vec_jax.core.train_step import SkipConfig
 from data2vec_jax.metrics.collapse import CollapseConfig, CollapseMonitor
 from data2vec_jax.metrics.parameters import parameter_table
+from data2vec_jax.metrics.skipped import SkippedUpdates
 from data2vec_jax.metrics.throughput import Stopwatch, Throughput
 from data2vec_jax.metrics.writer import Writer
 from data2vec_jax.tasks.registry import check_config, task_module
@@ -47,6 +50,7 @@ CHANGEABLE_ON_RESUME = (
     "reader_timeout",
     "max_bad_share",
     "collapse",
+    "max_in_a_row",
 )
 
 
@@ -137,6 +141,17 @@ def end(run: Run, workdir: Path, done: int, left_out: str) -> None:
         say(f"done: {total:,} steps, {len(run.programs)} programs compiled, workdir {workdir}")
 
 
+def throughput_of(task: Task, mesh: jax.sharding.Mesh, watch: Stopwatch, start: int) -> Throughput:
+    """The speed of a run that begins after update `start`."""
+    return Throughput(
+        watch,
+        batch_size=task.mean([s["example_id"].shape[0] for s in task.shapes]),
+        flops_per_step=task.mean([task.flops(s) for s in task.shapes]),
+        devices=mesh.devices.ravel(),
+        start_step=start,
+    )
+
+
 def train(
     config: Mapping[str, Any],
     workdir: str | os.PathLike,
@@ -192,24 +207,20 @@ def train(
                 say(note)
             say(f"{mesh.size} devices, mesh {dict(mesh.shape)}; step {start:,} of {total:,}")
 
-        throughput = Throughput(
-            watch,
-            batch_size=task.mean([s["example_id"].shape[0] for s in task.shapes]),
-            flops_per_step=task.mean([task.flops(s) for s in task.shapes]),
-            devices=mesh.devices.ravel(),
-            start_step=start,
-        )
+        throughput = throughput_of(task, mesh, watch, start)
+        skip = SkipConfig(**config.get("skip", {}))
+        skipped = SkippedUpdates(workdir, skip, position.get("skipped", {}))
         writer = Writer(
             workdir,
             total_steps=total,
             resume_step=start,
             resume_digest=position.get("metrics"),
             enabled=first,
-            rates=throughput.read,
+            rates=lambda step: throughput.read(step) | skipped.read(step),
         )
         bad_examples = BadExamples(workdir, task.size, task.max_bad_share, start, writer.note)
         with writer:
-            checkpoints.tell = writer.note
+            checkpoints.tell = skipped.tell = writer.note
             bad_examples.begin(task.bad)
             batches = task.data(start) if start < total else iter(())
             done = start
@@ -229,11 +240,13 @@ def train(
                 with watch.measure("train"):
                     with jax.transfer_guard("disallow"):
                         state, scalars = program(state, batch)
+                    skipped.take(done, scalars, batch["example_id"])
                     written = writer.advance(done)
                     if log_every and (done % log_every == 0 or done in (1, total)):
                         written += writer.write(done, "train", scalars)
                     if save or evaluate:
                         written += writer.flush()
+                        skipped.read(done)
                 if evaluate:
                     with watch.measure("eval"):
                         for name, evaluation in task.evals.items():
@@ -246,7 +259,7 @@ def train(
                     with watch.measure("save"):
                         position = {"batch": done, "stopwatch": watch.state_dict()}
                         position |= {"metrics": writer.digest(), "config": as_json(config)}
-                        position["order"] = task.order
+                        position |= {"order": task.order, "skipped": skipped.state_dict()}
                         checkpoints.save(done, state, position, force=True)
                     bad_examples.meet()
                 if stop or bad_examples.too_many:

@@ -245,3 +245,24 @@ def test_sizes_of_arrays():
     assert [a.bytes for a in hlo.arrays(shape)] == [3, 4, 12, 4, 0, 4]
     assert [a.main for a in hlo.arrays(shape)] == [True, True, False, True, True, True]
     assert np.prod(hlo.arrays("f32[]")[0].dims) == 1
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_messages_of_a_loop_and_beside_it_are_in_order_if_one_needs_the_other(waits):
+    def of_a_device(x, y):
+        total = lax.scan(lambda c, x: (jnp.sin(c) + lax.psum(x, "data"), None), y, x)[0]
+        if waits:
+            y = jnp.where(total > 0, y, 2 * y)
+        return total, lax.psum(y, "data")
+
+    mesh = jax.sharding.Mesh(jax.devices()[:2], ("data",))
+    run = jax.shard_map(
+        of_a_device,
+        mesh=mesh,
+        in_specs=(P(None, "data"), P("data")),
+        out_specs=P("data"),
+        check_vma=False,
+    )
+    text = jax.jit(run).lower(jnp.ones((3, 8)), jnp.ones(8)).compile().as_text()
+    assert len(hlo.read(text).collectives) == 2
+    assert len(hlo.unordered(text)) == (0 if waits else 1)

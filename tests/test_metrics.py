@@ -557,7 +557,7 @@ def test_each_kind_of_collapse_has_its_alarm():
 def test_a_front_end_that_loses_its_variety_has_an_alarm():
     """The waveform demo of speech, whose linear probe called it better than nothing."""
     ranks = [20.0, 12.0, 5.1, 4.9, 2.0, 1.7]  # a quarter of the highest is 5
-    monitor = CollapseMonitor(CollapseConfig(abort=True, after=0))  # a rank only warns
+    monitor = CollapseMonitor(CollapseConfig(action="stop", after=0))  # a rank only warns
     texts = [monitor.check(n, {"feature_rank": rank}) for n, rank in enumerate(ranks, 1)]
     assert [len(t) for t in texts] == [0, 0, 0, 1, 0, 0]
     assert "effective rank 4.9" in texts[3][0] and "above 5)" in texts[3][0]
@@ -568,10 +568,53 @@ def test_a_front_end_that_loses_its_variety_has_an_alarm():
     assert [off.check(1, {"feature_rank": rank}) for rank in (20.0, 1.0)] == [[], []]
 
 
+def test_a_front_end_whose_spread_falls_has_an_alarm():
+    """As where a rate of ten times the recipe's had it fall from 0.34 to 0.0015."""
+    monitor = CollapseMonitor(CollapseConfig())
+    spreads = [0.2, 0.34, 0.1, 0.03, 0.0015]
+    texts = [monitor.check(n, {"feature_std": spread}) for n, spread in enumerate(spreads, 1)]
+    assert [len(t) for t in texts] == [0, 0, 0, 1, 0]
+    assert "front end is collapsing" in texts[3][0] and "0.03, once far above 0.034" in texts[3][0]
+
+
+@pytest.mark.parametrize("decay", [{"ema_decay": 0.0}, {}])
+def test_a_teacher_that_is_the_student_has_an_alarm(decay):
+    monitor = CollapseMonitor(CollapseConfig())
+    line = {"target_std": 0.5, "learning_rate": 1e-3} | decay
+    (text,) = monitor.check(1, line)
+    assert "the teacher is the student" in text and "averaged" in text
+    assert monitor.check(2, line | {"ema_decay": 0.99}) == []
+    assert monitor.check(3, {"target_std": 0.5}) == []  # no training line
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["target_std", "target_by_position", "feature_rank"])
+def test_no_number_is_an_alarm_and_no_collapse(name, value):
+    monitor = CollapseMonitor(CollapseConfig(action="stop", after=0))
+    assert monitor.check(1, {name: 0.5, "feature_rank": 9.0}) == []
+    (text,) = monitor.check(2, {"feature_rank": 9.0, name: value})
+    assert f"step 2: {name} is {value}" in text
+    assert monitor.check(3, {name: 8.0 if name == "feature_rank" else 0.5}) == []
+
+
+def test_which_alarms_stop_a_run_can_be_chosen():
+    strict = CollapseMonitor(CollapseConfig(action="stop", after=0, acts_on=("feature_rank",)))
+    assert len(strict.check(1, {"target_std": 0.0, "feature_rank": 20.0})) == 1
+    with pytest.raises(UserError, match="effective rank 1"):
+        strict.check(2, {"feature_rank": 1.0})
+    for wrong in ({"action": "halt"}, {"acts_on": ("rank",)}):
+        with pytest.raises(UserError, match=r"config\.collapse"):
+            CollapseConfig(**wrong)
+
+
 def test_limits_can_be_switched_off_and_warnings_delayed():
     off = CollapseMonitor(
         CollapseConfig(
-            min_target_std=0, min_pred_std=0, max_position_share=1, max_example_share=1, abort=True
+            min_target_std=0,
+            min_pred_std=0,
+            max_position_share=1,
+            max_example_share=1,
+            action="stop",
         )
     )
     worst = {"target_std": 0, "pred_std": 0, "target_by_position": 1, "target_by_example": 1}
@@ -580,11 +623,11 @@ def test_limits_can_be_switched_off_and_warnings_delayed():
     assert late.check(10, worst) == [] and len(late.check(11, worst)) == 4
 
 
-def test_abort_only_if_asked_for_and_only_after_the_given_step():
+def test_a_stop_only_if_asked_for_and_only_after_the_given_step():
     bad, hidden = {"pred_std": 0.001}, {"target_by_position": 0.99}
     patient = CollapseMonitor(CollapseConfig(after=100))
     assert len(patient.check(101, bad)) == 1
-    strict = CollapseMonitor(CollapseConfig(after=100, abort=True))
+    strict = CollapseMonitor(CollapseConfig(after=100, action="stop"))
     assert len(strict.check(100, bad)) == 1
     assert len(strict.check(101, hidden)) == 1  # shares only warn
     with pytest.raises(UserError, match=r"step 101: predictions hardly vary .*stopped"):

@@ -24,7 +24,7 @@ import pytest
 import data2vec_jax
 from data2vec_jax.convert.__main__ import main as convert
 from data2vec_jax.core import checkpoints
-from data2vec_jax.core.config import RENAMED, current_name
+from data2vec_jax.core.config import RENAMED, current_name, with_current_names
 from data2vec_jax.metrics.writer import FILE, read_lines
 from data2vec_jax.report.__main__ import main as report
 
@@ -126,3 +126,10 @@ def test_names_of_options():
     assert current_name("model_changes.random") == "model_overrides.replace_prob"
     assert current_name("layers.decay") == "layerwise_lr.decay"
     assert current_name("model.encoder.layers") == "model.encoder.layers"
+
+
+@pytest.mark.parametrize("old, action", [(True, "stop"), (False, "warn"), ("True", "stop")])
+def test_an_old_switch_is_read(old, action):
+    config = with_current_names({"collapse": {"abort": old, "after": 7}})
+    assert config == {"collapse": {"action": action, "after": 7}}
+    assert with_current_names({"collapse": {"action": "stop"}}) == {"collapse": {"action": "stop"}}

@@ -220,6 +220,7 @@ def test_limits_are_those_of_the_runs_config(tmp_path, figures):
     made = make(tmp_path)
     assert "waits for step 100" in made.text and "hardly vary" not in made.text
     off = {"min_target_std": 0, "min_pred_std": 0, "min_rank_share": 0}
+    off |= {"min_spread_share": 0, "min_decay": 0}
     off |= {"max_position_share": 1, "max_example_share": 1}
     write(tmp_path, [train_line(1, target_std=0.01)], {"collapse": off})
     assert "switched off in this run's config" in make(tmp_path).text

@@ -62,7 +62,7 @@ def get_config(variant: str = "base") -> ConfigDict:
     c.schedule = dict(kind="tri_stage", peak=5e-4, warmup=0.03, hold=0.9, decay=0.07)
     c.optim = dict(betas=(0.9, 0.98), eps=1e-6, eps_on="raw", weight_decay=0.01)
     c.checkpoint = dict(every=5_000, keep=2, keep_every=50_000)
-    c.collapse = dict(min_target_std=0.1, min_pred_std=0.01, after=5000, abort=True)
+    c.collapse = dict(min_target_std=0.1, min_pred_std=0.01, after=5000, action="stop")
 
     if variant == "large":  # only the size is published; the rest is the base recipe
         c.model.width = 1024

@@ -64,7 +64,7 @@ def get_config(variant: str = "base") -> ConfigDict:
     c.schedule = dict(kind="cosine", peak=7.5e-4, warmup=8_000 / steps)
     c.optim = dict(betas=(0.9, 0.98), eps=1e-6, eps_on="raw", weight_decay=0.01)  # no clipping
     c.checkpoint = dict(every=5_000, keep=2, keep_every=50_000)
-    c.collapse = dict(min_target_std=0.1, min_pred_std=0.01, after=5000, abort=True)
+    c.collapse = dict(min_target_std=0.1, min_pred_std=0.01, after=5000, action="stop")
 
     if variant == "large":
         steps = c.total_steps = 600_000

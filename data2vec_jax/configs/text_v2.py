@@ -46,7 +46,7 @@ def get_config(variant: str = "base") -> ConfigDict:
     c.schedule = dict(kind="cosine", peak=2e-4, warmup=4_000 / steps)
     # Everything decays: the yaml's exception for biases and norms has no effect in the code.
     c.optim = dict(betas=(0.9, 0.98), eps=1e-6, eps_on="raw", weight_decay=0.01, clip=1.0)
-    c.collapse = dict(min_target_std=0.1, min_pred_std=0.01, after=5000, abort=True)
+    c.collapse = dict(min_target_std=0.1, min_pred_std=0.01, after=5000, action="stop")
 
     if variant == "large":
         steps = c.total_steps = 600_000

@@ -83,6 +83,7 @@ class RunConfig:
     dtype: str  # of the computation: 'float32' or 'bfloat16'
     mesh: Mapping  # `sharding.make_mesh`
     checkpoint: Mapping  # `Checkpoints`
+    skip: Mapping = dataclasses.field(default_factory=dict)  # `train_step.SkipConfig`
     # `sharding.shardings`, if its rule is not what you want.
     sharding: Mapping = dataclasses.field(default_factory=dict)
 
@@ -90,6 +91,7 @@ class RunConfig:
 # Options of configs that users and their workdirs hold: old dotted path -> today's. A section comes
 # before its options, whose old paths are those in the renamed section.
 RENAMED = {
+    "collapse.abort": "collapse.action",
     "data.level": "data.equal_rows",
     "data.multiple": "data.rows_multiple_of",
     "layers": "layerwise_lr",
@@ -101,9 +103,12 @@ RENAMED = {
     "start": "init_from",
 }
 
+# Values of such options that have other names today: today's dotted path -> {old: today's}.
+REVALUED = {"collapse.action": {"True": "stop", "False": "warn"}}
+
 
 def with_current_names(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a config in which options with names in `RENAMED` have today's."""
+    """A copy of a config in which options with names in `RENAMED` have today's, and values."""
     config = dict(config)
     for old, new in RENAMED.items():
         (*sections, key), name = old.split("."), new.split(".")[-1]
@@ -112,6 +117,11 @@ def with_current_names(config: Mapping[str, Any]) -> dict[str, Any]:
                 config[name] = config.pop(key)
         elif isinstance(section := config.get(sections[0]), Mapping) and key in section:
             config[sections[0]] = {name if k == key else k: v for k, v in section.items()}
+    for path, values in REVALUED.items():
+        section, name = path.split(".")
+        options = config.get(section)
+        if isinstance(options, Mapping) and str(options.get(name)) in values:
+            config[section] = {**options, name: values[str(options[name])]}
     return config
 
 

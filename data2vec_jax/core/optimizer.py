@@ -145,6 +145,50 @@ def scale_by_adam(b1: float, b2: float, eps: float, eps_on: str) -> optax.Gradie
     return optax.GradientTransformation(init, update)
 
 
+class NormStatistics(NamedTuple):
+    """Running mean and variance of the gradient's norm, over about the last `NORM_MEMORY` applied
+    updates. count: int32, of all applied ones."""
+
+    count: jax.Array
+    mean: jax.Array
+    variance: jax.Array
+
+    def limit(self, deviations: float) -> jax.Array:
+        """The largest norm that is no spike; none is one before `NORM_MEMORY` updates."""
+        limit = self.mean + deviations * jnp.sqrt(self.variance)
+        return jnp.where(self.count < NORM_MEMORY, jnp.inf, limit)
+
+
+class WatchedState(NamedTuple):
+    """State of an optimiser that `watching_norm` made."""
+
+    inner: Any
+    norm: NormStatistics
+
+
+NORM_MEMORY = 100  # updates
+
+
+def watching_norm(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`tx`, whose state also holds the `NormStatistics` of the gradients."""
+
+    def init(params):
+        zero = jnp.zeros([], jnp.float32)
+        return WatchedState(tx.init(params), NormStatistics(jnp.int32(0), zero, zero))
+
+    def update(grads, state, params=None):
+        updates, inner = tx.update(grads, state.inner, params)
+        count, mean, variance = state.norm
+        share = 1.0 / jnp.minimum(count + 1, NORM_MEMORY)
+        change = optax.tree.norm(grads) - mean
+        variance = (1.0 - share) * (variance + share * change**2)
+        return updates, WatchedState(
+            inner, NormStatistics(count + 1, mean + share * change, variance)
+        )
+
+    return optax.GradientTransformation(init, update)
+
+
 def clip_by_norm(limit: float) -> optax.GradientTransformation:
     """Scales gradients by min(1, limit / (norm + 1e-6)), as PyTorch does (spec 9.1)."""
 

@@ -9,7 +9,7 @@ import jax
 from data2vec_jax.core import distributed, optimizer, sharding
 from data2vec_jax.core.state import TrainState, ema_decay
 from data2vec_jax.core.task import Task
-from data2vec_jax.core.train_step import init_state, make_train_step
+from data2vec_jax.core.train_step import SkipConfig, init_state, make_train_step
 
 
 class Run:
@@ -35,9 +35,18 @@ class Run:
         steps = config["total_steps"]
         schedule = optimizer.make_schedule(steps, **config["schedule"])
         self.tx = optimizer.make_optimizer(schedule, optimizer.OptimizerConfig(**config["optim"]))
+        skip = SkipConfig(**config.get("skip", {}))
+        if skip.max_deviations:
+            self.tx = optimizer.watching_norm(self.tx)
         decay = ema_decay(steps, **config["ema"]) if task.averaged else None
         self.train_step = make_train_step(
-            task, self.tx, decay, schedule, config["accumulate"], mesh.size
+            task,
+            self.tx,
+            decay,
+            schedule,
+            config["accumulate"],
+            mesh.size,
+            skip.max_deviations,
         )
         self.abstract = jax.eval_shape(lambda seed: self._init(jax.random.key(seed)), 0)
         places = sharding.shardings(self.abstract, mesh, **config.get("sharding", {}))

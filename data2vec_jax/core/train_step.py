@@ -1,5 +1,6 @@
 """The one train step of every task: gradients, update, moving average of the teacher."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from data2vec_jax.core.errors import UserError
 from data2vec_jax.core.state import Decay, TrainState, ema_update, overlay, select
 from data2vec_jax.core.task import Scalars, Task
 
@@ -17,6 +19,23 @@ class StepKeys(NamedTuple):
     mask_key: jax.Array  # PRNG key, the same in every step
     step: jax.Array  # int32, completed updates
     noise_key: jax.Array  # PRNG key of this step: dropout and decoder noise
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SkipConfig:
+    """Config section `skip`: which updates are not applied. One whose loss, gradient or parameters
+    are not finite never is."""
+
+    max_in_a_row: int = 10  # updates not applied; at the next one the run ends
+    # Nor is one whose gradient norm is more than so many deviations above its running mean; None
+    # for no limit, as in the papers. The statistics are a part of the optimiser's state.
+    max_deviations: float | None = None
+
+    def __post_init__(self):
+        if self.max_in_a_row < 0:
+            raise UserError(f"config.skip.max_in_a_row: {self.max_in_a_row}; use 0 or more")
+        if self.max_deviations is not None and not self.max_deviations > 0:
+            raise UserError(f"config.skip.max_deviations: {self.max_deviations}; use more than 0")
 
 
 def init_state(task: Task, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
@@ -41,12 +60,18 @@ def make_train_step(
     schedule: Callable[[jax.Array], jax.Array],
     accumulate: int = 1,
     shards: int = 1,
+    max_deviations: float | None = None,
 ) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, Scalars]]:
     """`train_step(state, batch) -> (state, metrics)`: pure, for one `jax.jit` with donation.
 
     accumulate: micro-batches per update; gradients of sums are added, then divided by the count of
     the whole batch, so that they equal the large batch's. shards: devices that rows are split over.
     decay: completed updates -> decay of the teacher's average; None without a teacher.
+    max_deviations: see `SkipConfig`; `tx` is then made by `optimizer.watching_norm`.
+
+    An update whose loss, gradient or parameters are not finite is not applied: parameters, teacher
+    and moments stay as they are, bit for bit, and the metric `skipped` is 1. The step counts, for
+    the learning rate too, so that later batches, masks and rates are what they would have been.
     """
 
     def gradients(state, batch, noise):
@@ -86,17 +111,38 @@ def make_train_step(
         teacher = state.teacher
         if task.averaged:
             teacher = ema_update(teacher, params, decay(done))
+
+        loss, norm = loss / count, optax.tree.norm(grads)
+        sound = jnp.isfinite(loss) & jnp.isfinite(norm)
+        if max_deviations:
+            sound &= norm <= state.opt_state.norm.limit(max_deviations)
+        sound &= jnp.stack([jnp.isfinite(p).all() for p in jax.tree.leaves(params)]).all()
+        new, old = (params, teacher, opt_state), (state.params, state.teacher, state.opt_state)
+        params, teacher, opt_state = choose(sound, new, old)
         metrics = metrics | {
-            "loss": loss / count,
+            "loss": loss,
             "loss_count": count,
-            "grad_norm": optax.tree.norm(grads),
+            "grad_norm": norm,
             "learning_rate": schedule(state.step),
+            "skipped": 1 - sound.astype(jnp.int32),
         }
         if task.averaged:
             metrics["ema_decay"] = decay(done).value
         return TrainState(done, params, teacher, opt_state, state.key), metrics
 
     return train_step
+
+
+def choose(sound: jax.Array, new: Any, old: Any) -> Any:
+    """`new` if `sound` (bool []), else `old`; but the place in the schedule goes on."""
+
+    def pick(new, old):
+        if isinstance(new, optax.ScaleByScheduleState):
+            return new
+        return jnp.where(sound, new, old)
+
+    clock = lambda x: isinstance(x, optax.ScaleByScheduleState)  # noqa: E731
+    return jax.tree.map(pick, new, old, is_leaf=clock)
 
 
 def micro_batches(batch: Any, parts: int, shards: int) -> Any:

@@ -2,14 +2,16 @@
 
 The one module of `metrics` that knows what is trained: a student and a teacher, by the scalars
 `target_std`, `pred_std` (`statistics.mean_std`), `target_by_position` and `target_by_example`
-(`statistics.explained_shares`), `feature_rank` (`statistics.effective_rank`) of the front end.
+(`statistics.explained_shares`), `feature_std` and `feature_rank` (`statistics.effective_rank`) of
+the front end, `ema_decay` of the teacher. One that is no number is an alarm, too.
 """
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data2vec_jax.core.errors import UserError
+from data2vec_jax.core.errors import UserError, nearest
 
 # Scalar -> the warning when it is beyond its limit.
 WARNINGS = {
@@ -38,11 +40,29 @@ WARNINGS = {
         " {limit:.3g}): hidden collapse, inputs are made alike until their targets are easy; try a"
         " lower learning rate or, for little speech, model.frontend.kind='mel'"
     ),
+    "feature_std": (
+        "the front end's output hardly varies any more (feature_std {value:.3g}, once far above"
+        " {limit:.3g}): the front end is collapsing, inputs are made alike until their targets are"
+        " easy; try a lower learning rate, a longer warm-up or, for little speech,"
+        " model.frontend.kind='mel'"
+    ),
+    "ema_decay": (
+        "the teacher is the student (ema_decay {value:g}): its targets are what the student already"
+        " says, and both may agree on a constant; set ema.start and ema.end below 1 but near it,"
+        " such as 0.999, and name the encoder's parameters in `averaged`"
+    ),
 }
+NO_NUMBER = (
+    "{name} is {value}: something in this update is no number or beyond float32; such updates are"
+    " not applied, and many in a row end the run (section skip)"
+)
+
+
+ACTIONS = ("warn", "stop")
 
 
 class CollapseError(UserError):
-    """The representations have collapsed, and `collapse.abort` asks to stop the run."""
+    """The representations have collapsed, and `collapse.action` asks for more than a warning."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,16 +94,35 @@ class CollapseConfig:
     # Of the highest effective rank so far: warn below; 0 switches the alarm off. Healthy runs of
     # docs/small_scale.md stay above 0.4, collapsing ones fell to 0.1.
     min_rank_share: float = 0.25
-    after: int = 5000  # completed updates before `abort` acts: time to recover
-    abort: bool = False  # stop the run if a standard deviation is below its minimum
+    # Of the highest `feature_std` so far: warn below; 0 switches the alarm off. Healthy runs of
+    # docs/small_scale.md stay above 0.39, a collapsing one fell to 0.004.
+    min_spread_share: float = 0.1
+    min_decay: float = 1e-6  # of the teacher's average: warn below; 0 switches the alarm off
+    after: int = 5000  # completed updates before `action` is taken: time to recover
+    action: str = "warn"  # or 'stop': end the run
+    # Scalars whose alarms have the run stopped; those of others only warn. fairseq stops for these.
+    acts_on: Sequence[str] = ("target_std", "pred_std")
     warn_after: int = 0  # completed updates before the first warning
 
-    def limits(self, highest_rank: float = 0.0) -> dict[str, Limit]:
-        """Scalar -> its limit, of the alarms that are on. highest_rank: `feature_rank` so far."""
+    def __post_init__(self):
+        if self.action not in ACTIONS:
+            hint = nearest(str(self.action), ACTIONS)
+            raise UserError(f"config.collapse.action: no action '{self.action}'{hint}")
+        for name in self.acts_on:
+            if name not in WARNINGS:
+                raise UserError(f"config.collapse.acts_on: no '{name}'{nearest(name, WARNINGS)}")
+
+    def limits(self, highest_rank: float = 0.0, highest_spread: float = 0.0) -> dict[str, Limit]:
+        """Scalar -> its limit, of the alarms that are on.
+
+        highest_rank, highest_spread: of `feature_rank` and `feature_std` so far.
+        """
         minima = {
             "target_std": self.min_target_std,
             "pred_std": self.min_pred_std,
             "feature_rank": self.min_rank_share * highest_rank,
+            "feature_std": self.min_spread_share * highest_spread,
+            "ema_decay": self.min_decay,
         }
         maxima = {
             "target_by_position": self.max_position_share,
@@ -99,34 +138,44 @@ class CollapseMonitor:
 
     def __init__(self, config: CollapseConfig):
         self._config = config
-        self._highest_rank = 0.0
+        self._highest = {"feature_rank": 0.0, "feature_std": 0.0}
         self._active: set[str] = set()
 
     def watch(self, scalars: Mapping[str, Any]) -> None:
         """Takes note of an earlier step, without a warning."""
-        self._highest_rank = max(self._highest_rank, float(scalars.get("feature_rank", 0.0)))
+        for name, highest in self._highest.items():
+            value = float(scalars.get(name, 0.0))
+            if math.isfinite(value):
+                self._highest[name] = max(highest, value)
 
     def check(self, step: int, scalars: Mapping[str, Any]) -> list[str]:
         """New warnings after `step` completed updates, one line each.
 
-        A scalar that is absent is not checked. Each alarm sounds once, and again only after its
-        scalar has recovered.
+        A scalar that is absent is not checked; but a training line without `ema_decay` is one of a
+        teacher that averages nothing. Each alarm sounds once, and again only after its scalar has
+        recovered.
 
         Raises:
-          CollapseError: a standard deviation is below its minimum after more than `after` updates
-            and `abort` is on.
+          CollapseError: one of `acts_on` is beyond its limit after more than `after` updates, and
+            `action` is not to warn.
         """
         warnings = []
         self.watch(scalars)
-        for name, limit in self._config.limits(self._highest_rank).items():
+        if {"target_std", "learning_rate"} <= scalars.keys():
+            scalars = {"ema_decay": 0.0} | dict(scalars)
+        limits = self._config.limits(self._highest["feature_rank"], self._highest["feature_std"])
+        for name, limit in limits.items():
             if name not in scalars or step <= self._config.warn_after:
                 continue
             value = float(scalars[name])
-            if limit.violated_by(value):
-                text = f"step {step:,}: {WARNINGS[name].format(value=value, limit=limit.value)}"
-                stops = name in ("target_std", "pred_std") and self._config.abort
-                if stops and step > self._config.after:
-                    raise CollapseError(f"{text} (stopped: collapse.abort is on)")
+            if limit.violated_by(value) or not math.isfinite(value):
+                sound = math.isfinite(value)
+                text = WARNINGS[name].format(value=value, limit=limit.value)
+                text = text if sound else NO_NUMBER.format(name=name, value=value)
+                text = f"step {step:,}: {text}"
+                acts = sound and name in self._config.acts_on and step > self._config.after
+                if acts and self._config.action == "stop":
+                    raise CollapseError(f"{text} (stopped: config.collapse.action is 'stop')")
                 if name not in self._active:
                     warnings.append(f"warning: {text}")
                 self._active.add(name)

@@ -74,7 +74,8 @@ def explained_shares(y: jax.Array, weights: jax.Array | None = None) -> tuple[ja
     def share(axis: int) -> jax.Array:
         count = w.sum(axis)  # rows in each group
         between = (y.sum(axis) ** 2 / jnp.maximum(count, 1.0)).sum()
-        groups = (count > 0).sum()
+        # In float32, as all else: what is summed over devices in one type goes in one message.
+        groups = (count > 0).astype(jnp.float32).sum()
         inside = (total - between) / jnp.maximum(n - groups, 1.0)
         around = total / jnp.maximum(n - 1.0, 1.0)
         adjusted = 1.0 - inside / jnp.maximum(around, 1e-30)

@@ -4,6 +4,7 @@ Randomness is explicit: a `key` switches dropout on, `key=None` is evaluation (a
 Parameters are float32; `dtype` is the type of the computation. Norms and softmax are float32.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -115,22 +116,56 @@ def convolve(
     """
     axes = kernel.ndim - 2
     x = jnp.pad(x, ((0, 0), *[(padding, padding)] * axes, (0, 0)))
+    return _convolve(x, kernel, stride, groups)
+
+
+def _conv_natively(x: Array, kernel: Array, stride: int, groups: int) -> Array:
+    axes = kernel.ndim - 2
     layout = ("NWC", "WIO", "NWC") if axes == 1 else ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride,) * axes,
+        "VALID",
+        dimension_numbers=layout,
+        feature_group_count=groups,
+    )
 
-    def native(x, kernel):
-        return lax.conv_general_dilated(
-            x,
-            kernel,
-            (stride,) * axes,
-            "VALID",
-            dimension_numbers=layout,
-            feature_group_count=groups,
-        )
 
-    def matmul(x, kernel):
-        return _conv_by_matmul(x, kernel, stride, groups)
+# Without a rule of its own for gradients, which platform it is would be a value that the forward
+# pass hands to the backward pass, and in a loop the choice would stay in the compiled program with
+# sums over devices in its branches. XLA's CPU runtime starts such a sum in no certain order beside
+# those outside of the branch: two processes then add up different arrays, or abort.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _convolve(x: Array, kernel: Array, stride: int, groups: int) -> Array:
+    by = functools.partial
+    return lax.platform_dependent(
+        x,
+        kernel,
+        cpu=by(_conv_by_matmul, stride=stride, groups=groups),
+        default=by(_conv_natively, stride=stride, groups=groups),
+    )
 
-    return lax.platform_dependent(x, kernel, cpu=matmul, default=native)
+
+def _convolve_forward(x, kernel, stride, groups):
+    return _convolve(x, kernel, stride, groups), (x, kernel)
+
+
+def _convolve_backward(stride, groups, saved, gradient):
+    def of(function):
+        def backward(x, kernel, gradient):
+            return jax.vjp(lambda x, kernel: function(x, kernel, stride, groups), x, kernel)[1](
+                gradient
+            )
+
+        return backward
+
+    return lax.platform_dependent(
+        *saved, gradient, cpu=of(_conv_by_matmul), default=of(_conv_natively)
+    )
+
+
+_convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
 class Conv(nn.Module):

@@ -4,6 +4,7 @@ XLA's own cost analysis counts the body of a loop once and knows nothing of netw
 body counts as often as it runs, and every number is of one device.
 """
 
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -122,6 +123,37 @@ _CALLED = re.compile(r"\b(?:calls|to_apply|body)=%?([\w.\-]+)")
 def read(text: str) -> Program:
     """The program of `compiled.as_text()`."""
     return _Reader(text).program()
+
+
+def unordered(text: str) -> list[tuple[str, str]]:
+    """Pairs of instructions whose messages two processes on CPU may start in different orders.
+
+    XLA's CPU runtime starts the messages of one computation in the order of the text, even if none
+    needs another's result. But a loop or a branch it merely begins: a message inside may come
+    before or after one outside, unless one of the two instructions needs the other's result.
+    """
+    reader, found = _Reader(text), []
+    bodies = reader.computations
+
+    @functools.cache
+    def sends(computation: str) -> bool:
+        return any(_kind(i) or sends_inside(i) for i in bodies[computation])
+
+    def sends_inside(i: Instruction) -> bool:
+        return any(sends(name) for name in reader.run_by(i) or ())
+
+    for body in bodies.values():
+        needs: dict[str, set[str]] = {}  # instruction -> the senders whose results it needs
+        senders: dict[str, bool] = {}  # -> whether it sends inside
+        for i in body:
+            needs[i.name] = {name for o in i.operands for name in needs.get(o, ())}
+            needs[i.name].update(o for o in i.operands if o in senders)
+            inside = sends_inside(i)
+            if inside or _kind(i):
+                free = [name for name in senders if name not in needs[i.name]]
+                found += [(name, i.name) for name in free if inside or senders[name]]
+                senders[i.name] = inside
+    return found
 
 
 def arrays(shape: str) -> list[Array]:

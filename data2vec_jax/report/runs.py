@@ -33,8 +33,11 @@ class RunRecord:
     @property
     def limits(self) -> Mapping[str, Limit]:
         """Scalar -> the limit beyond which this run's collapse monitor warns."""
-        ranks = [line["feature_rank"] for line in self.train if "feature_rank" in line]
-        return self.collapse.limits(max(ranks, default=0.0))
+        highest = (
+            max((line[name] for line in self.train if name in line), default=0.0)
+            for name in ("feature_rank", "feature_std")
+        )
+        return self.collapse.limits(*highest)
 
     def scalars(self, split: str) -> list[str]:
         """Names of a split's scalars, in order of appearance."""
@@ -54,8 +57,7 @@ class RunRecord:
         broken = [name for name, value in last.items() if not math.isfinite(value)]
         if broken:
             found.append(f"step {last['step']:,}: not finite: {', '.join(broken)}")
-        never_abort = dataclasses.replace(self.collapse, abort=False)
-        monitor = CollapseMonitor(never_abort)
+        monitor = CollapseMonitor(dataclasses.replace(self.collapse, action="warn"))
         for line in self.train[:-1]:
             monitor.watch(line)
         alarms = monitor.check(last["step"], last)

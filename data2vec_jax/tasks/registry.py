@@ -10,6 +10,7 @@ from data2vec_jax.core.checkpoints import Checkpoints
 from data2vec_jax.core.config import check_section
 from data2vec_jax.core.errors import UserError, nearest
 from data2vec_jax.core.state import ema_decay
+from data2vec_jax.core.train_step import SkipConfig
 from data2vec_jax.metrics.collapse import CollapseConfig
 
 # A task's module has: CONFIG, the dataclass of its configs; resolve_config, (config, init_from)
@@ -45,4 +46,5 @@ def check_config(config: Mapping[str, Any]) -> None:
     check_section("checkpoint", config["checkpoint"], Checkpoints, given=("directory",))
     if "ema" in config:
         check_section("ema", config["ema"], ema_decay, given=("total_steps",))
+    check_section("skip", config.get("skip", {}), SkipConfig)
     check_section("collapse", config.get("collapse", {}), CollapseConfig)

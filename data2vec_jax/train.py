@@ -9,6 +9,11 @@ examples that are no longer those that the run began with. `config.task` names w
 trained: a module of `data2vec_jax.tasks` (pretraining if it names none).
 """
 
+from data2vec_jax.core import notices
+
+if __name__ == "__main__":  # what is imported below takes seconds
+    notices.leave_at_once()
+
 import json
 import os
 import sys
@@ -34,7 +39,12 @@ from data2vec_jax.core.train_step import SkipConfig
 from data2vec_jax.metrics.collapse import CollapseConfig, CollapseMonitor
 from data2vec_jax.metrics.parameters import parameter_table
 from data2vec_jax.metrics.skipped import SkippedUpdates
-from data2vec_jax.metrics.throughput import Stopwatch, Throughput
+from data2vec_jax.metrics.throughput import (
+    Stopwatch,
+    Throughput,
+    last_moment,
+    process_start,
+)
 from data2vec_jax.metrics.writer import Writer
 from data2vec_jax.tasks.registry import check_config, task_module
 
@@ -109,7 +119,7 @@ def resumed(
             f"now {now}; restore it, or go on with the new one: --changed_corpus"
         )
     try:
-        watch.load(position["stopwatch"])
+        watch.load(position["stopwatch"], last_moment(workdir))
     except (LookupError, TypeError, AttributeError):
         step = position["batch"]
         raise UserError(f"{workdir}: the position of checkpoint {step} is not ours") from None
@@ -127,15 +137,17 @@ def begun(run: Run, init_from: str | None, verbose: bool) -> TrainState:
     return state
 
 
-def end(run: Run, workdir: Path, done: int, left_out: str) -> None:
-    """Says how the run ended, after step `done`; exits if that is not its last."""
+def end(run: Run, workdir: Path, done: int, notes: Sequence[str]) -> None:
+    """Says `notes`, and how the run ended, after step `done`; exits if that is not its last."""
     distributed.barrier()  # the end of one process would be the end of all
     first, total = distributed.is_main_process(), run.config["total_steps"]
-    if first and left_out:
-        say(left_out)
+    for note in notes if first else ():
+        say(note)
     if done < total:
         if first:
-            say(f"stopped after step {done:,} of {total:,}; the same command resumes")
+            nothing = f"stopped before the first of {total:,} steps; nothing was saved"
+            some = f"stopped after step {done:,} of {total:,}; the same command resumes"
+            say(some if done else nothing)
         sys.exit(STOPPED)
     if first:
         say(f"done: {total:,} steps, {len(run.programs)} programs compiled, workdir {workdir}")
@@ -152,6 +164,94 @@ def throughput_of(task: Task, mesh: jax.sharding.Mesh, watch: Stopwatch, start: 
     )
 
 
+def take_steps(
+    run: Run,
+    state: TrainState,
+    position: Mapping[str, Any],
+    checkpoints: Checkpoints,
+    writer: Writer,
+    watch: Stopwatch,
+    interrupt: distributed.Interrupt,
+    bad_examples: BadExamples,
+    skipped: SkippedUpdates,
+) -> tuple[TrainState, int, BaseException | None]:
+    """The loop: updates from a position on, until the last one or a notice.
+
+    Its order: next batch, step, evals, log, save. So checkpoint k holds the state after k updates,
+    and its position k is the number of the next unseen batch.
+
+    Returns the state, the number of completed updates, which is that of a checkpoint, and what
+    ended the wait for the next batch: `Stopped`, or a `UserError`.
+    """
+    config, task, start = run.config, run.task, position["batch"]
+    total, log_every, eval_every = (
+        config[key] for key in ("total_steps", "log_every", "eval_every")
+    )
+    monitor = CollapseMonitor(CollapseConfig(**config.get("collapse", {})))
+
+    def save(step):  # metrics up to step k are on disk before checkpoint k
+        with watch.measure("save"):
+            position = {"batch": step, "stopwatch": watch.state_dict()}
+            position |= {"metrics": writer.digest(), "config": as_json(config)}
+            position |= {"order": task.order, "skipped": skipped.state_dict()}
+            checkpoints.save(step, state, position, force=True)
+        return position
+
+    done, problem = start, None
+    batches = task.data(start) if start < total else iter(())
+    for step in range(start + 1, total + 1):
+        known = len(run.programs)
+        try:
+            with watch.measure("data"):
+                batch = interrupt.wait(lambda: next(batches))
+                bad_examples.add(batch.pop(BAD, ()))
+            with watch.measure("compile"):
+                program = interrupt.wait(lambda batch=batch: run.program(batch))
+        except (distributed.Stopped, UserError) as error:
+            problem = error
+            break
+        done = step
+        if len(run.programs) > known:
+            writer.note(f"compiled program {len(run.programs)} of {len(task.shapes)}")
+        stop = interrupt.stops(done) or bad_examples.too_many
+        due = checkpoints.should_save(done) or done == total or stop
+        evaluate = done == total or (eval_every and done % eval_every == 0)
+        evaluate = evaluate and bool(task.evals)
+        with watch.measure("train"):
+            with jax.transfer_guard("disallow"):
+                state, scalars = program(state, batch)
+            skipped.take(done, scalars, batch["example_id"])
+            written = writer.advance(done)
+            if log_every and (done % log_every == 0 or done in (1, total)):
+                written += writer.write(done, "train", scalars)
+            if due or evaluate:
+                written += writer.flush()
+                skipped.read(done)
+        if evaluate:
+            with watch.measure("eval"):
+                for name, evaluation in task.evals.items():
+                    written += writer.write(done, name, evaluation(state))
+                written += writer.flush()
+        for line in written:
+            for warning in monitor.check(line["step"], line):
+                writer.note(warning)
+        if due:
+            position = save(done)
+            bad_examples.meet()
+        if stop or bad_examples.too_many:
+            break
+    if isinstance(problem, UserError) and jax.process_count() > 1:
+        raise problem  # the others are in the next step
+    if problem and position["batch"] < done:
+        writer.flush()
+        skipped.read(done)
+        position = save(done)
+    if done > start:
+        with watch.measure("save"):
+            checkpoints.finish(done, state, position)
+    return state, done, problem
+
+
 def train(
     config: Mapping[str, Any],
     workdir: str | os.PathLike,
@@ -160,22 +260,18 @@ def train(
     verbose: bool = True,
     init_from: str | None = None,
     changed_corpus: bool = False,
+    started: float | None = None,
 ) -> TrainState:
     """Runs, or resumes, the run of `config` in `workdir`; returns the last state.
 
     programs: see `Run`. verbose: print the parameter table and notes on the data. init_from: a new
     run's parameters and teacher are those of this checkpoint. changed_corpus: resume although the
-    examples, or their order, are no longer those that the run began with.
-
-    Order of the loop: next batch, step, evals, log, save. So checkpoint k holds the state after k
-    updates, and its position k is the number of the next unseen batch.
+    examples, or their order, are no longer those that the run began with. started: see `Stopwatch`.
     """
     check_config(config)
     module, workdir = task_module(config), Path(workdir)
     config = module.resolve_config(config, init_from)
-    total, log_every, eval_every = (
-        config[key] for key in ("total_steps", "log_every", "eval_every")
-    )
+    total = config["total_steps"]
     mesh = sharding.make_mesh(**config["mesh"])
     with jax.set_mesh(mesh):
         run = Run(config, module.make(config), mesh, programs)
@@ -189,17 +285,17 @@ def train(
 
     distributed.on_first(claim)
 
-    watch = Stopwatch()
-    monitor = CollapseMonitor(CollapseConfig(**config.get("collapse", {})))
+    watch = Stopwatch(started)
     with (
         jax.set_mesh(mesh),
         Checkpoints(workdir.resolve() / "checkpoints", **config["checkpoint"]) as checkpoints,
-        distributed.Interrupt() as interrupt,
     ):
         if checkpoints.latest():
-            state, position = resumed(run, checkpoints, watch, workdir, changed_corpus)
+            with watch.measure("restore"):
+                state, position = resumed(run, checkpoints, watch, workdir, changed_corpus)
         else:
             state, position = begun(run, init_from, first and verbose), {"batch": 0}
+            watch.load({}, last_moment(workdir))
         start = position["batch"]
         if first and verbose:
             say(parameter_table(run.abstract.params))
@@ -219,55 +315,23 @@ def train(
             rates=lambda step: throughput.read(step) | skipped.read(step),
         )
         bad_examples = BadExamples(workdir, task.size, task.max_bad_share, start, writer.note)
-        with writer:
+        # Until here `notices` has answered: there was nothing to save.
+        with (
+            writer,
+            distributed.Interrupt() as interrupt,
+            watch.kept(workdir, first),
+            watch.measure("other"),
+        ):
             checkpoints.tell = skipped.tell = writer.note
             bad_examples.begin(task.bad)
-            batches = task.data(start) if start < total else iter(())
-            done = start
-            for done in range(start + 1, total + 1):
-                with watch.measure("data"):
-                    batch = next(batches)
-                bad_examples.add(batch.pop(BAD, ()))
-                known = len(run.programs)
-                with watch.measure("compile"):
-                    program = run.program(batch)
-                if first and len(run.programs) > known:
-                    writer.note(f"compiled program {len(run.programs)} of {len(task.shapes)}")
-                stop = interrupt.stops(done) or bad_examples.too_many
-                save = checkpoints.should_save(done) or done == total or stop
-                due = done == total or (eval_every and done % eval_every == 0)
-                evaluate = due and bool(task.evals)
-                with watch.measure("train"):
-                    with jax.transfer_guard("disallow"):
-                        state, scalars = program(state, batch)
-                    skipped.take(done, scalars, batch["example_id"])
-                    written = writer.advance(done)
-                    if log_every and (done % log_every == 0 or done in (1, total)):
-                        written += writer.write(done, "train", scalars)
-                    if save or evaluate:
-                        written += writer.flush()
-                        skipped.read(done)
-                if evaluate:
-                    with watch.measure("eval"):
-                        for name, evaluation in task.evals.items():
-                            written += writer.write(done, name, evaluation(state))
-                        written += writer.flush()
-                for line in written:
-                    for warning in monitor.check(line["step"], line):
-                        writer.note(warning)
-                if save:  # metrics up to step k are on disk before checkpoint k
-                    with watch.measure("save"):
-                        position = {"batch": done, "stopwatch": watch.state_dict()}
-                        position |= {"metrics": writer.digest(), "config": as_json(config)}
-                        position |= {"order": task.order, "skipped": skipped.state_dict()}
-                        checkpoints.save(done, state, position, force=True)
-                    bad_examples.meet()
-                if stop or bad_examples.too_many:
-                    break
-            if done > start:
-                checkpoints.finish(done, state, position)
+            state, done, problem = take_steps(
+                run, state, position, checkpoints, writer, watch, interrupt, bad_examples, skipped
+            )
     bad_examples.check()  # after the save, so that nothing is lost
-    end(run, workdir, done, bad_examples.summary)
+    if isinstance(problem, UserError):
+        saved = f"; step {done:,} is saved, and the same command goes on from there"
+        raise UserError(f"{problem}{saved if done else ''}")
+    end(run, workdir, done, [*filter(None, [bad_examples.summary]), watch.account()])
     return state
 
 
@@ -284,6 +348,7 @@ def main(argv: Sequence[str] = sys.argv) -> None:
             values["workdir"],
             init_from=values["init_from"],
             changed_corpus=bool(values["changed_corpus"]),
+            started=process_start(),
         )
 
     with distributed.failing_together():

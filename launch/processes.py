@@ -2,10 +2,10 @@
 
     python launch/processes.py PROCESSES DEVICES OPTIONS...
 
-Each process has DEVICES CPU devices, and OPTIONS are the trainer's. Ctrl-C or SIGTERM stops all of
-them after the same step, with a checkpoint; a second one stops them at once. When one dies, so do
-the others, and its exit code is ours. Shown are the output of process 0, and that of another which
-was the first to fail.
+Each process has DEVICES CPU devices, and OPTIONS are the trainer's. Ctrl-C, SIGTERM or SIGHUP stops
+all of them after the same step, with a checkpoint; a third Ctrl-C stops them at once. When one
+dies, so do the others, and its exit code is ours. Shown are the output of process 0, and that of
+another which was the first to fail.
 """
 
 import contextlib
@@ -41,8 +41,9 @@ def environment(count: int, devices: int) -> dict[str, str]:
 def run(command: list[str], count: int, devices: int) -> int:
     """Runs `command` in `count` processes to the end of all; returns the exit code."""
     signals: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: signals.append(number))
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, lambda number, _: signals.append(number))
     env = environment(count, devices)
     with contextlib.ExitStack() as files:
         # The output of all but process 0 is kept aside.
@@ -59,11 +60,12 @@ def run(command: list[str], count: int, devices: int) -> int:
         culprit = failed[0]
         if codes[culprit] == codes[0] in (2, 130):  # a mistake, Ctrl-C: process 0 has said so
             return codes[0]
+        text = f"process {culprit} ended with code {codes[culprit]}; the others were stopped\n"
         if culprit:
             logs[culprit - 1].seek(0)
-            sys.stderr.write(logs[culprit - 1].read().decode(errors="replace"))
-        text = f"process {culprit} ended with code {codes[culprit]}; the others were stopped"
-        print(text, file=sys.stderr)
+            text = logs[culprit - 1].read().decode(errors="replace") + text
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            sys.stderr.write(text)
         return codes[culprit]
 
 
@@ -80,8 +82,13 @@ def supervise(children: Sequence[subprocess.Popen], signals: Sequence[int]) -> l
             deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
         while passed_on < len(signals):
             passed_on += 1
+            seen = signals[:passed_on]
+            if seen[-1] == signal.SIGINT and seen.count(signal.SIGINT) > 2:
+                number = signal.SIGKILL
+            else:  # JAX takes SIGTERM for itself, and would answer a second one with silence
+                number = signal.SIGINT if passed_on == 1 else signal.SIGHUP
             for child in running:
-                child.send_signal(signal.SIGINT if passed_on == 1 else signal.SIGKILL)
+                child.send_signal(number)
         if time.monotonic() > deadline:
             for child in running:
                 child.kill()

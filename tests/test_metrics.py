@@ -3,6 +3,8 @@
 import io
 import json
 import math
+import subprocess
+import sys
 import time
 import types
 
@@ -18,7 +20,12 @@ from data2vec_jax.metrics.collapse import CollapseConfig, CollapseMonitor
 from data2vec_jax.metrics.hardware import peak_flops, peak_of_kind
 from data2vec_jax.metrics.parameters import parameter_table
 from data2vec_jax.metrics.statistics import effective_rank, explained_shares, mean_std
-from data2vec_jax.metrics.throughput import Stopwatch, Throughput
+from data2vec_jax.metrics.throughput import (
+    Stopwatch,
+    Throughput,
+    last_moment,
+    process_start,
+)
 from data2vec_jax.metrics.writer import Writer, read_lines
 
 
@@ -306,28 +313,80 @@ def test_stopwatch_gives_each_second_to_the_innermost_block(monkeypatch):
         clock.now += 3
         raise RuntimeError
     got = {k: v for k, v in watch.seconds().items() if v}
-    assert got == {"other": 1, "train": 6, "save": 2, "eval": 3}
+    assert got == {"start-up": 1, "train": 6, "save": 2, "eval": 3}
     assert watch.goodput == 6 / 12
+    assert watch.account() == "goodput 50 % of 12 s: train 6 s, eval 3 s, save 2 s, start-up 1 s"
     with pytest.raises(ValueError, match="'trian'"), watch.measure("trian"):
         pass
 
 
-def test_goodput_counts_what_a_restart_cost(monkeypatch):
+def live(clock, watch, steps, save_after=None, state=None):
+    """A process: 5 s of start-up, 2 s of restore, 7 s of compiler, then a second for each step."""
+    clock.now += 5
+    with watch.measure("restore"):
+        clock.now += 2
+    with watch.measure("compile"):
+        clock.now += 7
+    for step in range(steps):
+        if step == save_after:
+            state = json.loads(json.dumps(watch.state_dict()))
+            with watch.measure("save"):
+                clock.now += 3
+        with watch.measure("train"):
+            clock.now += 1
+    return state
+
+
+@pytest.mark.parametrize("noted", [True, False], ids=["noted", "not noted"])
+def test_goodput_counts_what_restarts_cost(noted, monkeypatch):
     clock = Clock(monkeypatch)
+    start = clock.now
     first = Stopwatch()
-    with first.measure("train"):
-        clock.now += 60
-        state = json.loads(json.dumps(first.state_dict()))  # the checkpoint
-        clock.now += 30  # done, then lost in the crash
-    clock.now += 10  # until the scheduler starts it again
+    live(clock, first, 20)  # killed before its first checkpoint
+    last = json.loads(json.dumps(first.state_dict()))
+    clock.now += 10
     second = Stopwatch()
-    clock.now += 20  # start and restore
-    second.load(state)
-    with second.measure("train"):
-        clock.now += 80
-    seconds = second.seconds()
-    assert (seconds["train"], seconds["lost"], seconds["other"]) == (140, 40, 20)
-    assert second.goodput == pytest.approx(140 / 200)
+    second.load({}, last)
+    state = live(clock, second, 60, save_after=40)
+    last = json.loads(json.dumps(second.state_dict()))
+    clock.now += 100  # until the scheduler starts it again
+    third = Stopwatch()
+    clock.now += 4  # until it has read the checkpoint
+    third.load(state, last if noted else None)
+    live(clock, third, 8)
+    seconds = third.seconds()
+    assert sum(seconds.values()) == clock.now - start
+    assert seconds["train"] == 40 + 8
+    if noted:
+        # Twenty steps of the first process and twenty of the second were done again.
+        want = {"lost": 40, "idle": 110, "save": 3, "restore": 6, "compile": 21, "start-up": 19}
+    else:  # it is not known when the second process ended
+        want = {"lost": 143, "idle": 10, "save": 0, "restore": 6, "compile": 21, "start-up": 19}
+    assert {name: seconds[name] for name in want} == want
+    assert third.goodput == pytest.approx(48 / (clock.now - start))
+
+
+def test_the_last_moment_of_a_process_is_noted(tmp_path):
+    assert last_moment(tmp_path) is None
+    watch = Stopwatch(started=time.time() - 100)
+    with watch.kept(tmp_path), watch.measure("train"):
+        time.sleep(1.5)  # longer than the time between two notes
+        noted = last_moment(tmp_path)
+    assert 100.9 < sum(noted["seconds"].values()) < 101.5
+    assert noted["seconds"]["train"] > 0.9 and time.time() - noted["saved_at"] < 1
+    assert last_moment(tmp_path)["seconds"]["train"] >= 1.5
+    (tmp_path / "clock.json").write_text('{"seconds": {"train": "x"}}')
+    assert last_moment(tmp_path) is None
+
+
+def test_when_this_process_began():
+    assert 0 < time.time() - process_start() < 24 * 3600
+    code = (
+        "import time; t = time.time(); from data2vec_jax.metrics.throughput import process_start;"
+        "time.sleep(1); print(t - process_start())"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 0 < float(out.stdout) < 5
 
 
 def test_throughput_leaves_out_compile_eval_and_save(monkeypatch):

@@ -1,6 +1,7 @@
 """What many processes need, in a run of one; test_multiprocess.py has real ones."""
 
 import signal
+import threading
 
 import pytest
 
@@ -41,16 +42,53 @@ def test_auto_where_there_is_nothing_to_find(monkeypatch):
         distributed.start()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_is_noted_and_the_second_means_now(number):
+NOTICES = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+
+
+@pytest.mark.parametrize("number", NOTICES)
+def test_a_notice_is_noted_and_the_next_one_ignored(number, capfd):
     before = signal.getsignal(number)
     with distributed.Interrupt() as interrupt:
         assert not interrupt.stops(1)
+        assert interrupt.wait(lambda: 5) == 5
+        signal.raise_signal(number)
         signal.raise_signal(number)
         assert interrupt.stops(2)
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(number)
+        with pytest.raises(distributed.Stopped):
+            interrupt.wait(lambda: 5)
     assert signal.getsignal(number) == before
+    first, second = capfd.readouterr().err.splitlines()
+    assert first == f"{number.name}: stopping after this step, with a checkpoint"
+    assert second.startswith(f"{number.name} is ignored")
+
+
+def test_a_wait_is_left_at_a_notice():
+    lock = threading.Lock()
+    alarm = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGTERM))
+    with lock, distributed.Interrupt() as interrupt:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(distributed.Stopped):
+            interrupt.wait(lock.acquire)
+    signal.signal(signal.SIGALRM, alarm)
+
+
+@pytest.mark.parametrize("outside", [False, True])
+def test_what_a_thread_raises(outside):
+    def fail():
+        raise UserError("no")
+
+    with distributed.Interrupt() as interrupt, pytest.raises(UserError, match=r"^no$"):
+        (distributed.outside_python if outside else interrupt.wait)(fail)
+    assert distributed.outside_python(lambda: 5) == 5
+
+
+def test_nohup_stays():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with distributed.Interrupt():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_differences():

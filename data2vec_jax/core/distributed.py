@@ -8,8 +8,10 @@ import hashlib
 import json
 import multiprocessing
 import os
+import queue
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -20,12 +22,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from data2vec_jax.core import notices
 from data2vec_jax.core.config import differences
-from data2vec_jax.core.errors import UserError
+from data2vec_jax.core.errors import STOPPED, UserError
 
 SHUTDOWN_SECONDS = 15  # for all processes to end, after they have met
 MEETING_SECONDS = 3600  # a process that died ends the run long before
 GRACE_SECONDS = 2  # for all processes to print why they end
+_POLL_SECONDS = 0.1  # between two looks for a notice
+_WORKER = "what a notice may leave behind"
 
 
 def start() -> None:
@@ -46,7 +51,8 @@ def start() -> None:
                 raise UserError(f"COORDINATOR_ADDRESS is set, but {name} is '{value}', no number")
             options[option] = int(value)
     try:
-        jax.distributed.initialize(**options, shutdown_timeout_seconds=SHUTDOWN_SECONDS)
+        join = jax.distributed.initialize
+        outside_python(lambda: join(**options, shutdown_timeout_seconds=SHUTDOWN_SECONDS))
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"cannot join the run at COORDINATOR_ADDRESS={address}: {reason}") from None
@@ -111,44 +117,107 @@ def barrier() -> None:
     Through JAX's coordination service: a collective of the CPU gives up after 30 seconds.
     """
     if jax.process_count() > 1:
-        ocp.multihost.get_barrier_sync_fn()(key="meet", timeout_ms=1000 * MEETING_SECONDS)
+        meet = ocp.multihost.get_barrier_sync_fn()
+        outside_python(lambda: meet(key="meet", timeout_ms=1000 * MEETING_SECONDS))
+
+
+class Stopped(Exception):
+    """A wait was left because of a notice."""
 
 
 class Interrupt:
-    """Notes the first Ctrl-C or SIGTERM, so that the loop can stop between two steps.
+    """Notes Ctrl-C, SIGTERM and SIGHUP, so that the loop can stop where nothing is lost.
 
-    With many processes a signal to any of them stops all, after the same step: JAX's runtime takes
+    The first notice is noted, and those after it are said to be ignored; a third Ctrl-C ends the
+    process at once. SIGHUP stays ignored if it was (nohup).
+
+    With many processes a notice to any of them stops all, after the same step: JAX's runtime takes
     SIGTERM as the notice of a preemption, tells the others, and agrees with them on a step.
     """
 
     def __init__(self):
-        self._seen = False
+        self._count = 0
         self._before = {}
+        self._jobs: queue.SimpleQueue = queue.SimpleQueue()
+        self._worker = threading.Thread(target=self._work, name=_WORKER, daemon=True)
 
     def __enter__(self):
-        numbers = [signal.SIGINT]
-        if jax.process_count() == 1:
-            numbers.append(signal.SIGTERM)
-        for number in numbers:
-            self._before[number] = signal.signal(number, self._note)
+        self._worker.start()
+        for number in notices.NOTICES:
+            theirs = number == signal.SIGTERM and jax.process_count() > 1
+            if not theirs and not notices.is_ignored(number):
+                self._before[number] = signal.signal(number, self._note)
         return self
 
     def _note(self, number, frame):
-        if self._seen:  # a second Ctrl-C means now
-            raise KeyboardInterrupt
-        self._seen = True
-        if jax.process_count() > 1:
-            os.kill(os.getpid(), signal.SIGTERM)
+        # It raises nothing: what interrupts a callback of the garbage collector would be lost.
+        self._count += 1
+        name = signal.Signals(number).name
+        if self._count == 1:
+            notices.tell(f"{name}: stopping after this step, with a checkpoint")
+            if jax.process_count() > 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+        elif number == signal.SIGINT and self._count > 2:
+            notices.tell("ended at once, perhaps before the checkpoint was complete")
+            os._exit(STOPPED)
+        else:
+            notices.tell(f"{name} is ignored: the run is stopping, and its checkpoint is saved")
 
     def stops(self, step: int) -> bool:
         """Whether to stop after `step`, the same on all processes. Ask once after every step."""
         if jax.process_count() == 1:
-            return self._seen
+            return self._count > 0
         return multihost_utils.reached_preemption_sync_point(step)
 
+    def wait(self, function: Callable[[], Any]) -> Any:
+        """`function()`, by a thread, for data or for the compiler: a notice ends the wait.
+
+        With many processes it is not left: all of them must take the same steps.
+
+        Raises:
+          Stopped: there was a notice.
+        """
+        if jax.process_count() > 1:
+            return function()
+        answer: queue.SimpleQueue = queue.SimpleQueue()
+        self._jobs.put((function, answer))
+        while not self._count:
+            with contextlib.suppress(queue.Empty):
+                result, error = answer.get(timeout=_POLL_SECONDS)
+                if error is not None:
+                    raise error
+                return result
+        raise Stopped
+
+    def _work(self):
+        for function, answer in iter(self._jobs.get, None):
+            try:
+                answer.put((function(), None))
+            except BaseException as error:
+                answer.put((None, error))
+
     def __exit__(self, *_):
+        self._jobs.put(None)
+        self._worker.join(_POLL_SECONDS)
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+
+def outside_python(function: Callable[[], Any]) -> Any:
+    """`function()`, by a thread, since no signal is answered in minutes of compiled code."""
+    done: queue.SimpleQueue = queue.SimpleQueue()
+
+    def run():
+        try:
+            done.put((function(), None))
+        except BaseException as error:
+            done.put((None, error))
+
+    threading.Thread(target=run, daemon=True).start()
+    result, error = done.get()
+    if error is not None:
+        raise error
+    return result
 
 
 @contextlib.contextmanager
@@ -162,12 +231,15 @@ def failing_together() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if not jax.distributed.is_initialized():
+        together = jax.distributed.is_initialized()
+        # A compiler that was left behind would meet the end of the libraries that it uses.
+        working = any(thread.name == _WORKER for thread in threading.enumerate())
+        if not together and not working:
             raise
         code = 1
         if isinstance(error, SystemExit):
             code = error.code
-            time.sleep(GRACE_SECONDS)
+            time.sleep(GRACE_SECONDS if together else 0)
         else:
             traceback.print_exc()
         for reader in multiprocessing.active_children():

@@ -62,7 +62,8 @@ class Run:
     def init(self, seed: int) -> TrainState:
         """The first state of a seed, sharded over the mesh."""
         with jax.set_mesh(self.mesh):
-            return self._jit_init(jax.random.key(seed))
+            key = jax.random.key(seed)
+            return distributed.outside_python(self._jit_init.lower(key).compile)(key)
 
     def program(self, batch: Mapping[str, Any]) -> Callable:
         """The compiled train step for batches of this shape."""

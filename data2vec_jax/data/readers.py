@@ -58,9 +58,8 @@ def stream(
     together. place: moves a batch from the host to the devices. reader_timeout: seconds to wait for
     the batch that is due before its reader is taken for stuck.
 
-    A process that is dead or stuck is named on stderr and replaced, once. The iterator's wait can
-    be left by an exception of a signal's handler; that ends it, and so do `close()` and the end of
-    this process, even by a kill -9: no reader outlives it.
+    A process that is dead or stuck is named on stderr and replaced, once. All end with the iterator
+    (`close()`, or an exception while it waits), and with this process, even by a kill -9.
 
     Raises:
       UserError: when a replacement, or a thread, is stuck; and whatever `read` and `place` raise,

@@ -1,14 +1,18 @@
 """Readers that are killed, stopped, stuck or left alone: real processes and real signals."""
 
 import contextlib
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
+import orbax.checkpoint.experimental.v1 as ocp
 import pytest
 
 from data2vec_jax.core.errors import UserError
@@ -16,6 +20,7 @@ from data2vec_jax.data import readers
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED_MEMORY = Path("/dev/shm")
+pytestmark = pytest.mark.xdist_group("readers")  # one after the other
 
 
 def batch(n):
@@ -70,6 +75,21 @@ def await_end(pids, seconds=10):
     while not all(map(gone, pids)) and time.monotonic() < deadline:
         time.sleep(0.05)
     return [pid for pid in pids if not gone(pid)]
+
+
+BEGUN = []
+
+
+def begin(*arguments, **options):
+    BEGUN.append(subprocess.Popen(*arguments, **options))
+    return BEGUN[-1]
+
+
+@pytest.fixture(autouse=True)
+def _no_process_is_left():
+    yield
+    while BEGUN:
+        BEGUN.pop().kill()
 
 
 @pytest.mark.parametrize(
@@ -186,7 +206,7 @@ if __name__ == "__main__":
 
 def script(code, *arguments):
     """A process in a group of its own that runs `code`, a file so that readers can import it."""
-    return subprocess.Popen(
+    return begin(
         [sys.executable, *(["-c", code] if "\n" in code else [code]), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -221,3 +241,120 @@ def test_no_reader_outlives_a_kill_9(case, tmp_path):
     assert text == ""
     assert not await_end(in_session(process.pid))
     assert set(SHARED_MEMORY.iterdir()) <= before
+
+
+# Whole runs ---------------------------------------------------------------------------------------
+
+TOTAL = 80
+# The larger the batches, the fewer of them wait in a socket.
+CONFIG = f"""
+from data2vec_jax.configs import vision_v1
+
+def get_config(workers):
+    c = vision_v1.get_config("smoke")
+    c.data.update(batch_size=64, workers=int(workers), prefetch=1, reader_timeout=8.0)
+    c.checkpoint.every = 10
+    c.total_steps = {TOTAL}
+    return c
+"""
+
+
+def start(folder, workers):
+    """A trainer that takes at least 0.05 s for a step, in a session of its own."""
+    (folder.parent / "config.py").write_text(CONFIG)
+    command = [sys.executable, ROOT / "tests/noting_train.py", folder / "notes", "0.05"]
+    command += [f"--config={folder.parent / 'config.py'}:{workers}", f"--workdir={folder / 'run'}"]
+    return begin(
+        list(map(str, command)),
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"XLA_FLAGS": "", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        start_new_session=True,
+    )
+
+
+def lines(workdir):
+    """The lines of metrics, without what depends on the clock."""
+    found = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    of_time = ("examples_per_second", "mfu", "goodput")
+    return [{k: v for k, v in line.items() if k not in of_time} for line in found]
+
+
+def await_step(process, workdir, step):
+    file = workdir / "metrics.jsonl"  # a line for each step
+    while process.poll() is None and not (file.exists() and file.read_text().count("\n") >= step):
+        time.sleep(0.05)
+    assert process.poll() is None, process.stderr.read()
+
+
+def reader_ids(process):
+    """The reader processes of a trainer, in the order of their start."""
+    found = []
+    for pid in sorted(in_session(process.pid)):
+        with contextlib.suppress(OSError):
+            if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+    return found
+
+
+def state_of(workdir, step):
+    """Every array of a checkpoint, read by orbax alone."""
+    tree = ocp.load(workdir / f"checkpoints/{step}", checkpointable_name="state")
+    found = {}
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        found[jax.tree_util.keystr(path)] = np.asarray(leaf)
+    return found
+
+
+def test_a_run_whose_readers_are_stopped_and_that_is_killed(tmp_path):
+    whole, run = tmp_path / "whole", tmp_path / "parts/run"
+    for folder in (whole, run.parent):
+        folder.mkdir()
+    process = start(whole, 0)
+    assert process.wait(timeout=600) == 0, process.stderr.read()
+
+    began, before = time.time(), set(SHARED_MEMORY.iterdir())
+    process = start(run.parent, 2)
+    await_step(process, run, 5)
+    first = reader_ids(process)
+    os.kill(first[0], signal.SIGSTOP)
+    text = next(line for line in process.stderr if "reader" in line)
+    assert f"(process {first[0]}) has given no batch for 8 s and is stopped; another" in text
+    while not (second := set(reader_ids(process)) - set(first)):
+        time.sleep(0.05)
+    await_step(process, run, lines(run)[-1]["step"] + 4)  # it has sent some
+    os.kill(second.pop(), signal.SIGSTOP)
+    text = process.communicate(timeout=300)[1]
+    last, step = text.splitlines()[-1], lines(run)[-1]["step"]
+    assert process.returncode == 2, text
+    assert last.startswith("error: reader ") and "is stopped again, at batch" in last
+    assert last.endswith(f"; step {step} is saved, and the same command goes on from there")
+    assert (run / f"checkpoints/{step}").is_dir()
+    assert not await_end(in_session(process.pid))
+
+    process = start(run.parent, 2)
+    await_step(process, run, step + 6)
+    assert len(reader_ids(process)) == 2
+    process.kill()
+    assert "Traceback" not in process.communicate(timeout=20)[1]
+    assert not await_end(in_session(process.pid))
+
+    process = start(run.parent, 2)
+    text = next(line for line in process.stderr if line.startswith("goodput"))
+    took = time.time() - began
+    assert process.wait(timeout=60) == 0
+    assert set(SHARED_MEMORY.iterdir()) <= before
+    assert lines(run) == lines(whole / "run")
+    wanted, found = (state_of(workdir, TOTAL) for workdir in (whole / "run", run))
+    assert wanted.keys() == found.keys() and len(found) > 50
+    for name, array in wanted.items():
+        np.testing.assert_array_equal(found[name], array, name, strict=True)
+
+    account = re.match(r"goodput \d+ % of ([\d,]+) s: (.*)$", text)
+    parts = {name: int(n) for name, n in re.findall(r"([a-z-]+) (\d+) s", account[2])}
+    assert parts.keys() >= {"train", "lost", "start-up", "save"}
+    assert sum(parts.values()) == int(account[1].replace(",", ""))
+    assert abs(sum(parts.values()) - took) <= 2, text  # processes start, lines are read

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 
 import pytest
 
@@ -62,14 +63,24 @@ def test_a_notice_is_noted_and_the_next_one_ignored(number, capfd):
     assert second.startswith(f"{number.name} is ignored")
 
 
-def test_a_wait_is_left_at_a_notice():
+@pytest.mark.parametrize("seconds", [0.0, 0.3])
+def test_a_wait_is_left_at_a_notice(seconds):
+    def slow(number, frame):  # a handler that takes longer than a look for a notice
+        time.sleep(seconds)
+        signal.raise_signal(signal.SIGTERM)
+
     lock = threading.Lock()
-    alarm = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGTERM))
-    with lock, distributed.Interrupt() as interrupt:
-        signal.setitimer(signal.ITIMER_REAL, 0.2)
+    alarm = signal.signal(signal.SIGALRM, slow)
+    lock.acquire()
+    release = threading.Timer(5, lock.release)  # so that a wait that is not left ends, too
+    release.start()
+    with distributed.Interrupt() as interrupt:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
         with pytest.raises(distributed.Stopped):
             interrupt.wait(lock.acquire)
     signal.signal(signal.SIGALRM, alarm)
+    release.cancel()
+    lock.release()  # the thread that was left ends
 
 
 @pytest.mark.parametrize("outside", [False, True])

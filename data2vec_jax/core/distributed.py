@@ -179,7 +179,8 @@ class Interrupt:
         """
         if jax.process_count() > 1:
             return function()
-        answer: queue.SimpleQueue = queue.SimpleQueue()
+        # A SimpleQueue may wait for ever when a signal comes as its timeout ends (Python 3.11).
+        answer: queue.Queue = queue.Queue(1)
         self._jobs.put((function, answer))
         while not self._count:
             with contextlib.suppress(queue.Empty):

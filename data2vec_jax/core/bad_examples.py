@@ -101,7 +101,7 @@ class BadExamples:
                 append_lines(workdir, kept)
         if jax.process_count() > 1:
             kept = json.loads(distributed.gather_texts(json.dumps(kept))[0])
-        self._met = {  # (id, reason) -> path
+        self._met = {  # (id, reason) -> what is said of it
             (line["example_id"], line["reason"]): line["path"]
             for line in kept
             if line["reason"] != UPDATE
@@ -130,7 +130,7 @@ class BadExamples:
     def _count(self, bad: Sequence[BadExample]) -> None:
         new = {(one.example_id, one.reason): one for one in bad}
         new = {key: one for key, one in new.items() if key not in self._met}
-        self._met |= {key: one.path for key, one in new.items()}
+        self._met |= {key: one.message or one.path for key, one in new.items()}
         if new and distributed.is_main_process():
             append_lines(self._workdir, map(line_of, new.values()))
             for one in list(new.values())[:TOLD]:

@@ -151,8 +151,11 @@ def test_esc50(esc50):
 def test_esc50_as_published_has_another_rate(esc50, clips):
     soundfile.write(esc50 / "audio/2-100032-A-0.wav", clips[0], 44_100)
     source = open_source(f"esc50:{esc50}", "fold2", codec=SOUND.codec)
-    with pytest.raises(UserError, match="44100 Hz, needed 16000 Hz"):
-        source.lengths()
+    assert (source.lengths() < 0).sum() == 1  # it is left out, and told why
+    ((index, error),) = source.bad.items()
+    assert error.reason == "sample rate" and "44100 Hz, needed 16000 Hz" in str(error)
+    with pytest.raises(UserError, match=r"2-100032-A-0\.wav: sample rate is 44100 Hz"):
+        source[index]
 
 
 def test_speech_commands(tmp_path, clips):

@@ -122,7 +122,8 @@ def decode_audio(
             sound.seek(start)
         known = count is not None or sound.frames < UNKNOWN
         wanted = sound.frames - start if count is None else count
-        audio = np.concatenate([np.zeros(0, np.float32), *blocks_of(sound, wanted)])
+        blocks = list(blocks_of(sound, wanted)) or [np.zeros(0, np.float32)]
+        audio = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
         if known and len(audio) < wanted:
             found, promised = start + len(audio), start + wanted
             text = f"damaged audio, ends after {found} of {promised} samples"

@@ -35,7 +35,6 @@ from data2vec_jax.core.errors import STOPPED, UserError
 from data2vec_jax.core.run import Run
 from data2vec_jax.core.state import TrainState
 from data2vec_jax.core.task import Task
-from data2vec_jax.core.train_step import SkipConfig
 from data2vec_jax.metrics.collapse import CollapseConfig, CollapseMonitor
 from data2vec_jax.metrics.parameters import parameter_table
 from data2vec_jax.metrics.skipped import SkippedUpdates
@@ -304,8 +303,7 @@ def train(
             say(f"{mesh.size} devices, mesh {dict(mesh.shape)}; step {start:,} of {total:,}")
 
         throughput = throughput_of(task, mesh, watch, start)
-        skip = SkipConfig(**config.get("skip", {}))
-        skipped = SkippedUpdates(workdir, skip, position.get("skipped", {}))
+        skipped = SkippedUpdates(workdir, run.skip, position.get("skipped", {}))
         writer = Writer(
             workdir,
             total_steps=total,

@@ -184,18 +184,12 @@ class Interrupt:
         self._jobs.put((function, answer))
         while not self._count:
             with contextlib.suppress(queue.Empty):
-                result, error = answer.get(timeout=_POLL_SECONDS)
-                if error is not None:
-                    raise error
-                return result
+                return answer.get(timeout=_POLL_SECONDS)()
         raise Stopped
 
     def _work(self):
         for function, answer in iter(self._jobs.get, None):
-            try:
-                answer.put((function(), None))
-            except BaseException as error:
-                answer.put((None, error))
+            answer.put(_outcome(function))
 
     def __exit__(self, *_):
         self._jobs.put(None)
@@ -207,18 +201,22 @@ class Interrupt:
 def outside_python(function: Callable[[], Any]) -> Any:
     """`function()`, by a thread, since no signal is answered in minutes of compiled code."""
     done: queue.SimpleQueue = queue.SimpleQueue()
+    threading.Thread(target=lambda: done.put(_outcome(function)), daemon=True).start()
+    return done.get()()
 
-    def run():
-        try:
-            done.put((function(), None))
-        except BaseException as error:
-            done.put((None, error))
 
-    threading.Thread(target=run, daemon=True).start()
-    result, error = done.get()
-    if error is not None:
-        raise error
-    return result
+def _outcome(function: Callable[[], Any]) -> Callable[[], Any]:
+    """Calls `function` here; what is returned gives its result, or raises its error, elsewhere."""
+    try:
+        result = function()
+    except BaseException as error:
+        problem = error  # Python forgets `error` at the end of this block
+
+        def fail():
+            raise problem
+
+        return fail
+    return lambda: result
 
 
 @contextlib.contextmanager

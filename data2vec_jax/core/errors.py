@@ -21,6 +21,13 @@ class ExampleError(UserError):
         super().__init__(f"{where}: {text}")
         self.where, self.reason, self.text = where, reason, text
 
+    @classmethod
+    def of(cls, error: UserError, where: str) -> "ExampleError":
+        """The error itself if it is one, else the same of a codec that knows no kinds of faults."""
+        if isinstance(error, cls):
+            return error
+        return cls(where, "unreadable", str(error).removeprefix(f"{where}: "))
+
     def __reduce__(self):  # processes that read hand it on
         return type(self), (self.where, self.reason, self.text)
 

@@ -35,8 +35,8 @@ class Run:
         steps = config["total_steps"]
         schedule = optimizer.make_schedule(steps, **config["schedule"])
         self.tx = optimizer.make_optimizer(schedule, optimizer.OptimizerConfig(**config["optim"]))
-        skip = SkipConfig(**config.get("skip", {}))
-        if skip.max_deviations:
+        self.skip = SkipConfig(**config.get("skip", {}))
+        if self.skip.max_deviations:
             self.tx = optimizer.watching_norm(self.tx)
         decay = ema_decay(steps, **config["ema"]) if task.averaged else None
         self.train_step = make_train_step(
@@ -46,7 +46,7 @@ class Run:
             schedule,
             config["accumulate"],
             mesh.size,
-            skip.max_deviations,
+            self.skip.max_deviations,
         )
         self.abstract = jax.eval_shape(lambda seed: self._init(jax.random.key(seed)), 0)
         places = sharding.shardings(self.abstract, mesh, **config.get("sharding", {}))

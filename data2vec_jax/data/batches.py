@@ -16,7 +16,7 @@ import numpy as np
 
 from data2vec_jax.core.bad_examples import KEY as BAD
 from data2vec_jax.core.bad_examples import BadExample, pack
-from data2vec_jax.core.errors import UserError
+from data2vec_jax.core.errors import ExampleError, UserError
 
 ATTEMPTS = 100  # to find an example that can be read, before a batch is given up
 STAND_IN = 0x57A9D  # tells the generator of stand-ins from those of examples, (seed, n, id)
@@ -251,9 +251,8 @@ class HostBatchReader:
                 rng = np.random.default_rng((self.sampler.seed, n, index))
                 return index, self.examples.load(index, bucket, rng)
             except UserError as error:
-                where = getattr(error, "where", f"example {index}")
-                reason = getattr(error, "reason", "unreadable")
-                bad.append(BadExample(n + 1, index, where, reason, str(error)))
+                found = ExampleError.of(error, f"example {index}")
+                bad.append(BadExample(n + 1, index, found.where, found.reason, str(error)))
             index = self.sampler.stand_in(n, row, attempt)
             if index is None:
                 shapes = self.examples.layout.shapes[bucket]

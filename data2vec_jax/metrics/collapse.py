@@ -56,8 +56,6 @@ NO_NUMBER = (
     "{name} is {value}: something in this update is no number or beyond float32; such updates are"
     " not applied, and many in a row end the run (section skip)"
 )
-
-
 ACTIONS = ("warn", "stop")
 
 

@@ -131,12 +131,10 @@ def score(
     if config.lexicon and not config.lm:
         raise UserError("config.scoring.lexicon: it is for a beam search, which needs scoring.lm")
     source = inputs.utterances
-    references = [
-        transcript_of(source.field(i, "transcript") or "", characters, source.uri)
-        if i in source.bad
-        else transcript_of(source.field(i, "transcript"), characters, source.uri)
-        for i in range(len(source))
-    ]
+    texts = [source.field(i, "transcript") for i in range(len(source))]
+    for i in source.bad:
+        texts[i] = texts[i] or ""  # it may be what cannot be read
+    references = [transcript_of(text, characters, source.uri) for text in texts]
     logits = [None] * len(source)
     for number in range(len(source)):
         rows = np.flatnonzero(inputs.owner == number)

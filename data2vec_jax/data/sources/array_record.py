@@ -207,9 +207,7 @@ class ArrayRecordSource(Source):
                 record = read_record(file, i, path)
                 lengths.append(self.codec.length_of_record(record, where, self._key))
             except UserError as error:
-                reason, text = getattr(error, "reason", "unreadable"), str(error)
-                text = text.removeprefix(f"{where}: ")
-                self.bad[first + i] = ExampleError(where, reason, text)
+                self.bad[first + i] = ExampleError.of(error, where)
                 lengths.append(-1)
         try:
             save_lengths(path, lengths)

@@ -67,10 +67,8 @@ class Source(abc.ABC):
             return self._load(i)
         except ExampleError:
             raise
-        except UserError as error:  # of a codec that knows no kinds of faults
-            where = self.location(i)
-            text = str(error).removeprefix(f"{where}: ")
-            raise ExampleError(where, "unreadable", text) from error
+        except UserError as error:
+            raise ExampleError.of(error, self.location(i)) from error
 
     @abc.abstractmethod
     def _load(self, i: int) -> Item:

@@ -32,7 +32,7 @@ import optax
 from data2vec_jax.cli.arguments import Arguments
 from data2vec_jax.cli.output import run_main
 from data2vec_jax.core import checkpoints, sharding
-from data2vec_jax.core.config import with_options
+from data2vec_jax.core.config import check_section, with_options
 from data2vec_jax.core.errors import UserError, nearest
 from data2vec_jax.core.state import TrainState, matches, path_name
 from data2vec_jax.core.train_step import init_state
@@ -124,6 +124,8 @@ def frozen_encoder(config: Mapping[str, Any]) -> tuple[tuple[str, str], list[Lab
     """Of a pretraining run: the splits for training and test, their examples, the encoder."""
     modality, model = pretrain.make_model(config)
     data = config["data"]
+    check_section("data", data, pretrain.DataConfig)
+    check_section("examples", config["examples"], modality.layout)
     splits = (data["split"].split("+")[0], data.get("eval_split") or "test")
     return splits, probe.labelled(modality, config, splits), probe.make_encode(model)
 

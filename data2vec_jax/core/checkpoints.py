@@ -25,7 +25,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 from etils import epath
 
 from data2vec_jax.core import distributed, step_folder
-from data2vec_jax.core.config import with_current_names
+from data2vec_jax.core.config import NonNegativeInt, PositiveInt, with_current_names
 from data2vec_jax.core.errors import UserError, nearest
 from data2vec_jax.core.safetensors import SafeTensors
 from data2vec_jax.core.step_folder import Damaged
@@ -57,14 +57,10 @@ class Checkpoints:
         self,
         directory: str | os.PathLike,
         *,
-        every: int,
-        keep: int = 2,
-        keep_every: int | None = None,
+        every: NonNegativeInt,
+        keep: PositiveInt = 2,
+        keep_every: PositiveInt | None = None,
     ):
-        options = ("every", every, 0), ("keep", keep, 1), ("keep_every", keep_every or 1, 1)
-        for name, value, least in options:
-            if value < least:
-                raise UserError(f"config.checkpoint.{name}: {value} is less than {least}")
         step_folder.hush()
         self.tell: Callable[[str], None] = functools.partial(print, file=sys.stderr, flush=True)
         self._directory = _absolute(directory)

@@ -1,21 +1,113 @@
-"""Sections of a config: their schema is the function or frozen dataclass that they are for."""
+"""Sections of a config: their schema is the function or frozen dataclass that they are for.
+
+An option's type and range are its annotation there, such as `Annotated[float, Range(0, 1)]`,
+`Literal["post", "pre"]` or `Sequence[PositiveInt]`.
+"""
 
 import copy
 import dataclasses
 import inspect
 import numbers
+import re
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from data2vec_jax.core.errors import UserError, nearest
+
+# Ranges of options --------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Numbers from `least` to `most`, or above `above`, or below `below`."""
+
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def holds(self, value: Any) -> bool:
+        """Whether a number is inside."""
+        return (
+            (self.least is None or value >= self.least)
+            and (self.most is None or value <= self.most)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        if self.least is not None and self.most is not None:
+            return f"from {self.least:,} to {self.most:,}"
+        if self.least is not None and self.below is None:
+            return f"of {self.least:,} or more"
+        words = ("from", self.least), ("above", self.above), ("below", self.below)
+        parts = [f"{word} {n:,}" for word, n in (*words, ("at most", self.most)) if n is not None]
+        return " and ".join(parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class MinLen:
+    """Lists of at least `count`."""
+
+    count: int
+
+    def holds(self, value: Any) -> bool:
+        """Whether a list is long enough."""
+        return len(value) >= self.count
+
+    def __str__(self) -> str:
+        return "(at least one)" if self.count == 1 else f"(at least {self.count})"
+
+
+@dataclasses.dataclass(frozen=True)
+class RegularExpression:
+    """Texts that compile as one."""
+
+    def holds(self, value: Any) -> bool:
+        """Whether a text compiles."""
+        try:
+            re.compile(value)
+        except (re.error, RecursionError, OverflowError):
+            return False
+        return True
+
+    def __str__(self) -> str:
+        return "in the syntax of regular expressions"
+
+
+PositiveInt = Annotated[int, Range(1)]
+NonNegativeInt = Annotated[int, Range(0)]
+PositiveFloat = Annotated[float, Range(above=0)]
+NonNegativeFloat = Annotated[float, Range(0)]
+Share = Annotated[float, Range(0, 1)]
+Inside = Annotated[float, Range(above=0, below=1)]
+DropRate = Annotated[float, Range(0, below=1)]  # what is kept is divided by 1 - rate
+Size = Annotated[int, Range(1, 2**20)]  # of an axis of a model's arrays
+Vocabulary = Annotated[int, Range(2, 2**24)]  # tokens
+Span = Annotated[int, Range(1, 10_000)]  # positions in a row
+Depth = Annotated[int, Range(1, 1000)]  # layers
+Steps = Annotated[int, Range(1, 2**31 - 1)]  # the step is an int32 on devices
+Rows = Annotated[int, Range(1, 2**24)]  # of a batch
+Pattern = Annotated[str, RegularExpression()]  # found in paths of parameters
+
+# What plain annotations are called, one and many, and the values that they take.
+KINDS = {
+    bool: ("true or false", "true or false", bool),
+    int: ("a whole number", "whole numbers", numbers.Integral),
+    float: ("a number", "numbers", numbers.Real),
+    str: ("a text", "texts", str),
+    types.NoneType: ("null", "null", types.NoneType),
+    Mapping: ("a section of options", "sections of options", Mapping),
+}
+LARGEST = {int: 10**18, float: 1e30}  # float32, in which options are used, ends soon after
 
 
 def check_section(
     section: str, options: Mapping[str, Any], function: Callable, given: Iterable[str] = ()
 ) -> None:
-    """Refuses keys of a config section that are not arguments of `function`, and values that are
-    not of the annotated type.
+    """Refuses keys of a config section that are not arguments of `function`, and values that its
+    annotations do not allow.
 
     Every section of a config is the keyword arguments of exactly one function, or the fields of a
     frozen dataclass, so its signature is the schema. `given` names the arguments that the caller
@@ -28,40 +120,99 @@ def check_section(
         and name not in {*given, "self", "parent", "name"}
     }
     prefix = f"config.{section}" if section else "config"
+    if not isinstance(options, Mapping):
+        raise UserError(f"{prefix}: {shown(options)} is not a section of options")
     for key in options:
         if key not in parameters:
-            raise UserError(f"{prefix}.{key}: no such option{nearest(key, parameters)}")
-        if wanted := misfit(options[key], parameters[key].annotation):
-            raise UserError(f"{prefix}.{key}: {options[key]!r} is not {wanted}")
+            raise UserError(f"{prefix}.{key}: no such option{nearest(str(key), parameters)}")
+        check_option(f"{prefix}.{key}", options[key], parameters[key].annotation)
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in options:
             raise UserError(f"{prefix}: missing option '{name}'")
 
 
-# What the annotations of options are called, and the values that they take.
-KINDS = {
-    bool: ("true or false", bool),
-    int: ("a whole number", numbers.Integral),
-    float: ("a number", numbers.Real),
-    str: ("a text", str),
-    Sequence: ("a list", (list, tuple)),
-    types.NoneType: ("null", types.NoneType),
-}
+def check_option(option: str, value: Any, annotation: Any) -> None:
+    """Raises UserError unless `value` is what the annotation of `option` allows."""
+    if fits(value, annotation):
+        return
+    choices = [name for name in _choices(annotation) if isinstance(name, str)]
+    if choices and isinstance(value, str):
+        raise UserError(f"{option}: no {shown(value)}{nearest(value, choices)}")
+    raise UserError(f"{option}: {shown(value)} is not {_wanted(annotation, value)}")
 
 
-def misfit(value: Any, annotation: Any) -> str:
-    """What `value` should be, or '' if it is that, or if the annotation is none of `KINDS`."""
-    union = get_origin(annotation) is types.UnionType
-    names = []
-    for each in get_args(annotation) if union else (annotation,):
-        each = get_origin(each) or each
-        if not isinstance(each, type) or each not in KINDS:
-            return ""
-        name, kind = KINDS[each]
-        if isinstance(value, kind) and (each is bool or not isinstance(value, bool)):
-            return ""
-        names.append(name)
-    return " or ".join(names)
+def choose(section: str, options: Mapping[str, Any], key: str, choices: Iterable[str]) -> str:
+    """The option `key` of a section, which says what its other options are for.
+
+    Raises UserError: it is missing, or none of `choices`.
+    """
+    if key not in options:
+        names = ", ".join(sorted(choices))
+        raise UserError(f"config.{section}: missing option '{key}'; choose from {names}")
+    check_option(f"config.{section}.{key}", options[key], Literal[*choices])
+    return options[key]
+
+
+def shown(value: Any) -> str:
+    """A value as it stands in a config, cut off where it is long."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."
+
+
+def fits(value: Any, annotation: Any) -> bool:
+    """Whether an option of this annotation can have this value; any, if it is none of `KINDS`.
+
+    Numbers are finite, and lists may be tuples: JSON knows no others.
+    """
+    origin, args = get_origin(annotation) or annotation, get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return any(fits(value, each) for each in args)
+    if origin is Literal:
+        return any(type(value) is type(each) and value == each for each in args)
+    if origin is Annotated:
+        return fits(value, args[0]) and all(limit.holds(value) for limit in args[1:])
+    if origin in (Sequence, tuple):
+        if not isinstance(value, list | tuple):
+            return False
+        if origin is tuple and args[-1] is not ...:
+            return len(value) == len(args) and all(map(fits, value, args))
+        return all(fits(each, args[0]) for each in value)
+    if origin not in KINDS:
+        return True
+    good = isinstance(value, KINDS[origin][-1]) and (origin is bool or not isinstance(value, bool))
+    if origin in LARGEST:
+        return good and abs(value) <= LARGEST[origin]
+    return good and not (origin is str and "\0" in value)  # which no path can have
+
+
+def _wanted(annotation: Any, value: Any, many: bool = False) -> str:
+    """What an annotation allows, in words; `many`: of each value of a list."""
+    origin, args = get_origin(annotation) or annotation, get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_wanted(each, value, many) for each in args)
+    if origin is Literal:
+        return f"{'some' if many else 'one'} of {', '.join(map(str, args))}"
+    if origin is Annotated:
+        return " ".join([_wanted(args[0], value, many), *map(str, args[1:])])
+    if origin in (Sequence, tuple):
+        number = f"{len(args)} " if origin is tuple and args[-1] is not ... else ""
+        return f"{'lists' if many else 'a list'} of {number}{_wanted(args[0], value, True)}"
+    words = KINDS[origin][many] if origin in KINDS else "anything"
+    if origin in LARGEST and isinstance(value, numbers.Real) and not abs(value) <= LARGEST[origin]:
+        return f"{words} of at most {'18 digits' if origin is int else '1e30'}"
+    return words
+
+
+def _choices(annotation: Any) -> list[Any]:
+    """The names that an option can be, if it can be one of some."""
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [name for each in get_args(annotation) for name in _choices(each)]
+    return []
+
+
+# What all configs have ----------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,12 +226,12 @@ class RunConfig:
     data: Mapping  # `DataConfig` of the task
     schedule: Mapping  # `optimizer.make_schedule`: the learning rate
     optim: Mapping  # `optimizer.OptimizerConfig`
-    seed: int  # of parameters, masks, dropout and the order of the examples
-    total_steps: int
-    log_every: int  # steps; 0 for never
-    eval_every: int  # steps; 0 for never
-    accumulate: int  # micro-batches per update
-    dtype: str  # of the computation: 'float32' or 'bfloat16'
+    seed: NonNegativeInt  # of parameters, masks, dropout and the order of the examples
+    total_steps: Steps
+    log_every: NonNegativeInt  # steps; 0 for never
+    eval_every: NonNegativeInt  # steps; 0 for never
+    accumulate: PositiveInt  # micro-batches per update
+    dtype: Literal["float32", "bfloat16"]  # of the computation
     mesh: Mapping  # `sharding.make_mesh`
     checkpoint: Mapping  # `Checkpoints`
     skip: Mapping = dataclasses.field(default_factory=dict)  # `train_step.SkipConfig`

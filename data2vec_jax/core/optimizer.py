@@ -3,12 +3,20 @@
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from data2vec_jax.core.config import (
+    DropRate,
+    NonNegativeFloat,
+    Pattern,
+    PositiveFloat,
+    Range,
+    Share,
+)
 from data2vec_jax.core.errors import UserError, nearest
 from data2vec_jax.core.state import matches, path_name
 
@@ -18,10 +26,10 @@ Schedule = Callable[[Any], jax.Array]
 def cosine(
     total_steps: int,
     *,
-    peak: float,
-    warmup: float,
-    floor: float = 0.0,
-    start: float = 0.0,
+    peak: NonNegativeFloat,
+    warmup: Share,
+    floor: NonNegativeFloat = 0.0,
+    start: NonNegativeFloat = 0.0,
     inclusive: bool = False,
 ) -> Schedule:
     """Linear from `start` to `peak`, then half a cosine down to `floor` at `total_steps`.
@@ -45,17 +53,21 @@ def cosine(
 def tri_stage(
     total_steps: int,
     *,
-    peak: float,
-    warmup: float,
-    hold: float,
-    decay: float,
-    start_scale: float = 0.01,
-    end_scale: float = 0.01,
+    peak: NonNegativeFloat,
+    warmup: Share,
+    hold: Share,
+    decay: Share,
+    start_scale: Share = 0.01,
+    end_scale: Annotated[float, Range(above=0, most=1)] = 0.01,
 ) -> Schedule:
     """Linear warm-up, constant, then *exponential* decay; the three shares of `total_steps`.
 
     The paper says linear decay, the code decays exponentially (spec 11, trap 17).
     """
+    if warmup + hold + decay > 1 + 1e-6:
+        raise UserError(
+            f"config.schedule: warmup={warmup}, hold={hold} and decay={decay} add up to more than 1"
+        )
     # Whole updates, rounded down, but for what a share loses in floating point.
     up, flat, down = (int(share * total_steps + 1e-6) for share in (warmup, hold, decay))
     rate = math.log(end_scale) / max(down, 1)
@@ -69,7 +81,7 @@ def tri_stage(
     return schedule
 
 
-def linear(total_steps: int, *, peak: float, warmup: float) -> Schedule:
+def linear(total_steps: int, *, peak: NonNegativeFloat, warmup: Share) -> Schedule:
     """Linear from 0 to `peak` over a share of `total_steps`, then to 0 (conversion spec 3.2)."""
     steps = round(warmup * total_steps)
 
@@ -81,7 +93,7 @@ def linear(total_steps: int, *, peak: float, warmup: float) -> Schedule:
     return schedule
 
 
-def constant(total_steps: int, *, peak: float, warmup: float = 0.0) -> Schedule:
+def constant(total_steps: int, *, peak: NonNegativeFloat, warmup: Share = 0.0) -> Schedule:
     """Linear warm-up over a share of `total_steps`, then constant."""
     steps = round(warmup * total_steps)
 
@@ -101,8 +113,6 @@ SCHEDULES = {
 
 def make_schedule(total_steps: int, *, kind: str, **options: Any) -> Schedule:
     """Learning rate by completed updates. Config section `schedule`."""
-    if kind not in SCHEDULES:
-        raise UserError(f"config.schedule.kind: no schedule '{kind}'{nearest(kind, SCHEDULES)}")
     return SCHEDULES[kind](total_steps, **options)
 
 
@@ -125,8 +135,6 @@ def scale_by_adam(b1: float, b2: float, eps: float, eps_on: str) -> optax.Gradie
     'raw' is fairseq: mu / (sqrt(nu) + eps) * sqrt(1 - b2^t) / (1 - b1^t); 'corrected' is the
     textbook and PyTorch. They differ only in the first steps (spec 9.1).
     """
-    if eps_on not in ("raw", "corrected"):
-        raise UserError(f"config.optim.eps_on: '{eps_on}'; choose from raw, corrected")
 
     def init(params):
         zeros = lambda: jax.tree.map(jnp.zeros_like, params)  # noqa: E731
@@ -227,21 +235,21 @@ def scale_by_path(rates: Sequence[tuple[str, Any]]) -> optax.GradientTransformat
 class OptimizerConfig:
     """Config section `optim`. Moments are float32, like the parameters."""
 
-    kind: str = "adamw"  # or 'sgd' and 'lars', for linear probes
-    momentum: float = 0.9  # of 'sgd' and 'lars', PyTorch's
+    kind: Literal["adamw", "sgd", "lars"] = "adamw"  # the last two for linear probes
+    momentum: DropRate = 0.9  # of 'sgd' and 'lars', PyTorch's
     # Of 'lars': the trust ratio, for matrices (You 2017; conversion spec 2.3).
-    trust: float = 0.001
-    betas: Sequence[float] = (0.9, 0.999)  # of 'adamw'
-    eps: float = 1e-8  # of 'adamw'
-    eps_on: str = "corrected"  # or 'raw', see `scale_by_adam`
+    trust: PositiveFloat = 0.001
+    betas: tuple[DropRate, DropRate] = (0.9, 0.999)  # of 'adamw'
+    eps: PositiveFloat = 1e-8  # of 'adamw'
+    eps_on: Literal["corrected", "raw"] = "corrected"  # see `scale_by_adam`
     # Decoupled: lr * weight_decay * p; in 'sgd' and 'lars' a part of the gradients.
-    weight_decay: float = 0.0
-    no_decay: Sequence[str] = ()  # path patterns of parameters that do not decay
-    clip: float | None = None  # limit of the global gradient norm, None for none
-    frozen: Sequence[str] = ()  # path patterns of parameters that never change
+    weight_decay: NonNegativeFloat = 0.0
+    no_decay: Sequence[Pattern] = ()  # path patterns of parameters that do not decay
+    clip: NonNegativeFloat | None = None  # limit of the global gradient norm, None for none
+    frozen: Sequence[Pattern] = ()  # path patterns of parameters that never change
     # (path pattern, factor of the learning rate, or one for each stacked layer); the first match
     # counts, 1 where none does.
-    rates: Sequence[tuple[str, Any]] = ()
+    rates: Sequence[tuple[Pattern, NonNegativeFloat | Sequence[NonNegativeFloat]]] = ()
 
 
 def make_optimizer(schedule: Schedule, config: OptimizerConfig) -> optax.GradientTransformation:

@@ -8,7 +8,7 @@ weights are gathered inside a slice, and only the sums of gradients cross from o
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
@@ -16,6 +16,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from data2vec_jax.core.config import NonNegativeInt, Pattern, PositiveInt, Range
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.core.state import path_name
 
@@ -25,9 +26,9 @@ MIN_SIZE = 2**16  # smaller arrays are cheaper to copy than to gather
 
 
 def make_mesh(
-    data: int = -1,
-    fsdp: int = 1,
-    slices: int | None = None,
+    data: Annotated[int, Range(-1)] = -1,
+    fsdp: PositiveInt = 1,
+    slices: PositiveInt | None = None,
     *,
     devices: Sequence[Any] | None = None,
 ) -> Mesh:
@@ -41,7 +42,7 @@ def make_mesh(
       UserError: a product that is not the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
-    if fsdp < 1 or (data < 1 and data != -1) or (slices is not None and slices < 1):
+    if data == 0:
         raise UserError(
             f"config.mesh: data={data}, fsdp={fsdp}, slices={slices}; use numbers >= 1, or data=-1"
         )
@@ -118,7 +119,13 @@ def _checked(pattern: str, spec: Sequence, name: str, shape: Sequence[int], fsdp
     return P(*spec)
 
 
-def shardings(tree: Any, mesh: Mesh, *, rules: Sequence = (), min_size: int = MIN_SIZE) -> Any:
+def shardings(
+    tree: Any,
+    mesh: Mesh,
+    *,
+    rules: Sequence[tuple[Pattern, Sequence[Literal["fsdp"] | None]]] = (),
+    min_size: NonNegativeInt = MIN_SIZE,
+) -> Any:
     """A NamedSharding for each leaf of a state. Config section `sharding`.
 
     Moments and teacher end with the same paths as parameters, so one rule serves all.

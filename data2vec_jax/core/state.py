@@ -8,11 +8,13 @@ one list of path patterns.
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+
+from data2vec_jax.core.config import Range, Share
 
 Tree = dict[str, Any]
 
@@ -74,7 +76,12 @@ class Decay(NamedTuple):
 
 
 def ema_decay(
-    total_steps: int, *, start: float, end: float, anneal: float, lag: int = 0
+    total_steps: int,
+    *,
+    start: Share,
+    end: Share,
+    anneal: Share,
+    lag: Annotated[int, Range(0, 1)] = 0,
 ) -> Callable[[jax.Array | int], Decay]:
     """Decay of the n-th average, n = completed updates: linear from `start` to `end`.
 

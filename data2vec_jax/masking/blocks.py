@@ -4,11 +4,13 @@ T positions of a row; a mask is bool [T], True = masked. See `sampler`.
 """
 
 import math
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data2vec_jax.core.config import Inside, PositiveInt, Range, Share, Size, Span
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.masking.sampler import Sampler, require, table
 from data2vec_jax.masking.spans import _windows
@@ -17,11 +19,11 @@ from data2vec_jax.masking.spans import _windows
 def inverse_blocks(
     grid: tuple[int, int],
     *,
-    ratio: float,
-    adjust: float,
-    width: int,
+    ratio: Inside,
+    adjust: Annotated[float, Range(-1, 1)],
+    width: Span,
     inverse: bool = True,
-    dropout: float = 0.0,
+    dropout: Share = 0.0,
 ) -> Sampler:
     """Vision 2.0: squares around random centres are kept, exactly int(T * (1 - ratio)). spec 4.5.
 
@@ -29,7 +31,7 @@ def inverse_blocks(
     grid is too small for a single square of this width.
     """
     share = (1 - ratio if inverse else ratio) + adjust
-    if width >= 1 and int(grid[0] * grid[1] * (share / width**2)) < 1:
+    if int(grid[0] * grid[1] * (share / width**2)) < 1:
         rows, columns = grid
         raise UserError(
             f"config.mask.width: of {rows} x {columns} patches with ratio={ratio} and "
@@ -41,11 +43,11 @@ def inverse_blocks(
 def blocks(
     grid: tuple[int, int],
     *,
-    count: int,
-    min_patches: int = 16,
-    max_patches: int | None = None,
-    min_aspect: float = 0.3,
-    max_attempts: int = 10,
+    count: PositiveInt,
+    min_patches: Size = 16,
+    max_patches: Size | None = None,
+    min_aspect: Annotated[float, Range(above=0, most=1)] = 0.3,
+    max_attempts: Annotated[int, Range(1, 10_000)] = 10,
 ) -> Sampler:
     """Vision 1.0: random rectangles until `count` patches are masked. spec 4.2.
 
@@ -56,7 +58,6 @@ def blocks(
     """
     rows, columns = grid
     require(0 < count < rows * columns, "count", count, f"between 0 and {rows * columns}")
-    require(0 < min_aspect <= 1, "min_aspect", min_aspect, "above 0 and at most 1")
     most = count if max_patches is None else max_patches
     row, column = np.indices((rows, columns))  # each [rows, columns]
 

@@ -173,7 +173,3 @@ def at_least_one(length: int, masked: float) -> tuple[int, ...]:
 def require(good: bool, option: str, value: Any, meaning: str):
     if not good:
         raise UserError(f"config.mask.{option}: {value} is not {meaning}")
-
-
-def require_share(option: str, value: float):
-    require(0 < value < 1, option, value, "a share between 0 and 1")

@@ -4,17 +4,17 @@ T positions of a row; a mask is bool [T], True = masked. See `sampler`.
 """
 
 import math
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data2vec_jax.core.config import Inside, Range, Share, Span
 from data2vec_jax.masking.sampler import (
     Sampler,
     at_least_one,
     choose,
-    require,
-    require_share,
     table,
 )
 
@@ -22,9 +22,6 @@ from data2vec_jax.masking.sampler import (
 def _spans(
     length: int, prob: float, width: int, masked: float, min_masks: int, to_the_end: bool
 ) -> Sampler:
-    require(prob > 0, "prob", prob, "above 0")
-    require(width >= 1, "width", width, "a width of 1 or more")
-    require_share("masked", masked)
     spans = table(length, lambda valid: prob * valid / width)
     whole = np.array([int(x) for x in spans], np.int32)
     fraction = np.array([x - int(x) for x in spans], np.float32)
@@ -46,7 +43,14 @@ def _spans(
     return Sampler(length, propose, at_least_one(length, masked))
 
 
-def spans(length: int, *, prob: float, width: int, masked: float, min_masks: int = 1) -> Sampler:
+def spans(
+    length: int,
+    *,
+    prob: Annotated[float, Range(above=0, most=10)],
+    width: Span,
+    masked: Inside,
+    min_masks: Annotated[int, Range(0, 10_000)] = 1,
+) -> Sampler:
     """Speech 1.0: the union of `width`-long spans. spec 4.1.
 
     floor(prob * valid / width + u) spans, u uniform in [0, 1), but at least `min_masks`; distinct
@@ -64,8 +68,6 @@ def _windows(
     "Chosen" positions are masked, or with `inverse` kept. The order of the float operations is
     the authors', because the numbers are rounded down.
     """
-    require_share("ratio", ratio)
-    require(width >= 1, "width", width, "a width of 1 or more")
     length = math.prod(shape)
     share = 1 - ratio if inverse else ratio
     chosen = table(length, lambda valid: int(valid * share))
@@ -90,11 +92,11 @@ def _windows(
 def block_spans(
     length: int,
     *,
-    ratio: float,
-    adjust: float,
-    width: int,
+    ratio: Inside,
+    adjust: Annotated[float, Range(-1, 1)],
+    width: Span,
     inverse: bool = False,
-    dropout: float = 0.0,
+    dropout: Share = 0.0,
 ) -> Sampler:
     """Speech 2.0: spans around random centres, then exactly int(valid * ratio) masked. spec 4.4.
 

@@ -4,11 +4,13 @@ T positions of a row; a mask is bool [T], True = masked. See `sampler`.
 """
 
 import functools
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
-from data2vec_jax.masking.sampler import Sampler, choose, ranks, require_share, smallest, table
+from data2vec_jax.core.config import Inside, Range, Span
+from data2vec_jax.masking.sampler import Sampler, choose, ranks, smallest, table
 from data2vec_jax.masking.spans import _spans
 
 MASK, REPLACE, KEEP = 1, 2, 3
@@ -42,7 +44,13 @@ def bert_roles(
     return jnp.where(mask, role, 0).astype(jnp.int8)
 
 
-def token_spans(length: int, *, prob: float, width: int, masked: float) -> Sampler:
+def token_spans(
+    length: int,
+    *,
+    prob: Annotated[float, Range(above=0, most=10)],
+    width: Span,
+    masked: Inside,
+) -> Sampler:
     """Text 1.0: as `spans`, but starts anywhere and spans are cut at the row's end. spec 4.6.
 
     Width 1 is BERT's mask. `masked`: share of the positions masked in training.
@@ -50,9 +58,8 @@ def token_spans(length: int, *, prob: float, width: int, masked: float) -> Sampl
     return _spans(length, prob, width, masked, min_masks=0, to_the_end=True)
 
 
-def independent(length: int, *, ratio: float) -> Sampler:
+def independent(length: int, *, ratio: Inside) -> Sampler:
     """Text 2.0: exactly int(valid * (1 - ratio)) positions are kept, at random. spec 4.7."""
-    require_share("ratio", ratio)
     counts = table(length, lambda valid: valid - int(valid * (1 - ratio)))
 
     def propose(key, valid):

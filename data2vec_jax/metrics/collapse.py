@@ -9,9 +9,10 @@ the front end, `ema_decay` of the teacher. One that is no number is an alarm, to
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
-from data2vec_jax.core.errors import UserError, nearest
+from data2vec_jax.core.config import NonNegativeFloat, NonNegativeInt, Share
+from data2vec_jax.core.errors import UserError
 
 # Scalar -> the warning when it is beyond its limit.
 WARNINGS = {
@@ -85,30 +86,22 @@ class CollapseConfig:
     The defaults of the two minima and of `after` are fairseq's (spec 8.2).
     """
 
-    min_target_std: float = 0.1  # warn below; 0 switches the alarm off
-    min_pred_std: float = 0.01  # warn below; 0 switches the alarm off
-    max_position_share: float = 0.9  # warn above; 1 switches the alarm off
-    max_example_share: float = 0.9  # warn above; 1 switches the alarm off
+    min_target_std: NonNegativeFloat = 0.1  # warn below; 0 switches the alarm off
+    min_pred_std: NonNegativeFloat = 0.01  # warn below; 0 switches the alarm off
+    max_position_share: Share = 0.9  # warn above; 1 switches the alarm off
+    max_example_share: Share = 0.9  # warn above; 1 switches the alarm off
     # Of the highest effective rank so far: warn below; 0 switches the alarm off. Healthy runs of
     # docs/small_scale.md stay above 0.4, collapsing ones fell to 0.1.
-    min_rank_share: float = 0.25
+    min_rank_share: Share = 0.25
     # Of the highest `feature_std` so far: warn below; 0 switches the alarm off. Healthy runs of
     # docs/small_scale.md stay above 0.39, a collapsing one fell to 0.004.
-    min_spread_share: float = 0.1
-    min_decay: float = 1e-6  # of the teacher's average: warn below; 0 switches the alarm off
-    after: int = 5000  # completed updates before `action` is taken: time to recover
-    action: str = "warn"  # or 'stop': end the run
+    min_spread_share: Share = 0.1
+    min_decay: Share = 1e-6  # of the teacher's average: warn below; 0 switches the alarm off
+    after: NonNegativeInt = 5000  # completed updates before `action` is taken: time to recover
+    action: Literal[*ACTIONS] = "warn"  # or 'stop': end the run
     # Scalars whose alarms have the run stopped; those of others only warn. fairseq stops for these.
-    acts_on: Sequence[str] = ("target_std", "pred_std")
-    warn_after: int = 0  # completed updates before the first warning
-
-    def __post_init__(self):
-        if self.action not in ACTIONS:
-            hint = nearest(str(self.action), ACTIONS)
-            raise UserError(f"config.collapse.action: no action '{self.action}'{hint}")
-        for name in self.acts_on:
-            if name not in WARNINGS:
-                raise UserError(f"config.collapse.acts_on: no '{name}'{nearest(name, WARNINGS)}")
+    acts_on: Sequence[Literal[*WARNINGS]] = ("target_std", "pred_std")
+    warn_after: NonNegativeInt = 0  # completed updates before the first warning
 
     def limits(self, highest_rank: float = 0.0, highest_spread: float = 0.0) -> dict[str, Limit]:
         """Scalar -> its limit, of the alarms that are on.

@@ -12,7 +12,7 @@ import importlib.util
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import flax.linen as nn
 import jax
@@ -209,7 +209,7 @@ class Modality:
       `features(batch, key)` -> Tokens, `encode(tokens, mask, key, record, collect, keep)` ->
       Encoded and, without parameters, `mask_shape(shapes)`: positions of a mask or sides of their
       grid; with `frontend_params`, the name of the parameters that `features` reads; and, if its
-      inputs are padded, with `padding` (see `check_padding`) and `valid_lengths(batch)`.
+      inputs are padded, with `padding` (see `Padding`) and `valid_lengths(batch)`.
     layout: (**section `examples`) -> Layout, or a frozen dataclass whose fields are these options
       and which has a layout's attributes, too.
     examples: (source, like=None, **section `examples`) -> Examples. With `like`, the training
@@ -310,17 +310,10 @@ def _import_own(name: str) -> Any:
         raise UserError(f"config.modality: cannot import '{name}': {error}") from None
 
 
-def check_padding(padding: str) -> str:
-    """`padding` if it is one of the ways to treat padded positions.
-
-    'exact': they take part in nothing. 'reference', as in the authors' 1.0 code: zeroed at the
-    start, and part of all statistics. 'attention', as in their 2.0 code: kept out of attention
-    only.
-    """
-    if padding not in ("exact", "reference", "attention"):
-        hint = nearest(padding, ("exact", "reference", "attention"))
-        raise UserError(f"config.model.padding: no '{padding}'{hint}")
-    return padding
+# What padded positions take part in. 'exact': nothing. 'reference', as in the authors' 1.0 code:
+# zeroed at the start, and part of all statistics. 'attention', as in their 2.0 code: kept out of
+# attention only.
+Padding = Literal["exact", "reference", "attention"]
 
 
 def make_model(modality: Modality, options: Options, dtype: Any = jnp.float32) -> nn.Module:

@@ -17,7 +17,7 @@ class Model(nn.Module):
     1.0), and the methods of `modalities.contract.Modality.model` that are not here.
     """
 
-    padding = "exact"  # see `contract.check_padding`; a subclass may make it a field
+    padding = "exact"  # see `contract.Padding`; a subclass may make it a field
 
     def valid_lengths(self, batch: Mapping[str, Array]) -> Array | None:
         """Tokens of each row that are not padding, int [B]; None if there is no padding."""

@@ -3,11 +3,12 @@
 B rows, V visible of T tokens, D encoder's width, C decoder's width.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
+from data2vec_jax.core.config import DropRate, Range, Size
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.models.layers import (
     Array,
@@ -41,12 +42,12 @@ class Decoder(nn.Module):
     exact_padding: padded positions are zeroed before every convolution.
     """
 
-    layers: int
-    width: int
-    kernel: int
-    groups: int = 16
+    layers: Annotated[int, Range(1, 1000)]
+    width: Size
+    kernel: Annotated[int, Range(1, 1000)]
+    groups: Size = 16
     residual: bool = True
-    dropout: float = 0.0
+    dropout: DropRate = 0.0
     grid: tuple[int, int] | None = None
     exact_padding: bool = True
     dtype: Any = jnp.float32

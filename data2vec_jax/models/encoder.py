@@ -5,7 +5,7 @@ the running mean of the normalised targets, so the teacher never stores the acti
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,15 +14,16 @@ import numpy as np
 from jax import lax
 
 from data2vec_jax.core import sharding
-from data2vec_jax.core.errors import UserError, nearest
+from data2vec_jax.core.config import Depth, DropRate, PositiveFloat, Share, Size
+from data2vec_jax.core.errors import UserError
 from data2vec_jax.models.layers import (
     ACTIVATIONS,
     INITS,
+    Activation,
     Array,
     Key,
     LayerNorm,
     attention,
-    check_activation,
     dense,
     dropout,
     split,
@@ -188,38 +189,30 @@ class Encoder(nn.Module):
     remat: 'none', 'dots' (matrix products are kept) or 'full' (nothing is).
     """
 
-    depth: int
-    width: int
-    heads: int
-    mlp: int
-    norm: str = "post"
-    eps: float = 1e-5
-    qkv_bias: str = "qkv"
+    depth: Depth
+    width: Size
+    heads: Size
+    mlp: Size
+    norm: Literal["post", "pre"] = "post"
+    eps: PositiveFloat = 1e-5
+    qkv_bias: Literal["qkv", "qv", "none"] = "qkv"
     layer_scale: float | None = None
-    relative: tuple[int, int] | None = None
-    dropout: float = 0.0
-    attention_dropout: float = 0.0
-    activation_dropout: float = 0.0
-    layerdrop: float = 0.0
-    drop_path: float = 0.0
-    initializer: str = "bert"
-    activation: str = "gelu"
-    remat: str = "none"
+    relative: tuple[Size, Size] | None = None
+    dropout: DropRate = 0.0
+    attention_dropout: DropRate = 0.0
+    activation_dropout: DropRate = 0.0
+    layerdrop: Share = 0.0
+    drop_path: DropRate = 0.0
+    initializer: Literal[*INITS] = "bert"
+    activation: Activation = "gelu"
+    remat: Literal[*REMAT] = "none"
     dtype: Any = jnp.float32
 
     def setup(self):
-        for option, value, choices in (
-            ("norm", self.norm, ("post", "pre")),
-            ("qkv_bias", self.qkv_bias, ("qkv", "qv", "none")),
-            ("initializer", self.initializer, INITS),
-            ("remat", self.remat, REMAT),
-        ):
-            if value not in choices:
-                hint = nearest(value, choices)
-                raise UserError(f"config.model.encoder.{option}: no '{value}'{hint}")
-        check_activation(self.activation, "config.model.encoder.activation")
         if self.width % self.heads:
-            raise UserError(f"config.model.encoder: width {self.width} / heads {self.heads}")
+            raise UserError(
+                f"config.model.encoder.heads: {self.heads} does not divide the width {self.width}"
+            )
         self.block = Block(
             self.width,
             self.heads,

@@ -9,7 +9,7 @@ segmentation.py.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -17,11 +17,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from data2vec_jax.core.config import check_section
-from data2vec_jax.core.errors import UserError, nearest
+from data2vec_jax.core.config import (
+    Depth,
+    DropRate,
+    MinLen,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    Size,
+    Vocabulary,
+    check_section,
+    choose,
+)
+from data2vec_jax.core.errors import UserError
 from data2vec_jax.models.layers import Array, Conv, Key, LayerNorm, bert_init, dropout, gelu, split
-from data2vec_jax.models.losses import PROBLEMS, cross_entropy, ctc_losses, problem_loss
-from data2vec_jax.models.segmentation import Segmentation
+from data2vec_jax.models.losses import Problem, cross_entropy, ctc_losses, problem_loss
+from data2vec_jax.models.segmentation import Auxiliary, Segmentation
 
 Arrays = Mapping[str, Array]
 
@@ -76,13 +87,13 @@ class WeightedStates(nn.Module):
 class ConvAdapter(nn.Module):
     """Strided convolutions, each followed by a gated linear unit, shorten the encoder's output."""
 
-    width: int
+    width: Size
     """O: width of the output. If the encoder's differs, a linear layer and a norm come first."""
-    layers: int = 3
+    layers: Depth = 3
     """Number of convolutions."""
-    kernel: int = 3
+    kernel: Size = 3
     """Taps of each, in frames."""
-    stride: int = 2
+    stride: Size = 2
     """Of each, in frames."""
 
     def lengths(self, lengths: Array) -> Array:
@@ -105,15 +116,15 @@ class ConvAdapter(nn.Module):
 class Ctc(nn.Module):
     """Connectionist temporal classification (Graves 2006): one linear layer per frame."""
 
-    vocab_size: int
+    vocab_size: Vocabulary
     """V: labels, the blank among them."""
-    blank: int = 0
+    blank: NonNegativeInt = 0
     """Index of the blank."""
     reduction: str = "sum"
     """'sum' of the rows' losses, 'mean' of losses per label, or another word for a loss per row."""
     zero_infinity: bool = False
     """Rows shorter than their labels have loss 0, not infinity."""
-    dropout: float = 0.0
+    dropout: DropRate = 0.0
     """Of the layer's input."""
 
     @nn.compact
@@ -140,14 +151,14 @@ class Ctc(nn.Module):
 class SequenceClassifier(nn.Module):
     """One class per utterance: projection, mean over valid frames, linear layer."""
 
-    classes: int
+    classes: Size
     """C."""
-    projection: int = 256
+    projection: Size = 256
     """Width of the projection."""
     weighted: bool = False
     """Reads a learned average over all layers."""
-    problem: str | None = "single_label_classification"
-    """Kind of labels and loss: one of `losses.PROBLEMS`."""
+    problem: Problem = "single_label_classification"
+    """Kind of labels and loss: one of `losses.Problem`."""
 
     @nn.compact
     def __call__(self, features: Features, key: Key = None) -> Arrays:
@@ -169,11 +180,11 @@ class SequenceClassifier(nn.Module):
 class TokenClassifier(nn.Module):
     """One class per frame or token: a linear layer."""
 
-    classes: int
+    classes: Size
     """C."""
     weighted: bool = False
     """Reads a learned average over all layers."""
-    dropout: float = 0.0
+    dropout: DropRate = 0.0
     """Of the layer's input."""
 
     @nn.compact
@@ -193,18 +204,23 @@ class TokenClassifier(nn.Module):
 class XVector(nn.Module):
     """Speaker embeddings (x-vectors, Snyder 2018): dilated convolutions, statistics over time."""
 
-    classes: int
+    classes: Size
     """C: speakers."""
-    channels: Sequence[int] = (512, 512, 512, 512, 1500)
+    channels: Annotated[Sequence[Size], MinLen(1)] = (512, 512, 512, 512, 1500)
     """Output channels of each convolution."""
-    kernels: Sequence[int] = (5, 3, 3, 1, 1)
+    kernels: Annotated[Sequence[Size], MinLen(1)] = (5, 3, 3, 1, 1)
     """Taps of each convolution."""
-    dilations: Sequence[int] = (1, 2, 3, 1, 1)
+    dilations: Annotated[Sequence[Size], MinLen(1)] = (1, 2, 3, 1, 1)
     """Frames between taps of each convolution."""
-    width: int = 512
+    width: Size = 512
     """X: width of the embedding."""
     weighted: bool = False
     """Reads a learned average over all layers."""
+
+    def __post_init__(self):
+        if not len(self.channels) == len(self.kernels) == len(self.dilations):
+            raise UserError("config.head: channels, kernels and dilations are of as many layers")
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, features: Features, key: Key = None) -> Arrays:
@@ -270,9 +286,9 @@ class Pooler(nn.Module):
 class MaskedLm(nn.Module):
     """Masked language model: linear layer, GELU, layer norm, product with the token embeddings."""
 
-    vocab_size: int
+    vocab_size: Vocabulary
     """V."""
-    eps: float = 1e-5
+    eps: PositiveFloat = 1e-5
     """Of the layer norm."""
     tied: bool = True
     """The output layer shares the token embeddings; otherwise it has a kernel of its own."""
@@ -298,11 +314,11 @@ class MaskedLm(nn.Module):
 class ClsClassifier(nn.Module):
     """One class or number per row: the first token, linear layer, tanh, linear layer."""
 
-    classes: int
+    classes: Size
     """C; 1 for a number."""
-    problem: str | None = None
-    """Kind of labels and loss: one of `losses.PROBLEMS`; None to choose by the labels."""
-    dropout: float = 0.0
+    problem: Problem = None
+    """Kind of labels and loss: one of `losses.Problem`; None to choose by the labels."""
+    dropout: DropRate = 0.0
     """Of the input of both layers."""
 
     @nn.compact
@@ -360,17 +376,14 @@ class MultipleChoice(nn.Module):
 class ImagePooler(nn.Module):
     """One vector per image."""
 
-    pooling: str = "class"
+    pooling: Literal["class", "mean"] = "class"
     """'class': the class token. 'mean': layer norm of the mean over patches."""
-    eps: float = 1e-6
+    eps: PositiveFloat = 1e-6
     """Of that norm."""
     class_norm: bool = False
     """Normalises the class token, too."""
 
     def setup(self):
-        if self.pooling not in ("class", "mean"):
-            hint = nearest(self.pooling, ("class", "mean"))
-            raise UserError(f"config.head.pooling: no '{self.pooling}'{hint}")
         self.norm = LayerNorm(self.eps)
 
     def __call__(self, features: Features, key: Key = None) -> Arrays:
@@ -383,10 +396,10 @@ class ImagePooler(nn.Module):
 class ImageClassifier(ImagePooler):
     """One class or number per image: one vector, linear layer."""
 
-    classes: int = 1000
+    classes: Size = 1000
     """C; 1 for a number."""
-    problem: str | None = None
-    """Kind of labels and loss: one of `losses.PROBLEMS`; None to choose by the labels."""
+    problem: Problem = None
+    """Kind of labels and loss: one of `losses.Problem`; None to choose by the labels."""
     start: float = 1.0
     """Factor on the initial weights; BEiT's is 0.001."""
 
@@ -408,19 +421,19 @@ class ImageClassifier(ImagePooler):
 class LinearProbe(nn.Module):
     """Linear classifier on a frozen encoder: MAE's and DINO's protocols (conversion spec 2.3)."""
 
-    classes: int = 1000
+    classes: Size = 1000
     """C."""
-    pooling: str = "mean"
+    pooling: Literal["class", "mean", "class+mean", "mean+class"] = "mean"
     """'class' token, 'mean' over patches, or 'class+mean', both concatenated."""
     batch_norm: bool = False
     """Normalises features by the batch's statistics, without learned weights; held-out rows by
     running averages (momentum 0.1, unbiased variance), as PyTorch's BatchNorm1d does."""
-    eps: float = 1e-6
+    eps: PositiveFloat = 1e-6
     """Of the batch norm."""
-    deviation: float = 0.01
+    deviation: NonNegativeFloat = 0.01
     """Standard deviation of the initial weights."""
-    problem: str | None = "single_label_classification"
-    """Kind of labels and loss: one of `losses.PROBLEMS`."""
+    problem: Problem = "single_label_classification"
+    """Kind of labels and loss: one of `losses.Problem`."""
     freezes = True  # no gradient reaches the encoder, and it runs without dropout
 
     @nn.compact
@@ -430,9 +443,6 @@ class LinearProbe(nn.Module):
         x = features.x
         parts = {"class": x[:, 0], "mean": jnp.mean(x[:, 1:], 1)}
         wanted = self.pooling.split("+")
-        if not set(wanted) <= set(parts):
-            hint = nearest(self.pooling, ("class", "mean", "class+mean"))
-            raise UserError(f"config.head.pooling: no '{self.pooling}'{hint}")
         x, assigned = jnp.concatenate([parts[name] for name in wanted], -1), {}
         if self.batch_norm:
             shape = (x.shape[-1],)
@@ -474,14 +484,11 @@ HEADS: dict[str, Any] = {
 
 def make(options: Mapping[str, Any], section: str = "head") -> nn.Module:
     """The head of a config section: its `name` and its options."""
-    options = dict(options)
-    name = options.pop("name", None)
-    if name not in HEADS:
-        raise UserError(f"config.{section}.name: no head '{name}'{nearest(str(name), HEADS)}")
+    name = choose(section, options, "name", HEADS)
+    options = {key: value for key, value in options.items() if key != "name"}
     check_section(section, options, HEADS[name])
-    if options.get("problem") not in PROBLEMS:
-        hint = nearest(options["problem"], [p for p in PROBLEMS if p])
-        raise UserError(f"config.{section}.problem: no '{options['problem']}'{hint}")
+    if options.get("auxiliary"):
+        check_section(f"{section}.auxiliary", options["auxiliary"], Auxiliary, given=("classes",))
     return HEADS[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
 
 

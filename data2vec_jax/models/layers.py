@@ -8,14 +8,15 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from data2vec_jax.core.errors import UserError, nearest
+from data2vec_jax.core.config import Depth, Range
+from data2vec_jax.core.errors import UserError
 
 Array = jax.Array
 Key = jax.Array | None
@@ -279,12 +280,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "tanh": jnp.tanh,
 }
 
-
-def check_activation(name: str, option: str) -> str:
-    """`name` if it is one of `ACTIVATIONS`; `option` is where it was given, for the message."""
-    if name not in ACTIVATIONS:
-        raise UserError(f"{option}: no activation '{name}'{nearest(name, ACTIVATIONS)}")
-    return name
+Activation = Literal[*ACTIVATIONS]
 
 
 def attention(
@@ -322,10 +318,15 @@ class Mlp(nn.Module):
     """
 
     out: int
-    depth: int = 1
-    hidden: int = 0
-    initializer: str = "torch"
+    depth: Depth = 1
+    hidden: Annotated[int, Range(0, 2**20)] = 0
+    initializer: Literal["torch", *INITS] = "torch"
     dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        if self.depth > 1 and not self.hidden:
+            raise UserError(f"config.model.head.hidden: 0, but with depth={self.depth} it has one")
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: Array) -> Array:  # [..., D] -> [..., out]

@@ -3,6 +3,8 @@
 Labels below 0 are none.
 """
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -35,7 +37,7 @@ def problem_loss(problem: str | None, logits: Array, labels: Array) -> Array:
     return jnp.mean(optax.sigmoid_binary_cross_entropy(wide(logits), labels.astype(jnp.float32)))
 
 
-PROBLEMS = (None, "regression", "single_label_classification", "multi_label_classification")
+Problem = Literal["regression", "single_label_classification", "multi_label_classification"] | None
 
 
 def ctc_losses(logits: Array, lengths: Array, labels: Array, blank: int) -> Array:

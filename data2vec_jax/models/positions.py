@@ -3,19 +3,20 @@
 B batch, T tokens, D width, H heads, L layers.
 """
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from data2vec_jax.core.errors import UserError, nearest
+from data2vec_jax.core.config import Depth, Range, Size
+from data2vec_jax.core.errors import UserError
 from data2vec_jax.models.layers import (
     ACTIVATIONS,
+    Activation,
     Array,
     Conv,
     LayerNorm,
-    check_activation,
     normalise,
     scan_layers,
 )
@@ -31,13 +32,13 @@ class ConvPositions(nn.Module):
     `ACTIVATIONS`.
     """
 
-    depth: int = 5
-    width: int = 95
-    groups: int = 16
-    norm: str = "layer"
+    depth: Depth = 5
+    width: Annotated[int, Range(0, 100_000)] = 95
+    groups: Size = 16
+    norm: Literal["layer", "weight"] = "layer"
     input_norm: bool = False
-    kernel: int | None = None
-    activation: str = "gelu"
+    kernel: Annotated[int, Range(1, 100_000)] | None = None
+    activation: Activation = "gelu"
     exact_padding: bool = True
     dtype: Any = jnp.float32
 
@@ -47,10 +48,6 @@ class ConvPositions(nn.Module):
         return self.kernel or max(3, self.width // max(self.depth, 1))
 
     def __post_init__(self):
-        check_activation(self.activation, "config.model.positions.activation")
-        if self.norm not in ("layer", "weight"):
-            hint = nearest(self.norm, ("layer", "weight"))
-            raise UserError(f"config.model.positions.norm: no '{self.norm}'{hint}")
         if self.norm == "weight" and self.depth != 1:
             raise UserError(
                 f"config.model.positions.depth: {self.depth}; with norm='weight' it is 1"
@@ -163,7 +160,7 @@ class Alibi(nn.Module):
     learned: bool = True
     per_head: bool = True
     per_layer: bool = False
-    distance: str = "manhattan"
+    distance: Literal[*DISTANCES] = "manhattan"
 
     @nn.compact
     def __call__(
@@ -174,9 +171,6 @@ class Alibi(nn.Module):
         places: int [B, T], where each token stands in its row or grid. extra: E leading tokens that
         stand nowhere, at distance 0 from all.
         """
-        if self.distance not in DISTANCES:
-            hint = nearest(self.distance, DISTANCES)
-            raise UserError(f"config.model.alibi.distance: no '{self.distance}'{hint}")
         scale = self.scale
         if self.learned:
             shape = self.layers if self.per_layer else 1, self.heads if self.per_head else 1

@@ -8,13 +8,14 @@ B batch, rows and columns of a feature map, D width, C classes, A width of the a
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data2vec_jax.core.config import MinLen, NonNegativeFloat, NonNegativeInt, Range, Size
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.models.layers import Array, Conv, Key, gelu
 from data2vec_jax.models.losses import cross_entropy
@@ -86,9 +87,9 @@ class Auxiliary(nn.Module):
 
     classes: int
     """C."""
-    width: int
+    width: Size
     """A: channels of its convolutions."""
-    convs: int = 1
+    convs: Annotated[int, Range(0, 100)] = 1
     """Number of convolutions."""
     joined: bool = False
     """A last convolution reads the level's features beside the others."""
@@ -107,15 +108,15 @@ class Auxiliary(nn.Module):
 class Segmentation(nn.Module):
     """One class per pixel."""
 
-    classes: int
+    classes: Size
     """C."""
-    states: Sequence[int]
+    states: Sequence[NonNegativeInt]
     """Indices of four states of the encoder, ascending; 0 is the first block's input."""
-    pools: Sequence[int] = (1, 2, 3, 6)
+    pools: Annotated[Sequence[Size], MinLen(1)] = (1, 2, 3, 6)
     """Sizes of the pooled maps."""
-    auxiliary: Any = None
+    auxiliary: Mapping | None = None
     """Options of the auxiliary head; None for none."""
-    auxiliary_weight: float = 0.4
+    auxiliary_weight: NonNegativeFloat = 0.4
     """Factor on the auxiliary head's loss."""
     ignore: int = 255
     """Label of pixels without a class."""

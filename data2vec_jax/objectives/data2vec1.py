@@ -12,18 +12,21 @@ B batch, T tokens, N masked positions of a row, D width.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from data2vec_jax import masking
+from data2vec_jax.core.config import NonNegativeFloat
 from data2vec_jax.core.train_step import StepKeys
 from data2vec_jax.models.layers import gather_tokens, split
 from data2vec_jax.objectives.targets import (
     Intermediates,
     Norm,
     Objective,
+    Scale,
+    TopK,
     make_teacher,
     monitor,
     regression,
@@ -38,15 +41,15 @@ Array = jax.Array
 class Config:
     """Config section `objective` with the name 'data2vec1'."""
 
-    top_k: int | Sequence[int]  # K uppermost blocks averaged, or the numbers of the blocks
+    top_k: TopK  # K uppermost blocks averaged, or the numbers of the blocks
     # What is averaged: the output of a block's feed-forward part, or of the block ('block').
-    target: str = "ffn"
+    target: Literal["ffn", "block"] = "ffn"
     layer_norms: Sequence[Norm] = ()  # of each block's output
     final_norms: Sequence[Norm] = ()  # of the average
-    beta: float = 0.0  # of smooth L1; 0 for squared error
-    scale: str | float = "rsqrt_width"  # factor on the sum over channels, see `targets.scale_of`
-    variance_weight: float = 0.0  # of `targets.variance_penalty`
-    variance_margin: float = 0.5  # of `targets.variance_penalty`
+    beta: NonNegativeFloat = 0.0  # of smooth L1; 0 for squared error
+    scale: Scale = "rsqrt_width"  # factor on the sum over channels, see `targets.scale_of`
+    variance_weight: NonNegativeFloat = 0.0  # of `targets.variance_penalty`
+    variance_margin: NonNegativeFloat = 0.5  # of `targets.variance_penalty`
 
 
 def make_loss(

@@ -13,18 +13,21 @@ B batch, M masks of an example, T tokens, V of them visible and N masked, D widt
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from data2vec_jax import masking
+from data2vec_jax.core.config import NonNegativeFloat, Range
 from data2vec_jax.core.train_step import StepKeys
 from data2vec_jax.models.layers import gather_tokens, repeat, split
 from data2vec_jax.objectives.targets import (
     Intermediates,
     Norm,
     Objective,
+    Scale,
+    TopK,
     make_teacher,
     monitor,
     regression,
@@ -54,18 +57,18 @@ def draw_noise(draw: StepKeys, example_ids: Array, shape: tuple[int, ...]) -> Ar
 class Config:
     """Config section `objective` with the name 'data2vec2'."""
 
-    clones: int  # M, masks of an example
-    top_k: int | Sequence[int]  # K uppermost blocks averaged, or the blocks' numbers, from 0
+    clones: Annotated[int, Range(1, 1024)]  # M, masks of an example
+    top_k: TopK  # K uppermost blocks averaged, or the blocks' numbers, from 0
     # What is averaged: the output of a block's feed-forward part, or of the block ('block').
-    target: str = "ffn"
+    target: Literal["ffn", "block"] = "ffn"
     layer_norms: Sequence[Norm] = ()  # of each block's output
     final_norms: Sequence[Norm] = ()  # of the average
-    beta: float = 0.0  # of smooth L1; 0 for squared error
-    scale: str | float = "rsqrt_width"  # factor on the sum over channels, see `targets.scale_of`
+    beta: NonNegativeFloat = 0.0  # of smooth L1; 0 for squared error
+    scale: Scale = "rsqrt_width"  # factor on the sum over channels, see `targets.scale_of`
     # Weight of the class token's loss (a mean over rows; the regression is a mean over masked
     # positions).
-    class_weight: float = 0.0
-    noise_std: float = 0.01  # of what the decoder gets at masked positions
+    class_weight: NonNegativeFloat = 0.0
+    noise_std: NonNegativeFloat = 0.01  # of what the decoder gets at masked positions
 
 
 def make_loss(

@@ -8,12 +8,13 @@ eps 1e-5. `valid` is bool [B, T] or None: padded positions take part in no stati
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from data2vec_jax.core.errors import UserError, nearest
+from data2vec_jax.core.config import MinLen, NonNegativeInt, PositiveFloat, PositiveInt, Range
+from data2vec_jax.core.errors import UserError
 from data2vec_jax.core.state import overlay
 from data2vec_jax.metrics.statistics import channel_std, effective_rank, explained_shares, mean_std
 from data2vec_jax.models.encoder import Encoded, TargetSpec
@@ -68,15 +69,15 @@ AXES = {
     "batch": (0, 1),  # each channel, across the whole batch
 }
 
-Norm = str | tuple[int, ...]
+# The K uppermost blocks, or the numbers of some, from 0.
+TopK = PositiveInt | Annotated[Sequence[NonNegativeInt], MinLen(1)]
+# A name of `AXES`, or axes of [B, T, D] themselves.
+Norm = Literal[*AXES] | Annotated[Sequence[Annotated[int, Range(0, 2)]], MinLen(1)]
 
 
 def axes_of(norms: Sequence[Norm]) -> list[tuple[int, ...]]:
     """Axes of the statistics of target norms: names of `AXES`, or axes of [B, T, D] themselves."""
-    for norm in norms:
-        if not isinstance(norm, tuple) and norm not in AXES:
-            raise UserError(f"config.objective: no target norm '{norm}'{nearest(norm, AXES)}")
-    return [norm if isinstance(norm, tuple) else AXES[norm] for norm in norms]
+    return [AXES[norm] if isinstance(norm, str) else tuple(norm) for norm in norms]
 
 
 def _standardise(x: Array, weights: Array | None, axes: tuple[int, ...]) -> Array:
@@ -162,14 +163,13 @@ def regression(prediction: Array, target: Array, beta: float) -> Array:
 
 
 SCALES = {"rsqrt_width": lambda width: width**-0.5, "mean": lambda width: 1.0 / width}
+Scale = Literal[*SCALES] | PositiveFloat
 
 
-def scale_of(scale: str | float, width: int) -> float:
+def scale_of(scale: Scale, width: int) -> float:
     """Factor on the loss of a position: a number, 1/sqrt(D) ('rsqrt_width') or 1/D ('mean')."""
     if isinstance(scale, (int, float)):
         return float(scale)
-    if scale not in SCALES:
-        raise UserError(f"config.objective.scale: no '{scale}'{nearest(scale, SCALES)}")
     return SCALES[scale](width)
 
 

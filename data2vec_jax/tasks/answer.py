@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data2vec_jax.core.config import PositiveInt
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.core.task import Task
 from data2vec_jax.modalities.text import windows
@@ -97,8 +98,8 @@ def answers(
 class ScoringConfig:
     """Config section `scoring`; see `best_span`."""
 
-    top: int = 20  # starts and ends that are paired
-    longest: int = 30  # answer, in tokens
+    top: PositiveInt = 20  # starts and ends that are paired
+    longest: PositiveInt = 30  # answer, in tokens
 
 
 def score(

@@ -10,13 +10,21 @@ import functools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from data2vec_jax.core.config import (
+    DropRate,
+    MinLen,
+    PositiveFloat,
+    Range,
+    Share,
+    Span,
+)
 from data2vec_jax.core.errors import UserError, nearest
 from data2vec_jax.core.task import Task
 from data2vec_jax.data.sources import check_field, class_of
@@ -44,23 +52,23 @@ def problem_of(head: Any) -> str:
 class LossConfig:
     """Config section `loss` of classification and regression."""
 
-    smoothing: float = 0.0  # share of a target that all classes have alike
+    smoothing: DropRate = 0.0  # share of a target that all classes have alike
     # Binary cross-entropies in place of the softmax's, summed over classes and rows and divided by
     # the sum of labels, 'labels', or by the rows, 'rows'. None: softmax; of examples with several
     # classes, the mean over classes and rows.
-    binary: str | None = None
-    mixup: float = 0.0  # of images and spectrograms, see `mixing.mix`
-    cutmix: float = 0.0  # likewise
-    mix_probability: float = 1.0  # see `mixing.mix`
-    switch: float = 0.5  # see `mixing.mix`
-    erasing: float = 0.0  # of images: probability of `mixing.erase`
+    binary: Literal["labels", "rows"] | None = None
+    mixup: Annotated[float, Range(0, 100)] = 0.0  # of images and spectrograms, see `mixing.mix`
+    cutmix: Annotated[float, Range(0, 100)] = 0.0  # likewise
+    mix_probability: Share = 1.0  # see `mixing.mix`
+    switch: Share = 0.5  # see `mixing.mix`
+    erasing: Share = 0.0  # of images: probability of `mixing.erase`
     # Of spectrograms: largest share of frames, and of mel bins, in a band that is set to 0, see
     # `mixing.mask_bands`.
-    mask_frames: float = 0.0
-    mask_bins: float = 0.0
-    scale: float = 1.0  # of the labels of a regression
-    time_prob: float = 0.0  # of speech: masked frames, see `specaugment.augment`
-    time_width: int = 5  # of speech: frames of a mask's span
+    mask_frames: Share = 0.0
+    mask_bins: Share = 0.0
+    scale: PositiveFloat = 1.0  # of the labels of a regression
+    time_prob: Share = 0.0  # of speech: masked frames, see `specaugment.augment`
+    time_width: Span = 5  # of speech: frames of a mask's span
 
 
 def make_loss(
@@ -87,9 +95,6 @@ def make_loss(
         )
     if problem == REGRESSION and (mixes or config.binary):
         raise UserError("config.loss: mixup, cutmix and binary are for classes, not for numbers")
-    if config.binary not in (None, "labels", "rows"):
-        hint = nearest(config.binary, ("labels", "rows"))
-        raise UserError(f"config.loss.binary: no '{config.binary}'{hint}")
 
     def loss(params, teacher, batch, draw):
         del teacher
@@ -194,7 +199,7 @@ OF_LOGITS = {  # scores of a number for each class [N, C]; the others are of num
 class ScoringConfig:
     """Config section `scoring` of classification and regression."""
 
-    metrics: Sequence[str] = ("accuracy",)  # names in `METRICS`
+    metrics: Annotated[Sequence[str], MinLen(1)] = ("accuracy",)  # names in `METRICS`
 
 
 def score(

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,19 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from data2vec_jax.core import checkpoints
 from data2vec_jax.core.bad_examples import KEY, MAX_BAD_SHARE
-from data2vec_jax.core.config import RunConfig, check_section
+from data2vec_jax.core.config import (
+    DropRate,
+    NonNegativeInt,
+    Pattern,
+    PositiveFloat,
+    PositiveInt,
+    Range,
+    Rows,
+    RunConfig,
+    Share,
+    Size,
+    check_section,
+)
 from data2vec_jax.core.errors import ExampleError, UserError
 from data2vec_jax.core.state import matches, overlay, path_name
 from data2vec_jax.core.task import Task
@@ -100,34 +112,36 @@ class DataConfig:
     """Config section `data` of fine-tuning."""
 
     source: str  # see `data.sources.open_source`
-    batch_size: int  # global rows of a batch of the longest bucket
+    batch_size: Rows  # global rows of a batch of the longest bucket
     split: str = "train"
     eval_split: str = "test"  # of held-out examples; several as 'a,b', '' for none
     eval_source: str | None = None  # None for `source`
-    share: float = 1.0  # of the training examples that are used, always the same ones
+    # Of the training examples that are used, always the same ones.
+    share: Annotated[float, Range(above=0, most=1)] = 1.0
     key: str | None = None  # see `data.sources.open_named`
-    workers: int = 0  # processes that read; 0 for threads
-    prefetch: int = 4  # batches read ahead by each, or by the threads
-    reader_timeout: float = READER_TIMEOUT  # see `pretrain.DataConfig`
-    max_bad_share: float = MAX_BAD_SHARE  # see `pretrain.DataConfig`
-    rows_multiple_of: int | None = None  # see `batches.rows_of`
+    workers: Annotated[int, Range(0, 1024)] = 0  # processes that read; 0 for threads
+    prefetch: Annotated[int, Range(1, 1024)] = 4  # batches read ahead by each, or by the threads
+    reader_timeout: PositiveFloat = READER_TIMEOUT  # see `pretrain.DataConfig`
+    max_bad_share: Share = MAX_BAD_SHARE  # see `pretrain.DataConfig`
+    rows_multiple_of: PositiveInt | None = None  # see `batches.rows_of`
     equal_rows: bool = False  # as many rows of short examples as of long ones
-    repeat: int = 1  # how often an example is in an epoch, for sets smaller than a batch
+    # How often an example is in an epoch, for sets smaller than a batch.
+    repeat: Annotated[int, Range(1, 10_000)] = 1
     # Examples of an epoch, drawn without replacement, more often where their classes are rare, see
     # `batches.balanced_weights`; 0 for all, once each.
-    balanced_draws: int = 0
+    balanced_draws: NonNegativeInt = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
     """Config section `adapter`: LoRA or DoRA, see `adapters.find`."""
 
-    targets: Sequence[str] = ()  # path patterns of the kernels that have adapters
-    rank: int = 8
-    alpha: float | None = None  # numerator of the scale
+    targets: Sequence[Pattern] = ()  # path patterns of the kernels that have adapters
+    rank: Size = 8
+    alpha: PositiveFloat | None = None  # numerator of the scale
     dora: bool = False
     rank_stabilised: bool = False  # scale by the root of the rank
-    dropout: float = 0.0  # of what adapters read
+    dropout: DropRate = 0.0  # of what adapters read
 
 
 # The config ---------------------------------------------------------------------------------------

@@ -5,10 +5,11 @@ what comes after them or is shared by them. The factor of a layer's rate is deca
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 
+from data2vec_jax.core.config import Range
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.core.state import matches, path_name
 from data2vec_jax.modalities.contract import EMBEDDING_PARAMS
@@ -32,7 +33,7 @@ class Row(NamedTuple):
 
 def layer_rates(
     depth: int,
-    decay: float,
+    decay: Annotated[float, Range(above=0, most=1)],
     slow_embeddings: bool = True,
     embeddings: str = EMBEDDING_PARAMS,
 ) -> Rates:
@@ -40,11 +41,8 @@ def layer_rates(
 
     The factor of stacked blocks is a tuple, one number a block. slow_embeddings: the parameters
     `embeddings` (path pattern: patches and positions) are layer 0, as in 1.0 (BEiT); data2vec 2.0
-    lets them learn at the full rate (conversion spec 2.2). Raises UserError: a decay outside of
-    (0, 1].
+    lets them learn at the full rate (conversion spec 2.2).
     """
-    if not 0 < decay <= 1:
-        raise UserError(f"config.layerwise_lr.decay: {decay} is not above 0 and at most 1")
     rates: Rates = [(BLOCKS, tuple(decay ** (depth - i) for i in range(depth)))]
     return rates + ([(embeddings, decay ** (depth + 1))] if slow_embeddings else [])
 

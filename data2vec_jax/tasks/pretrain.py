@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import importlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,18 @@ import numpy as np
 from data2vec_jax import masking
 from data2vec_jax.core import sharding
 from data2vec_jax.core.bad_examples import KEY, MAX_BAD_SHARE, BadExample, unpack
-from data2vec_jax.core.config import RunConfig, check_section
+from data2vec_jax.core.config import (
+    MinLen,
+    Pattern,
+    PositiveFloat,
+    PositiveInt,
+    Range,
+    Rows,
+    RunConfig,
+    Share,
+    check_section,
+    choose,
+)
 from data2vec_jax.core.errors import UserError, nearest
 from data2vec_jax.core.state import select
 from data2vec_jax.core.task import Task
@@ -31,10 +42,12 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 class PretrainConfig(RunConfig):
     """A pretraining config."""
 
-    task: str = "pretrain"
+    task: Literal["pretrain"] = "pretrain"
     mask: Mapping  # `masking.make`
     objective: Mapping  # `Config` of the objective `name`: 'data2vec1' or 'data2vec2'
-    averaged: Sequence[str]  # path patterns of the teacher's own parameters
+    averaged: Annotated[
+        Sequence[Pattern], MinLen(1)
+    ]  # path patterns of the teacher's own parameters
     ema: Mapping  # `state.ema_decay`: the teacher's
     collapse: Mapping  # `metrics.collapse.CollapseConfig`
 
@@ -45,18 +58,18 @@ class DataConfig:
 
     source: str  # see `data.sources.open_source`
     # Global rows of a batch of the longest bucket; shorter buckets have more rows.
-    batch_size: int
+    batch_size: Rows
     split: str = "train"
-    workers: int = 0  # processes that read; 0 for threads
-    prefetch: int = 4  # batches read ahead by each, or by the threads
+    workers: Annotated[int, Range(0, 1024)] = 0  # processes that read; 0 for threads
+    prefetch: Annotated[int, Range(1, 1024)] = 4  # batches read ahead by each, or by the threads
     # Until a reader that gives no batch is taken for stuck.
-    reader_timeout: float = readers.READER_TIMEOUT  # seconds
+    reader_timeout: PositiveFloat = readers.READER_TIMEOUT  # seconds
     # Examples that cannot be read are left out and named. If more than this share of all is bad,
     # rounded up to whole examples, the run stops.
-    max_bad_share: float = MAX_BAD_SHARE
-    rows_multiple_of: int | None = None  # see `batches.rows_of`
+    max_bad_share: Share = MAX_BAD_SHARE
+    rows_multiple_of: PositiveInt | None = None  # see `batches.rows_of`
     eval_split: str | None = None  # of held-out examples for the validation loss; None for none
-    eval_batches: int = 8  # of the validation loss
+    eval_batches: PositiveInt = 8  # of the validation loss
 
 
 CONFIG = PretrainConfig
@@ -79,16 +92,20 @@ def make_model(config: Mapping[str, Any]) -> tuple[contract.Modality, Any]:
 
 def make_objective(config: Mapping[str, Any], modality: contract.Modality, model: Any):
     """(objective, sampler of a batch's shapes) from the sections `objective` and `mask`."""
-    options = dict(config["objective"])
-    name = options.pop("name")
-    if name not in OBJECTIVES:
-        raise UserError(f"config.objective.name: no '{name}'{nearest(name, OBJECTIVES)}")
+    name = choose("objective", config["objective"], "name", OBJECTIVES)
+    options = {key: value for key, value in config["objective"].items() if key != "name"}
     objective = importlib.import_module(f"data2vec_jax.objectives.{name}")
-    mask = dict(config["mask"])
+    choose("mask", config["mask"], "kind", masking.KINDS)
 
     @functools.cache
     def sampler_of(size):
-        return masking.make(mask["kind"], size, **{k: v for k, v in mask.items() if k != "kind"})
+        made = masking.make(size=size, **config["mask"])
+        if not 0 < made.count(made.length) < made.length:
+            raise UserError(
+                f"config.mask: {made.count(made.length)} of {made.length} positions are masked; "
+                "some must be, and some not"
+            )
+        return made
 
     def sampler(shapes):
         return sampler_of(model.mask_shape(shapes))
@@ -210,6 +227,7 @@ def _outline(config):
     shapes = [batches.batch_shapes(s, n) for s, n in zip(layout.shapes, rows, strict=True)]
     init, averaged = initialiser(model, shapes[0]), tuple(config["averaged"])
     clones = config["objective"].get("clones", 1)
+    check_averaged(jax.eval_shape(init, jax.random.key(0)), averaged)
 
     @functools.cache
     def own_front():
@@ -224,6 +242,20 @@ def _outline(config):
         flops=lambda batch: step_flops(modality, model, sampler, batch, own_front(), clones),
     )
     return task, options, modality, model
+
+
+def check_averaged(params: Any, averaged: Sequence[str]) -> None:
+    """Raises UserError unless each pattern of the teacher's parameters finds some.
+
+    What the teacher does not average is the student's, so with none the student is its own target.
+    params: arrays or their shapes.
+    """
+    for pattern in averaged:
+        if not select(params, (pattern,)):
+            raise UserError(
+                f"config.averaged: '{pattern}' matches no parameter; the first parts of their "
+                f"paths are {', '.join(sorted(params))}"
+            )
 
 
 def initialiser(model: Any, shapes: Mapping[str, Any]):

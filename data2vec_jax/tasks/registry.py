@@ -7,7 +7,7 @@ from typing import Any
 
 from data2vec_jax.core import optimizer, sharding
 from data2vec_jax.core.checkpoints import Checkpoints
-from data2vec_jax.core.config import check_section
+from data2vec_jax.core.config import check_section, choose
 from data2vec_jax.core.errors import UserError, nearest
 from data2vec_jax.core.state import ema_decay
 from data2vec_jax.core.train_step import SkipConfig
@@ -29,20 +29,14 @@ def task_module(config: Mapping[str, Any]) -> ModuleType:
 
 def check_config(config: Mapping[str, Any]) -> None:
     """Refuses unknown or missing options before anything is read or compiled."""
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            continue
-        if key in ("total_steps", "accumulate") and (not isinstance(value, int) or value < 1):
-            raise UserError(f"config.{key}: {value} is not a positive integer")
     module = task_module(config)
     check_section("", config, module.CONFIG)
     check_section("mesh", config["mesh"], sharding.make_mesh, given=("devices",))
     check_section("sharding", config.get("sharding", {}), sharding.shardings, ("tree", "mesh"))
     check_section("optim", config["optim"], optimizer.OptimizerConfig)
-    schedule = dict(config["schedule"])
-    kind = optimizer.SCHEDULES.get(schedule.pop("kind", None), optimizer.make_schedule)
-    if kind is not optimizer.make_schedule:
-        check_section("schedule", schedule, kind, given=("total_steps",))
+    kind = choose("schedule", config["schedule"], "kind", optimizer.SCHEDULES)
+    schedule = {key: value for key, value in config["schedule"].items() if key != "kind"}
+    check_section("schedule", schedule, optimizer.SCHEDULES[kind], given=("total_steps",))
     check_section("checkpoint", config["checkpoint"], Checkpoints, given=("directory",))
     if "ema" in config:
         check_section("ema", config["ema"], ema_decay, given=("total_steps",))

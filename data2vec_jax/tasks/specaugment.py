@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from data2vec_jax import masking
+from data2vec_jax.core.config import Share, Span
 from data2vec_jax.core.train_step import StepKeys
 from data2vec_jax.modalities.contract import Tokens
 
@@ -18,10 +19,10 @@ NOISE = 0.01  # standard deviation of what stands for masked frames in 2.0 encod
 class SpecAugmentConfig:
     """Masks of frames, and of channels; a probability of 0 masks nothing."""
 
-    time_prob: float = 0.65  # share of the frames, overlaps counted twice
-    time_width: int = 10  # frames of a span
-    channel_prob: float = 0.25  # share of the channels, overlaps counted twice
-    channel_width: int = 64  # channels of a span
+    time_prob: Share = 0.65  # share of the frames, overlaps counted twice
+    time_width: Span = 10  # frames of a span
+    channel_prob: Share = 0.25  # share of the channels, overlaps counted twice
+    channel_width: Span = 64  # channels of a span
     zero_mask: bool = False  # without a mask embedding (2.0): masked frames are 0, not noise
 
 

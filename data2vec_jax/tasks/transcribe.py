@@ -9,12 +9,13 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data2vec_jax.core.config import MinLen, Range
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.core.task import Task
 from data2vec_jax.data.characters import SPACE, SPECIALS, Characters, normalise_transcript
@@ -49,7 +50,9 @@ def head_only(params: Mapping[str, Any], step: Array, updates: int) -> dict[str,
 class LossConfig(SpecAugmentConfig):
     """Config section `loss` of speech recognition."""
 
-    freeze_updates: int = 0  # updates in which the head alone learns, see `head_only`
+    freeze_updates: Annotated[int, Range(0, 2**31 - 1)] = (
+        0  # updates in which the head alone learns, see `head_only`
+    )
 
 
 def make_loss(
@@ -108,11 +111,11 @@ class ScoringConfig:
     """
 
     lm: str | None = None  # an ARPA file: a beam search beside the best path; None for none
-    lm_weight: float | Sequence[float] = 2.0
-    word_score: float | Sequence[float] = -1.0
-    unit: str = "word"  # of the language model
+    lm_weight: float | Annotated[Sequence[float], MinLen(1)] = 2.0
+    word_score: float | Annotated[Sequence[float], MinLen(1)] = -1.0
+    unit: Literal["word", "character"] = "word"  # of the language model
     lexicon: str | None = None  # a file; None for any word
-    beam: int = 50
+    beam: Annotated[int, Range(1, 100_000)] = 50
 
 
 def score(

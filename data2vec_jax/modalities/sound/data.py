@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from data2vec_jax.core.config import PositiveFloat, PositiveInt
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.modalities.contract import Examples, check_varies, measured, with_bad_ones
 from data2vec_jax.modalities.sound.codec import RATE
@@ -29,9 +30,9 @@ WHOLE = 60 * RATE  # samples; longer sounds are not read whole for their beginni
 class SoundLayout:
     """Config section `examples` of sound, in pretraining; a `Layout`."""
 
-    frames: int = 1024  # F of 10 ms, a multiple of 16; longer sounds lose their end
-    min_samples: int = 10_000  # shorter sounds are left out
-    max_seconds: float = 3600.0  # longer ones, too
+    frames: PositiveInt = 1024  # F of 10 ms, a multiple of 16; longer sounds lose their end
+    min_samples: PositiveInt = 10_000  # shorter sounds are left out
+    max_seconds: PositiveFloat = 3600.0  # longer ones, too
 
     def __post_init__(self):
         check_frames(self.frames, "examples")

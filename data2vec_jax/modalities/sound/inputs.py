@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from data2vec_jax.core.errors import UserError
+from data2vec_jax.core.config import NonNegativeFloat
 from data2vec_jax.modalities.contract import Inputs
 from data2vec_jax.modalities.sound.data import SoundLayout, check_size, measured_buckets
 from data2vec_jax.modalities.sound.spectrogram import centre, spectrogram
@@ -24,12 +24,7 @@ class SoundInputLayout(SoundLayout):
     roll: bool = False  # waveforms shift by any offset, and are multiplied by Beta(10, 10) + 0.5
     # Largest strength of the noise that is added to log-mel spectrograms, padding included, which
     # then shift by -10 to 9 frames. The authors add up to 0.1 after the division by 2 std.
-    noise: float = 0.0
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.noise < 0:
-            raise UserError(f"config.examples.noise: {self.noise} is below 0")
+    noise: NonNegativeFloat = 0.0
 
 
 class Sounds(Inputs):

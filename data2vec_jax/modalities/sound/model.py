@@ -4,19 +4,19 @@ B batch, F frames of 10 ms, N patches, D width.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
 
+from data2vec_jax.core.config import DropRate, PositiveFloat, Range, Size
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.modalities.contract import Batch, Options, build
 from data2vec_jax.modalities.sound.spectrogram import AUDIOSET, BINS, check_frames
 from data2vec_jax.models.decoder import Decoder
 from data2vec_jax.models.encoder import Encoder
-from data2vec_jax.models.layers import Array, Mlp
+from data2vec_jax.models.layers import INITS, Array, Mlp
 from data2vec_jax.models.patches import Patches, PatchModel
 from data2vec_jax.models.patches import flops as patches_flops
 
@@ -43,29 +43,25 @@ class SoundConfig:
     others.
     """
 
-    width: int  # D
+    width: Size  # D
     encoder: Options  # of `Encoder`
-    frames: int = 1024  # F, a multiple of 16
+    frames: Size = 1024  # F, a multiple of 16
     # Of log-mel spectrograms of the corpus, before they are divided by 2.
     mean: float = AUDIOSET[0]
-    std: float = AUDIOSET[1]
-    class_tokens: int = 1  # in front of the patches
+    std: PositiveFloat = AUDIOSET[1]
+    class_tokens: Annotated[int, Range(0, 1024)] = 1  # in front of the patches
     head: Options = dataclasses.field(default_factory=dict)  # of `Mlp`
     # Of `Decoder`. None: the student sees masked patches as a learned vector (1.0); with a decoder
     # it does not see them (2.0).
     decoder: Options | None = None
     mask_embedding: bool = True  # there is a learned vector for masked patches
-    initializer: str = "bert"  # one of `INITS`
-    dropout: float = 0.0  # of the encoder's input
+    initializer: Literal[*INITS] = "bert"  # one of `INITS`
+    dropout: DropRate = 0.0  # of the encoder's input
     dtype: Any = jnp.float32
 
     def make(self) -> SoundModel:
         """The model. Raises UserError: impossible options."""
         check_frames(self.frames, "model")
-        if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
-            raise UserError(
-                f"config.model: mean={self.mean}, std={self.std}; use a number, and one above 0"
-            )
         inits, common = {"initializer": self.initializer}, {"dtype": self.dtype}
         encoder = build(
             Encoder, "model.encoder", inits | dict(self.encoder), width=self.width, **common

@@ -2,11 +2,12 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import jax
 import numpy as np
 
+from data2vec_jax.core.config import MinLen, PositiveFloat, Range
 from data2vec_jax.core.errors import ExampleError, UserError
 from data2vec_jax.data.fbank import Fbank, log_mel
 from data2vec_jax.modalities.contract import (
@@ -18,6 +19,7 @@ from data2vec_jax.modalities.contract import (
 )
 from data2vec_jax.modalities.speech.codec import RATE
 
+Lengths = Annotated[Sequence[Annotated[float, Range(above=0, most=3600)]], MinLen(1)]
 # Of hand-made features: frames as long and as far apart as those of the labels, and how many
 # neighbours on each side.
 FBANK, CONTEXT = Fbank(length=400, shift=320), 4
@@ -28,13 +30,13 @@ WHOLE = 60 * RATE  # samples; longer utterances are not read whole for a crop
 class CropConfig:
     """Config section `examples` of speech, in pretraining; a `Layout`."""
 
-    crops: Sequence[float]  # lengths in seconds, ascending
-    max_seconds: float = 3600.0  # longer utterances are left out
+    crops: Lengths  # lengths in seconds, ascending
+    max_seconds: PositiveFloat = 3600.0  # longer utterances are left out
     padded: ClassVar[bool] = False
 
     def __post_init__(self):
         crops = self.crops
-        if not crops or list(crops) != sorted(set(crops)) or crops[0] <= 0:
+        if list(crops) != sorted(set(crops)):
             raise UserError(
                 f"config.examples.crops: {tuple(crops)} is not an ascending list of seconds"
             )

@@ -7,25 +7,27 @@ masks, labels of frames and CTC are the same for both.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from data2vec_jax.core.errors import UserError, nearest
+from data2vec_jax.core.config import MinLen, NonNegativeFloat, PositiveFloat, Range, Size, choose
+from data2vec_jax.core.errors import UserError
 from data2vec_jax.data.fbank import Fbank, device_log_mel
 from data2vec_jax.modalities.contract import build
 from data2vec_jax.models.layers import (
     ACTIVATIONS,
+    Activation,
     Array,
     Conv,
     LayerNorm,
-    check_activation,
     dense,
     normalise,
 )
 
+Taps = Annotated[int, Range(1, 10_000)]
 # (channels, kernel, stride): 320 samples a frame, 400 samples of context (spec 2.1).
 CONVS = ((512, 10, 5),) + ((512, 3, 2),) * 4 + ((512, 2, 2),) * 2
 
@@ -72,17 +74,13 @@ class ConvFrontend(nn.Module):
     """
 
     width: int
-    convs: Sequence[Sequence[int]] = CONVS
-    norm: str = "layer"
+    convs: Annotated[Sequence[tuple[Size, Taps, Taps]], MinLen(1)] = CONVS
+    norm: Literal["layer", "group"] = "layer"
     bias: bool = False
-    gradient: float = 1.0
-    activation: str = "gelu"
-    eps: float = 1e-5
+    gradient: NonNegativeFloat = 1.0
+    activation: Activation = "gelu"
+    eps: PositiveFloat = 1e-5
     dtype: Any = jnp.float32
-
-    def __post_init__(self):
-        check_activation(self.activation, "config.model.frontend.activation")
-        super().__post_init__()
 
     @property
     def pads_statistics(self) -> bool:
@@ -147,19 +145,14 @@ class MelFrontend(nn.Module):
     """
 
     width: int
-    bins: int = 80
-    gradient: float = 1.0
-    eps: float = 1e-5
+    bins: Annotated[int, Range(1, 1024)] = 80
+    gradient: NonNegativeFloat = 1.0
+    eps: PositiveFloat = 1e-5
     dtype: Any = jnp.float32
 
     pads_statistics = False
     hop = 320
     reach = 400
-
-    def __post_init__(self):
-        if self.bins < 1:
-            raise UserError(f"config.model.frontend.bins: {self.bins} is not 1 or more")
-        super().__post_init__()
 
     @property
     def fbank(self) -> Fbank:
@@ -202,10 +195,8 @@ def make_frontend(
 
     Raises UserError: an option that it does not have, or an impossible value.
     """
-    options = dict(options)
-    kind = options.pop("kind", "waveform")
-    if kind not in KINDS:
-        raise UserError(f"config.model.frontend.kind: no '{kind}'{nearest(str(kind), KINDS)}")
+    kind = choose("model.frontend", {"kind": "waveform", **options}, "kind", KINDS)
+    options = {key: value for key, value in options.items() if key != "kind"}
     for key in options:
         kinds = [name for name, front in KINDS.items() if key in front.__dataclass_fields__]
         if kinds and kind not in kinds:

@@ -1,17 +1,18 @@
 """Whole utterances for fine-tuning: normalised, then padded to a few fixed lengths."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
 import numpy as np
 
+from data2vec_jax.core.config import NonNegativeFloat, PositiveFloat
 from data2vec_jax.core.errors import ExampleError, UserError
 from data2vec_jax.data.sources import Subset
 from data2vec_jax.modalities.contract import Inputs, measured, with_bad_ones
 from data2vec_jax.modalities.speech.codec import RATE
-from data2vec_jax.modalities.speech.data import normalise
+from data2vec_jax.modalities.speech.data import Lengths, normalise
 
 STEP = 320  # samples; windows are a multiple of them apart, so that they share their frames
 
@@ -21,22 +22,22 @@ class UtteranceConfig:
     """Config section `examples` of speech, in fine-tuning; a `Layout`."""
 
     # Lengths of rows, ascending; an utterance is padded to the shortest that holds it.
-    seconds: Sequence[float]
+    seconds: Lengths
     # Longer ones are cut (training: at random, evaluation: in the middle). Otherwise they are left
     # out of training, and in evaluation are windows of the longest length, see `overlap`.
     cut: bool = False
-    overlap: float = 1.0  # seconds that windows share
-    max_seconds: float = 3600.0  # longer utterances are left out
+    overlap: NonNegativeFloat = 1.0  # seconds that windows share
+    max_seconds: PositiveFloat = 3600.0  # longer utterances are left out
     padded: ClassVar[bool] = True
 
     def __post_init__(self):
         seconds, overlap = self.seconds, self.overlap
-        if not 0 <= overlap < max(seconds, default=0) or round(overlap * RATE) % STEP:
+        if overlap >= max(seconds) or round(overlap * RATE) % STEP:
             raise UserError(
                 f"config.examples.overlap: {overlap}; use a multiple of {STEP / RATE} s below the "
                 "longest length"
             )
-        if not seconds or list(seconds) != sorted(set(seconds)) or seconds[0] <= 0:
+        if list(seconds) != sorted(set(seconds)):
             raise UserError(
                 f"config.examples.seconds: {tuple(seconds)} is not an ascending list of seconds"
             )

@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax.numpy as jnp
 
+from data2vec_jax.core.config import DropRate, Size
 from data2vec_jax.core.errors import UserError
-from data2vec_jax.modalities.contract import Batch, Options, Tokens, build, check_padding
+from data2vec_jax.modalities.contract import Batch, Options, Padding, Tokens, build
 from data2vec_jax.modalities.speech.frontend import ConvFrontend, MelFrontend, make_frontend
 from data2vec_jax.models import base
 from data2vec_jax.models.decoder import Decoder
@@ -119,7 +120,7 @@ class SpeechModel(base.Model):
 class SpeechConfig:
     """Config section `model` of speech; nested sections are the options of the parts."""
 
-    width: int  # D
+    width: Size  # D
     encoder: Options  # of `Encoder`
     # Of `ConvFrontend`, or with kind='mel' of `MelFrontend`; without a kind it is 'waveform'.
     frontend: Options = dataclasses.field(default_factory=dict)
@@ -129,25 +130,33 @@ class SpeechConfig:
     # it does not see them (2.0).
     decoder: Options | None = None
     alibi: Options | None = None  # of `Alibi`; None for none
-    dropout: float = 0.0  # after positions and norm, before the blocks
+    dropout: DropRate = 0.0  # after positions and norm, before the blocks
     # 'exact': padded frames are zeroed before every convolution over frames, and take part in no
     # statistic. 'reference': zeroed before the first only, and part of all statistics.
     # 'attention': kept out of attention only.
-    padding: str = "exact"
+    padding: Padding = "exact"
     mask_embedding: bool = True  # there is a learned vector for masked frames
     dtype: Any = jnp.float32
 
     def make(self) -> SpeechModel:
         """The model. Raises UserError: an option that a part does not have."""
         common = dict(dtype=self.dtype)
-        exact = check_padding(self.padding) == "exact"
+        exact = self.padding == "exact"
         encoder = build(Encoder, "model.encoder", self.encoder, width=self.width, **common)
+        if encoder.relative:
+            raise UserError("config.model.encoder.relative: speech has no relative positions")
+        positions = build(
+            ConvPositions, "model.positions", self.positions, exact_padding=exact, **common
+        )
+        if self.width % positions.groups:
+            raise UserError(
+                f"config.model.positions.groups: {positions.groups} does not divide the width "
+                f"{self.width}"
+            )
         return SpeechModel(
             width=self.width,
             frontend=make_frontend(self.frontend, self.width, self.dtype),
-            positions=build(
-                ConvPositions, "model.positions", self.positions, exact_padding=exact, **common
-            ),
+            positions=positions,
             encoder=encoder,
             head=build(Mlp, "model.head", self.head, out=self.width, **common),
             decoder=build(Decoder, "model.decoder", self.decoder, exact_padding=exact, **common),

@@ -3,17 +3,19 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 import numpy as np
 
+from data2vec_jax.core.config import MinLen, Range, Size
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.modalities.contract import Labelled
 from data2vec_jax.modalities.text import tokenizer as tokenizers
 from data2vec_jax.modalities.text.blocks import documents_of, pad_row, token_blocks
 
 SPECIAL = len(tokenizers.SPECIALS)  # they come first (spec 1.3), `<mask>` last
+Lengths = Annotated[Sequence[Annotated[int, Range(8, 2**20)]], MinLen(1)]
 TERMS = 5_000  # most columns of hand-made features
 
 
@@ -23,12 +25,12 @@ class BlockConfig:
 
     # Of rows in tokens with `<s>`, ascending; blocks are at most as long as the last, and are
     # padded to the shortest that holds them.
-    lengths: Sequence[int] = (512,)
+    lengths: Lengths = (512,)
     # 'complete_doc': whole lines up to a document's end (spec 1.3); 'none': one stream cut into
     # equal pieces.
-    mode: str = "complete_doc"
+    mode: Literal["complete_doc", "none"] = "complete_doc"
     tokenizer: str | None = None  # folder of one; None trains sentencepiece on the source
-    vocab_size: int = 8_000  # pieces of a new tokenizer
+    vocab_size: Size = 8_000  # pieces of a new tokenizer
     padded: ClassVar[bool] = True
 
     def __post_init__(self):
@@ -45,8 +47,8 @@ class BlockConfig:
 
 def check_lengths(lengths: Sequence[int]) -> None:
     """Raises UserError unless the lengths of rows ascend."""
-    if not lengths or list(lengths) != sorted(set(lengths)) or lengths[0] < 8:
-        raise UserError(f"config.examples.lengths: {tuple(lengths)} is not ascending from 8")
+    if list(lengths) != sorted(set(lengths)):
+        raise UserError(f"config.examples.lengths: {tuple(lengths)} is not ascending")
 
 
 def token_shapes(lengths: Sequence[int]) -> list[dict[str, jax.ShapeDtypeStruct]]:

@@ -8,10 +8,12 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
+from data2vec_jax.core.config import Size
 from data2vec_jax.core.errors import ExampleError, UserError
 from data2vec_jax.modalities.contract import with_bad_ones
 from data2vec_jax.modalities.text import data
 from data2vec_jax.modalities.text.blocks import pad_row
+from data2vec_jax.modalities.text.data import Lengths
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,11 +22,11 @@ class RowConfig:
 
     # Of rows in tokens, ascending; a text is padded to the shortest that holds it, and cut to the
     # longest.
-    lengths: Sequence[int] = (128, 512)
+    lengths: Lengths = (128, 512)
     # Folder of one; None for that of the checkpoint that the run starts from, and without a
     # checkpoint a new one.
     tokenizer: str | None = None
-    vocab_size: int = 8_000  # pieces of a new tokenizer
+    vocab_size: Size = 8_000  # pieces of a new tokenizer
     padded: ClassVar[bool] = True
 
     def __post_init__(self):

@@ -6,14 +6,23 @@ B batch, M masks of an example, T tokens, V of them visible, D width.
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from data2vec_jax.core.errors import UserError, nearest
-from data2vec_jax.modalities.contract import Batch, Options, Tokens, build, check_padding
+from data2vec_jax.core.config import (
+    DropRate,
+    NonNegativeInt,
+    PositiveFloat,
+    Range,
+    Share,
+    Size,
+    Vocabulary,
+)
+from data2vec_jax.core.errors import UserError
+from data2vec_jax.modalities.contract import Batch, Options, Padding, Tokens, build
 from data2vec_jax.models import base
 from data2vec_jax.models.decoder import Decoder
 from data2vec_jax.models.encoder import Encoded, Encoder, TargetSpec
@@ -142,45 +151,51 @@ class TextModel(base.Model):
 class TextConfig:
     """Config section `model` of text; nested sections are the options of the parts."""
 
-    width: int  # D
+    width: Size  # D
     encoder: Options  # of `Encoder`
-    vocab_size: int = 50_265  # rows of the token table, `<mask>` included
-    max_length: int = 512  # longest row in tokens, `<s>` included
+    vocab_size: Vocabulary = 50_265  # rows of the token table, `<mask>` included
+    max_length: Size = 512  # longest row in tokens, `<s>` included
     scale: bool = False  # see `Embeddings`
     head: Options = dataclasses.field(default_factory=dict)  # of `Mlp`
     # Of `Decoder`. None: the student sees masked tokens as `<mask>` (1.0); with a decoder it does
     # not see them (2.0).
     decoder: Options | None = None
     alibi: Options | None = None  # of `Alibi`; None for none
-    dropout: float = 0.0  # after the embedding norm
+    dropout: DropRate = 0.0  # after the embedding norm
     input_norm: bool = False  # before post-norm blocks (2.0, where some blocks are "prenet")
-    keep_prob: float = 0.0  # share of the masked tokens that stay, in place of `<mask>`
-    replace_prob: float = 0.0  # share that become a random token
+    keep_prob: Share = 0.0  # share of the masked tokens that stay, in place of `<mask>`
+    replace_prob: Share = 0.0  # share that become a random token
     # 'all': the whole text, as in the paper; 'targets': its masked tokens, as in the authors' code
     # of 1.0.
-    teacher_sees: str = "all"
+    teacher_sees: Literal["all", "targets"] = "all"
     # 'exact': pads are zero in every convolution, and take part in no statistic of the targets.
     # 'reference': zero at the start, and part of all statistics. 'attention': kept out of attention
     # only.
-    padding: str = "exact"
+    padding: Padding = "exact"
     pad_rows: bool = False  # see `Embeddings`
-    types: int = 0  # see `Embeddings`
-    pad: int = PAD  # index of <pad> in the vocabulary and in the position table
-    eps: float = 1e-5  # of the embeddings' norm
+    types: Annotated[int, Range(0, 2**20)] = 0  # see `Embeddings`
+    pad: NonNegativeInt = PAD  # index of <pad> in the vocabulary and in the position table
+    eps: PositiveFloat = 1e-5  # of the embeddings' norm
     dtype: Any = jnp.float32
 
     def make(self) -> TextModel:
         """The model. Raises UserError: options that do not go together."""
         if self.input_norm and self.encoder.get("norm") == "pre":
             raise UserError("config.model.input_norm: pre-norm blocks have their own")
-        if self.teacher_sees not in ("all", "targets"):
-            hint = nearest(self.teacher_sees, ("all", "targets"))
-            raise UserError(f"config.model.teacher_sees: no '{self.teacher_sees}'{hint}")
+        if self.keep_prob + self.replace_prob > 1:
+            raise UserError(
+                f"config.model: keep_prob={self.keep_prob} and replace_prob={self.replace_prob} "
+                "add up to more than 1"
+            )
+        if self.pad >= self.vocab_size:
+            raise UserError(f"config.model.pad: {self.pad}, of {self.vocab_size} tokens")
         if self.teacher_sees == "targets" and self.decoder is not None:
             raise UserError("config.model.teacher_sees: 'targets' is of data2vec 1.0; use 'all'")
         common = dict(dtype=self.dtype)
-        exact = check_padding(self.padding) == "exact"
+        exact = self.padding == "exact"
         encoder = build(Encoder, "model.encoder", self.encoder, width=self.width, **common)
+        if encoder.relative:
+            raise UserError("config.model.encoder.relative: text has no relative positions")
         head = {"depth": 2, "hidden": 2 * self.width, "initializer": "bert"} | dict(self.head)
         embeddings = Embeddings(
             width=self.width,

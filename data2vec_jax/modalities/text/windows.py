@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
+from data2vec_jax.core.config import Size
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.data.sources import Subset
 from data2vec_jax.modalities.text import data
@@ -22,11 +23,11 @@ from data2vec_jax.modalities.text.inputs import Rows
 class WindowConfig:
     """Config section `examples` of questions; a `Layout`."""
 
-    length: int = 384  # of rows in tokens
-    stride: int = 128  # how far a window starts after the one before, in tokens
-    question: int = 64  # longest, in tokens; what is longer is cut
+    length: Size = 384  # of rows in tokens
+    stride: Size = 128  # how far a window starts after the one before, in tokens
+    question: Size = 64  # longest, in tokens; what is longer is cut
     tokenizer: str | None = None  # as of texts
-    vocab_size: int = 8_000  # as of texts
+    vocab_size: Size = 8_000  # as of texts
     padded: ClassVar[bool] = True
 
     def __post_init__(self):

@@ -4,16 +4,20 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 import numpy as np
 from PIL import Image, ImageEnhance
 
+from data2vec_jax.core.config import PositiveInt, Range, Share
 from data2vec_jax.core.errors import ExampleError, UserError
 from data2vec_jax.data.codecs.image import MAX_PIXELS, WHITE, read_image
 from data2vec_jax.modalities.contract import Examples, check_varies
 
+AreaShare = Annotated[float, Range(above=0, most=1)]
+Aspect = Annotated[float, Range(0.01, 100)]
+Level = Annotated[int, Range(0, 255)]  # of a colour
 TRIES = 10  # of a random crop, before the fallback to a centre crop
 CELLS = 32  # a side, of hand-made features
 
@@ -25,22 +29,32 @@ class ImageConfig:
     Crops are resized with bicubic interpolation (spec 1.2).
     """
 
-    image: int  # side in pixels
-    channels: int = 3
+    image: Annotated[int, Range(1, 2**14)]  # side in pixels
+    channels: Literal[1, 3] = 3
     # Strength of brightness, contrast and saturation, each a factor uniform in
     # [1 - jitter, 1 + jitter], in random order, before the crop.
-    jitter: float = 0.4
-    flip: float = 0.5  # probability of a mirror image
-    scale: Sequence[float] = (0.08, 1.0)  # share of the area that a crop covers
-    aspect: Sequence[float] = (3 / 4, 4 / 3)  # its width / height, log-uniform
-    max_pixels: int = MAX_PIXELS  # larger images are left out, without decoding them
-    background: Sequence[int] = WHITE  # red, green and blue behind transparent pixels
+    jitter: Annotated[float, Range(0, 10)] = 0.4
+    flip: Share = 0.5  # probability of a mirror image
+    scale: tuple[AreaShare, AreaShare] = (0.08, 1.0)  # share of the area that a crop covers
+    aspect: tuple[Aspect, Aspect] = (3 / 4, 4 / 3)  # its width / height, log-uniform
+    max_pixels: PositiveInt = MAX_PIXELS  # larger images are left out, without decoding them
+    background: tuple[Level, Level, Level] = WHITE  # red, green and blue behind transparent pixels
     buckets: ClassVar[Sequence[int]] = (1,)
     padded: ClassVar[bool] = False
+
+    def __post_init__(self):
+        check_crop(self)
 
     @property
     def shapes(self) -> list[dict[str, jax.ShapeDtypeStruct]]:
         return image_shapes(self.image, self.channels)
+
+
+def check_crop(config: Any) -> None:
+    """Raises UserError unless the ranges of random crops go from less to more."""
+    for name, (low, high) in (("scale", config.scale), ("aspect", config.aspect)):
+        if low > high:
+            raise UserError(f"config.examples.{name}: {low} is more than {high}")
 
 
 def image_shapes(side: int, channels: int) -> list[dict[str, jax.ShapeDtypeStruct]]:
@@ -51,8 +65,6 @@ def image_shapes(side: int, channels: int) -> list[dict[str, jax.ShapeDtypeStruc
 def configured(source: Any, config: Any) -> Any:
     """A source whose images are read as `config` says; one of another codec as it is."""
     background = tuple(config.background)
-    if len(background) != 3 or not all(isinstance(c, int) and 0 <= c <= 255 for c in background):
-        raise UserError(f"config.examples.background: {background} is not red, green, blue (0-255)")
     options = {"background": background, "max_pixels": config.max_pixels}
     codec = getattr(source, "codec", None)
     if codec is None or getattr(codec.read, "func", None) is not read_image:
@@ -90,9 +102,9 @@ def random_box(
             return left, top, left + w, top + h
     w, h = width, height
     if width / height < aspect[0]:
-        h = round(width / aspect[0])
+        h = max(round(width / aspect[0]), 1)
     elif width / height > aspect[1]:
-        w = round(height * aspect[1])
+        w = max(round(height * aspect[1]), 1)
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h
 

@@ -5,15 +5,17 @@ Conversion spec 2.1.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 import numpy as np
 from PIL import Image
 
+from data2vec_jax.core.config import PositiveInt, Range, Share
 from data2vec_jax.data.codecs.image import MAX_PIXELS, WHITE
 from data2vec_jax.modalities.contract import Inputs
 from data2vec_jax.modalities.vision import data
+from data2vec_jax.modalities.vision.data import AreaShare, Aspect, Level
 from data2vec_jax.modalities.vision.randaugment import randaugment
 
 
@@ -21,19 +23,22 @@ from data2vec_jax.modalities.vision.randaugment import randaugment
 class ImageInputConfig:
     """Config section `examples` of vision, in fine-tuning; a `Layout`."""
 
-    image: int  # side in pixels
-    channels: int = 3
-    scale: Sequence[float] = (0.08, 1.0)  # share of the area that a random crop covers
-    aspect: Sequence[float] = (3 / 4, 4 / 3)  # its width / height, log-uniform
-    flip: float = 0.5  # probability of a mirror image
-    operations: int = 2  # of `randaugment`, one after the other
-    magnitude: float = 9.0  # of `randaugment`
+    image: Annotated[int, Range(1, 2**14)]  # side in pixels
+    channels: Literal[1, 3] = 3
+    scale: tuple[AreaShare, AreaShare] = (0.08, 1.0)  # share of the area that a random crop covers
+    aspect: tuple[Aspect, Aspect] = (3 / 4, 4 / 3)  # its width / height, log-uniform
+    flip: Share = 0.5  # probability of a mirror image
+    operations: Annotated[int, Range(0, 100)] = 2  # of `randaugment`, one after the other
+    magnitude: Annotated[float, Range(0, 10)] = 9.0  # of `randaugment`
     # In evaluation the shorter side becomes `image / crop` pixels before the centre crop.
-    crop: float = 224 / 256
-    max_pixels: int = MAX_PIXELS  # see `data.ImageConfig`
-    background: Sequence[int] = WHITE  # see `data.ImageConfig`
+    crop: Annotated[float, Range(0.1, 1)] = 224 / 256
+    max_pixels: PositiveInt = MAX_PIXELS  # see `data.ImageConfig`
+    background: tuple[Level, Level, Level] = WHITE  # see `data.ImageConfig`
     buckets: ClassVar[Sequence[int]] = (1,)
     padded: ClassVar[bool] = False
+
+    def __post_init__(self):
+        data.check_crop(self)
 
     @property
     def shapes(self) -> list[dict[str, jax.ShapeDtypeStruct]]:

@@ -5,23 +5,24 @@ B batch, M masks of an example, N patches, V of them visible, E class tokens, D 
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from data2vec_jax.core.errors import UserError, nearest
+from data2vec_jax.core.config import DropRate, MinLen, PositiveFloat, Range, Size
+from data2vec_jax.core.errors import UserError
 from data2vec_jax.modalities.contract import Batch, Options, build
 from data2vec_jax.models.decoder import Decoder
 from data2vec_jax.models.encoder import Encoder
-from data2vec_jax.models.layers import Array, Mlp, beit_init
+from data2vec_jax.models.layers import INITS, Array, Mlp, beit_init
 from data2vec_jax.models.patches import Patches, PatchModel
 from data2vec_jax.models.patches import flops as patches_flops
 from data2vec_jax.models.positions import Alibi
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-RESAMPLINGS = ("grid", "huggingface")
+Side = Annotated[int, Range(1, 2**14)]  # pixels
 
 
 class VisionModel(PatchModel):
@@ -43,15 +44,15 @@ class VisionModel(PatchModel):
 class VisionConfig:
     """Config section `model` of vision; nested sections are the options of the parts."""
 
-    width: int  # D
+    width: Size  # D
     encoder: Options  # of `Encoder`
-    image: int | Sequence[int] = 224  # pixels, or (height, width)
-    patch: int | Sequence[int] = 16  # pixels, or (height, width)
-    patch_width: int | None = None  # see `Patches.inner`
+    image: Side | tuple[Side, Side] = 224  # pixels, or (height, width)
+    patch: Side | tuple[Side, Side] = 16  # pixels, or (height, width)
+    patch_width: Size | None = None  # see `Patches.inner`
     # Statistics of pixels in [0, 1] per channel, for uint8 images.
-    mean: Sequence[float] = IMAGENET_MEAN
-    std: Sequence[float] = IMAGENET_STD
-    class_tokens: int = 1  # in front of the patches
+    mean: Annotated[Sequence[float], MinLen(1)] = IMAGENET_MEAN
+    std: Annotated[Sequence[PositiveFloat], MinLen(1)] = IMAGENET_STD
+    class_tokens: Annotated[int, Range(0, 1024)] = 1  # in front of the patches
     shared_relative: bool = True  # one relative position bias for all blocks
     absolute: bool = False  # learned positions, class token included
     sincos: bool = False  # fixed positions of the patches
@@ -64,21 +65,23 @@ class VisionConfig:
     final_norm: bool = True  # a norm follows pre-norm blocks
     # How positions fit images of another size: 'grid', or 'huggingface', which is the same for
     # square images, but for others repeats its class's mistakes (see `resize_relative`).
-    resampling: str = "grid"
+    resampling: Literal["grid", "huggingface"] = "grid"
     # 'beit' (1.0), or 'bert' (2.0) or another of `INITS` with Xavier patches and class tokens
     # N(0, 1).
-    initializer: str = "beit"
-    dropout: float = 0.0  # of the encoder's input
+    initializer: Literal[*INITS] = "beit"
+    dropout: DropRate = 0.0  # of the encoder's input
     dtype: Any = jnp.float32
 
     def make(self) -> VisionModel:
         """The model. Raises UserError: options that do not go together."""
         size, patch = ((x, x) if isinstance(x, int) else tuple(x) for x in (self.image, self.patch))
-        if self.resampling not in RESAMPLINGS:
-            hint = nearest(self.resampling, RESAMPLINGS)
-            raise UserError(f"config.model.resampling: no '{self.resampling}'{hint}")
+        if len(self.mean) != len(self.std):
+            raise UserError("config.model: mean and std are of as many channels")
         if self.resampling == "grid" and (size[0] % patch[0] or size[1] % patch[1]):
             raise UserError(f"config.model.image: {size} is not a multiple of patch {patch}")
+        grid = size[0] // patch[0], size[1] // patch[1]
+        if not all(grid):
+            raise UserError(f"config.model.image: {size} is less than one patch of {patch}")
         common = dict(dtype=self.dtype)
         inits = {"initializer": self.initializer}
         options = inits | dict(self.encoder)
@@ -91,7 +94,10 @@ class VisionConfig:
                 "config.model.shared_relative: relative position biases are of the whole grid and "
                 "one class token; use shared_relative=False and sincos=True"
             )
-        grid = size[0] // patch[0], size[1] // patch[1]
+        if encoder.relative not in (None, grid):
+            raise UserError(
+                f"config.model.encoder.relative: {encoder.relative}, but the patches are {grid}"
+            )
         head = inits | dict(self.head)
         return VisionModel(
             width=self.width,

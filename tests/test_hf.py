@@ -303,7 +303,7 @@ def test_fairseq_has_one_segment(tmp_path):
         (dict(architectures=["Data2VecTextForCausalLM"]), "'Data2VecTextForCausalLM' is not supp"),
         (dict(architectures=["BertModel"]), "'BertModel' is not supported"),
         (dict(model_type="bert"), "not data2vec"),
-        (dict(hidden_act="gelu_neu"), "no activation 'gelu_neu'; did you mean"),
+        (dict(hidden_act="gelu_neu"), "activation: no 'gelu_neu'; did you mean"),
         (dict(hidden_size=20), "does not fit the config"),
         (dict(num_hidden_layers=5), "does not fit the config"),
         (dict(vocab_size=32), "'embeddings.word_embeddings.weight' does not fit the config"),

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from data2vec_jax.core.errors import UserError
+from data2vec_jax.modalities.contract import build
 from data2vec_jax.models.encoder import Encoder
 from data2vec_jax.models.layers import ACTIVATIONS
 
@@ -21,6 +22,6 @@ def test_activations_are_those_of_hugging_face():
 
 
 def test_an_unknown_activation_is_named():
-    encoder = Encoder(depth=1, width=4, heads=1, mlp=4, activation="gelu_neu")
-    with pytest.raises(UserError, match=r"activation: no activation 'gelu_neu'; did you mean"):
-        encoder.init({}, np.zeros((1, 2, 4), np.float32))
+    options = dict(depth=1, heads=1, mlp=4, activation="gelu_neu")
+    with pytest.raises(UserError, match=r"encoder.activation: no 'gelu_neu'; did you mean"):
+        build(Encoder, "model.encoder", options, width=4)

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from data2vec_jax.core import optimizer
+from data2vec_jax.core.config import check_section
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.core.state import Decay, ema_decay, ema_update, overlay, select
 
@@ -105,8 +106,8 @@ def test_lars_and_sgd_equal_numpy():
                 wanted[k] = wanted[k] - 0.5 * speed[k]
         for k, value in wanted.items():
             np.testing.assert_allclose(params[k], value, rtol=2e-5, atol=1e-6)
-    with pytest.raises(UserError, match="no optimiser 'lasr'; did you mean 'lars'"):
-        make_optimizer(lambda n: 0.1, kind="lasr")
+    with pytest.raises(UserError, match=r"config.optim.kind: no 'lasr'; did you mean 'lars'"):
+        check_section("optim", {"kind": "lasr"}, optimizer.OptimizerConfig)
 
 
 def test_clip_no_decay_and_frozen():

@@ -228,7 +228,8 @@ def test_masked_positions(recipe):
         "vision": lambda: (model["image"] // model["patch"],) * 2,
         "sound": lambda: (model["frames"] // 16, 8),
     }[config["modality"]]()
-    sampler = masking.make(size=size, **config["mask"])
+    mask = {key: value for key, value in config["mask"].items() if key != "kind"}
+    sampler = masking.make(config["mask"]["kind"], size, **mask)
     assert sampler.length == positions
     assert sampler.count(positions) == masked
 

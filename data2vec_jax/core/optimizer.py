@@ -16,8 +16,10 @@ from data2vec_jax.core.config import (
     PositiveFloat,
     Range,
     Share,
+    check_section,
+    choose,
 )
-from data2vec_jax.core.errors import UserError, nearest
+from data2vec_jax.core.errors import UserError
 from data2vec_jax.core.state import matches, path_name
 
 Schedule = Callable[[Any], jax.Array]
@@ -111,8 +113,14 @@ SCHEDULES = {
 }
 
 
-def make_schedule(total_steps: int, *, kind: str, **options: Any) -> Schedule:
-    """Learning rate by completed updates. Config section `schedule`."""
+def make_schedule(total_steps: int, /, **options: Any) -> Schedule:
+    """Learning rate by completed updates. Config section `schedule`: `kind`, and its options.
+
+    Raises UserError: an unknown kind or option, or an impossible value.
+    """
+    kind = choose("schedule", options, "kind", SCHEDULES)
+    del options["kind"]
+    check_section("schedule", options, SCHEDULES[kind], given=("total_steps",))
     return SCHEDULES[kind](total_steps, **options)
 
 
@@ -253,10 +261,7 @@ class OptimizerConfig:
 
 
 def make_optimizer(schedule: Schedule, config: OptimizerConfig) -> optax.GradientTransformation:
-    """Clip, direction, decay, learning rate. schedule: completed updates -> learning rate.
-
-    Raises UserError: no such kind of optimiser.
-    """
+    """Clip, direction, decay, learning rate. schedule: completed updates -> learning rate."""
     no_decay, frozen, rates = config.no_decay, config.frozen, config.rates
     decay, decayed = [], lambda params: jax.tree.map(lambda m: not m, by_path(params, no_decay))
     if config.weight_decay:
@@ -268,9 +273,6 @@ def make_optimizer(schedule: Schedule, config: OptimizerConfig) -> optax.Gradien
         "sgd": [*decay, optax.trace(config.momentum)],
         "lars": [*decay, slow, optax.trace(config.momentum)],
     }
-    if config.kind not in directions:
-        hint = nearest(config.kind, directions)
-        raise UserError(f"config.optim.kind: no optimiser '{config.kind}'{hint}")
     steps = [clip_by_norm(config.clip)] if config.clip else []
     steps += directions[config.kind]
     steps.append(optax.scale_by_learning_rate(schedule))

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from data2vec_jax.core.config import check_section
-from data2vec_jax.core.errors import UserError, nearest
+from data2vec_jax.core.config import check_section, choose
 from data2vec_jax.masking.blocks import blocks, inverse_blocks
 from data2vec_jax.masking.sampler import Sampler, require
 from data2vec_jax.masking.spans import block_spans, spans
@@ -24,14 +23,13 @@ KINDS: dict[str, Callable[..., Sampler]] = {
 }
 
 
-def make(kind: str, size: int | tuple[int, int], **options: Any) -> Sampler:
+def make(kind: str, size: int | tuple[int, int], /, **options: Any) -> Sampler:
     """The sampler of a config section mask = dict(kind=..., ...) for T positions or a grid.
 
     A kind for rows takes a grid as one row of T = rows * columns. Raises `UserError` for an
     unknown kind or option, a missing or impossible value, or a kind that needs a grid.
     """
-    if kind not in KINDS:
-        raise UserError(f"config.mask.kind: no such kind '{kind}'{nearest(kind, KINDS)}")
+    choose("mask", {"kind": kind}, "kind", KINDS)
     factory = KINDS[kind]
     given = next(iter(inspect.signature(factory).parameters))
     check_section("mask", options, factory, given=(given,))

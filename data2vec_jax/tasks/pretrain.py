@@ -95,11 +95,12 @@ def make_objective(config: Mapping[str, Any], modality: contract.Modality, model
     name = choose("objective", config["objective"], "name", OBJECTIVES)
     options = {key: value for key, value in config["objective"].items() if key != "name"}
     objective = importlib.import_module(f"data2vec_jax.objectives.{name}")
-    choose("mask", config["mask"], "kind", masking.KINDS)
+    kind = choose("mask", config["mask"], "kind", masking.KINDS)
+    masked = {key: value for key, value in config["mask"].items() if key != "kind"}
 
     @functools.cache
     def sampler_of(size):
-        made = masking.make(size=size, **config["mask"])
+        made = masking.make(kind, size, **masked)
         if not 0 < made.count(made.length) < made.length:
             raise UserError(
                 f"config.mask: {made.count(made.length)} of {made.length} positions are masked; "

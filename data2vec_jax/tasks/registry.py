@@ -7,7 +7,7 @@ from typing import Any
 
 from data2vec_jax.core import optimizer, sharding
 from data2vec_jax.core.checkpoints import Checkpoints
-from data2vec_jax.core.config import check_section, choose
+from data2vec_jax.core.config import check_section
 from data2vec_jax.core.errors import UserError, nearest
 from data2vec_jax.core.state import ema_decay
 from data2vec_jax.core.train_step import SkipConfig
@@ -34,9 +34,7 @@ def check_config(config: Mapping[str, Any]) -> None:
     check_section("mesh", config["mesh"], sharding.make_mesh, given=("devices",))
     check_section("sharding", config.get("sharding", {}), sharding.shardings, ("tree", "mesh"))
     check_section("optim", config["optim"], optimizer.OptimizerConfig)
-    kind = choose("schedule", config["schedule"], "kind", optimizer.SCHEDULES)
-    schedule = {key: value for key, value in config["schedule"].items() if key != "kind"}
-    check_section("schedule", schedule, optimizer.SCHEDULES[kind], given=("total_steps",))
+    optimizer.make_schedule(config["total_steps"], **config["schedule"])
     check_section("checkpoint", config["checkpoint"], Checkpoints, given=("directory",))
     if "ema" in config:
         check_section("ema", config["ema"], ema_decay, given=("total_steps",))

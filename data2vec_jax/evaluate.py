@@ -29,8 +29,8 @@ import jax
 import numpy as np
 import optax
 
-from data2vec_jax.cli.arguments import Arguments
-from data2vec_jax.cli.output import run_main
+from data2vec_jax.cli.arguments import Arguments, user_path
+from data2vec_jax.cli.output import as_json, run_main
 from data2vec_jax.core import checkpoints, sharding
 from data2vec_jax.core.config import check_section, with_options
 from data2vec_jax.core.errors import UserError, nearest
@@ -216,18 +216,37 @@ def name_of(workdirs: Sequence[str]) -> str:
 
 def workdirs_of(text: str) -> tuple[str, list[str]]:
     """'NAME=A,B' or 'A,B' -> name, absolute workdirs; a folder stands for the workdirs in it."""
-    name, _, places = ("", "", text) if Path(text).is_dir() else text.rpartition("=")
+    cuts = [(None, 0), *((i, i + 1) for i, letter in enumerate(text) if letter == "=")]
+    ways = [(text[:end] if end else "", split_folders(text[start:])) for end, start in cuts]
+    existing = (way for way in ways if all(map(is_folder, way[1])))
+    name, places = next(existing, ways[-1])
     found = []
-    for place in places.split(","):
-        folder = Path(place)
+    for place in places:
+        folder = user_path(place)
         inside = sorted(path.parent for path in folder.glob("*/config.json"))
-        inside = [folder] if (folder / "config.json").exists() else inside
+        inside = [folder] if os.path.isfile(folder / "config.json") else inside
         if not inside:
             raise UserError(f"{place}: not a workdir (no config.json), and contains none")
         found += (str(path.resolve()) for path in inside)  # the same name for the same run
     if twice := {path for path in found if found.count(path) > 1}:
         raise UserError(f"{text}: {min(twice)} is in it twice")
-    return name or places, found
+    return name or ",".join(places), found
+
+
+def split_folders(text: str) -> list[str]:
+    """'A,B' -> ['A', 'B']; a comma may be a part of a folder's name, as in 'lr=0.1,rows=16'."""
+    parts, found = text.split(","), []
+    while parts:
+        counts = (n for n in range(len(parts), 1, -1) if is_folder(",".join(parts[:n])))
+        count = next(counts, 1)
+        found.append(",".join(parts[:count]))
+        parts = parts[count:]
+    return found
+
+
+def is_folder(text: str) -> bool:
+    """Whether there is one; what cannot be a path is none."""
+    return os.path.isdir(user_path(text))
 
 
 def summary(name: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -362,9 +381,11 @@ def parser() -> Arguments:
     )
     found.add_argument("runs", nargs="+", metavar="WORKDIR")
     found.add_argument("--compare", action="store_true", help="each argument is a row of its own")
-    found.add_argument("--features", type=Path, metavar="FILE", help="write features, not scores")
-    found.add_argument("--json", type=Path, metavar="FILE")
-    found.add_argument("--markdown", type=Path, metavar="FILE")
+    found.add_argument(
+        "--features", type=user_path, metavar="FILE", help="write features, not scores"
+    )
+    found.add_argument("--json", type=user_path, metavar="FILE")
+    found.add_argument("--markdown", type=user_path, metavar="FILE")
     found.add_argument(
         "--set", nargs="+", default=[], metavar="KEY=VALUE", help="change options of the configs"
     )
@@ -424,7 +445,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     lines = table(rows)
     print("\n".join([plain(lines), *(text for row in rows for text in sentences(row))]))
     texts = {
-        "json": json.dumps(rows, indent=1) + "\n",
+        "json": as_json(rows),
         "markdown": markdown(lines, rows, by_folder),
     }
     for name, text in texts.items():

@@ -10,7 +10,6 @@ same command again resumes.
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -26,7 +25,7 @@ sys.path.insert(0, str(ROOT))  # a checkout need not be installed
 
 from data2vec_jax import train
 from data2vec_jax.cli.arguments import parse
-from data2vec_jax.cli.output import run_main
+from data2vec_jax.cli.output import as_json, run_main
 from data2vec_jax.core import sharding
 from data2vec_jax.core.train_step import init_state
 from data2vec_jax.metrics.writer import FILE, read_lines
@@ -137,7 +136,7 @@ def main() -> None:
                     modality, int(version), options.seeds, options.workdir / name
                 )
                 path = options.workdir / "summary.json"
-                path.write_text(json.dumps(summary, indent=1) + "\n")
+                path.write_text(as_json(summary))
         page.main([str(options.workdir)])
         (options.workdir / "probes.svg").write_text(page.picture(summary), encoding="utf-8")
         print(table(summary))

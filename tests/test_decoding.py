@@ -161,6 +161,33 @@ def test_transcripts_are_normalised():
     assert normalise_transcript("Д'Артаньян", keep="А-Я") == "ДАРТАНЬЯН"
 
 
+@pytest.mark.parametrize(
+    ("text", "keep", "expected"),
+    [
+        # Georgian: Unicode has capitals that nobody writes.
+        ("გამარჯობა, მსოფლიო!", "ა-ჰ", "გამარჯობა მსოფლიო"),
+        ("ᲒᲐᲛᲐᲠᲯᲝᲑᲐ", "ა-ჰ", "გამარჯობა"),
+        # Turkish: i and ı are two letters, in either case.
+        ("kırk kirk Iğdır İzmir", "A-ZÇĞİÖŞÜ", "KIRK KİRK IĞDIR İZMİR"),
+        ("kırk KIRK KİRK Iğdır İzmir", "a-zçğıöşü", "kırk kırk kirk ığdır izmir"),
+        ("It is", "A-Z", "IT IS"),
+        ("IT is", "a-z", "it is"),
+        # Both cases are letters of their own.
+        ("It is I", "A-Za-z", "It is I"),
+        ("Straße, Maß", "A-ZÄÖÜ", "STRASSE MASS"),
+        ("STRASSE straße", "a-zäöüß", "strasse straße"),
+        ("Ὀδυσσεύς", "α-ω", "οδυσσευς"),
+        ("Οδυσσεύς", "Α-Ω", "ΟΔΥΣΣΕΥΣ"),
+        ("café cafe\u0301 naïve", "A-Z", "CAFE CAFE NAIVE"),
+        ("cafe\u0301", "a-zé", "café"),
+        ("שלום, עולם", "א-ת", "שלום עולם"),
+        ("こんにちは 世界", "ぁ-ん世界", "こんにちは 世界"),
+    ],
+)
+def test_transcripts_follow_their_alphabet(text, keep, expected):
+    assert normalise_transcript(text, keep) == expected
+
+
 def test_lexicon_files(tmp_path):
     path = tmp_path / "lexicon.txt"
     path.write_text("ab\ta b |\nba\n\nab\ta b |\n")

@@ -5,13 +5,15 @@ of the user's own. `--config.section.key=value` overrides an option of it.
 """
 
 import argparse
+import os
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from data2vec_jax.cli.output import one_line
 from data2vec_jax.core.config import current_name, with_current_names
@@ -19,8 +21,15 @@ from data2vec_jax.core.errors import UserError, nearest
 
 RECIPES = Path(__file__).parent.parent / "configs"
 NO_RECIPES = ("__init__", "common")
+LONGEST = 500  # characters of a message that repeats what was given
+PATHS = ("DIR", "CHECKPOINT", "FILE")  # meanings of options whose `~` is the home folder
 # Of `train`, beside --config.
 TRAIN_OPTIONS = {"workdir": "DIR", "init_from": "CHECKPOINT", "changed_corpus": ""}
+
+
+def user_path(text: str) -> Path:
+    """A path of the command line: no shell replaces the `~` in `--json=~/scores.json`."""
+    return Path(os.path.expanduser(text))
 
 
 class Arguments(argparse.ArgumentParser):
@@ -74,23 +83,43 @@ def parse(
         define(name, None, meaning, flag_values=values)
     try:
         rest = values(argv)
-        config = values.config and values.config.to_dict()
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    except Exception as error:  # anything, for a config file is Python
         text = one_line(error)
+        if place := _line_of_config(error, argv):
+            text = f"{place}: {type(error).__name__}: {text}"
         # ml_collections gives the name, at times quoted and with a hint, and no more.
-        if text[0] in "\"'" or isinstance(error, KeyError):
+        elif text[0] in "\"'" or isinstance(error, KeyError):
             text = text.replace("\\n", "; ").replace("\\'", "").strip("\"'")
             text = f"the config has no option {text}"
-        raise UserError(text) from None
+        raise UserError(text[:LONGEST]) from None
     if len(rest) > 1:
         names = ", ".join(f"--{name}" for name in ("config", *options))
         raise UserError(f"unknown argument '{rest[1]}'; options are {names}")
-    if config is None:
+    if values.config is None:
         raise UserError("--config=NAME:VARIANT is missing")
+    if not isinstance(values.config, ConfigDict):
+        kind = type(values.config).__name__
+        raise UserError(f"--config: get_config returns a {kind}, not an ml_collections.ConfigDict")
     for name in required:
         if not values[name].value:
             raise UserError(f"--{name}={options[name]} is missing")
-    return with_current_names(config), {name: values[name].value for name in options}
+    found = {name: values[name].value for name in options}
+    paths = {name for name, meaning in options.items() if meaning in PATHS}
+    found |= {name: str(user_path(found[name])) for name in paths if found[name]}
+    return with_current_names(values.config.to_dict()), found
+
+
+def _line_of_config(error: Exception, argv: Sequence[str]) -> str:
+    """'mine.py:3' of a config file of the user's own in which an error arose, or ''."""
+    value = next((a for a in argv if a.startswith("--config=")), "").removeprefix("--config=")
+    path = os.path.abspath(value.partition(":")[0])
+    if Path(path).parent == RECIPES:
+        return ""
+    frames = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError):
+        frames.append((error.filename or "", error.lineno))
+    lines = [line for file, line in frames if os.path.abspath(file) == path]
+    return f"{path}:{lines[-1]}" if lines else ""
 
 
 def _joined(argv: Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,10 +28,24 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def as_json(result: Any) -> str:
+    """JSON that any program can read: numbers that are not finite are the texts 'nan' and 'inf', as
+    in `metrics.jsonl`, since JSON has no NaN."""
+
+    def encoded(value):
+        if isinstance(value, Mapping):
+            return {str(key): encoded(each) for key, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [encoded(each) for each in value]
+        return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(encoded(result), indent=1, allow_nan=False) + "\n"
+
+
 def write_json(path: str, result: Mapping[str, Any]) -> None:
     """What --json=FILE asks for. Raises UserError: it cannot be written."""
     try:
-        Path(path).write_text(json.dumps(result, indent=1) + "\n")
+        Path(path).write_text(as_json(result))
     except OSError as error:
         raise UserError(f"--json={path}: {error.strerror}") from None
 

@@ -9,9 +9,8 @@ folder, or a new file for --to=fairseq. Prints a line for every tensor.
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
-from data2vec_jax.cli.arguments import Arguments
+from data2vec_jax.cli.arguments import Arguments, user_path
 from data2vec_jax.cli.output import run_main
 from data2vec_jax.convert import export, ours, report, verify
 from data2vec_jax.core.errors import UserError
@@ -26,12 +25,12 @@ def parser() -> Arguments:
     found.add_argument(
         "source",
         metavar="SOURCE",
-        type=Path,
+        type=user_path,
         help="our workdir or a folder that this command wrote, a Hugging Face folder, fairseq's "
         ".pt, the 1.0 vision code base's .pth, or a PEFT adapter; the format is detected",
     )
     found.add_argument(
-        "target", metavar="TARGET", type=Path, help="a new folder; a new file for --to=fairseq"
+        "target", metavar="TARGET", type=user_path, help="a new folder; a new file for --to=fairseq"
     )
     found.add_argument(
         "--to",
@@ -42,7 +41,7 @@ def parser() -> Arguments:
     )
     found.add_argument(
         "--base",
-        type=Path,
+        type=user_path,
         metavar="FOLDER",
         help="of an adapter: its base model, if it is not where the adapter says",
     )

@@ -1,7 +1,9 @@
 """Characters as CTC labels, and transcripts as characters (conversion spec 1.1)."""
 
+import functools
 import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -68,8 +70,32 @@ def from_transcripts(texts: Iterable[str]) -> Characters:
     return Characters((*SPECIALS, SPACE, *(c for c in found if c != SPACE)))
 
 
+class _Spelling(dict):
+    """Code point -> how the letters `keep` spell it, '' if they cannot: for `str.translate`."""
+
+    def __init__(self, keep: str):
+        self._kept = re.compile(f"[{keep}]+").fullmatch
+        # Turkish, Azerbaijani: i and ı are two letters, with the capitals İ and I.
+        self._dotted = {"i": "İ", "ı": "I"} if self._kept("İ") else {}
+        self._dotted |= {"I": "ı", "İ": "i"} if self._kept("ı") else {}
+
+    def __missing__(self, code: int) -> str:
+        letter = chr(code)
+        turned = letter.upper(), letter.lower(), letter.upper().lower()  # the last: ς as σ
+        cases = letter, self._dotted.get(letter, ""), *turned
+        plain = ("".join(filter(self._kept, unicodedata.normalize("NFD", x))) for x in cases)
+        self[code] = next(filter(self._kept, (*cases, *plain)), "")
+        return self[code]
+
+
+_spelling = functools.lru_cache(maxsize=8)(_Spelling)
+
+
 def normalise_transcript(text: str, keep: str = "A-Z'") -> str:
-    """Upper case, ' for typographic apostrophes, only the characters `keep` (as in a regular
-    expression's brackets) and single spaces."""
-    text = re.sub("[\u2018\u2019\u02bc\u00b4`]", "'", text.upper())
-    return " ".join(re.sub(f"[^{keep} ]", "", " ".join(text.split())).split())
+    """Only the characters `keep` (as in a regular expression's brackets) and single spaces.
+
+    A letter that is not among them is written in the case that is, and without its accents if it
+    has to be; ' stands for typographic apostrophes.
+    """
+    text = re.sub("[\u2018\u2019\u02bc\u00b4`]", "'", unicodedata.normalize("NFC", text))
+    return " ".join(filter(None, (word.translate(_spelling(keep)) for word in text.split())))

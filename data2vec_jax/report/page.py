@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data2vec_jax.cli.arguments import Arguments
+from data2vec_jax.cli.arguments import Arguments, user_path
 from data2vec_jax.core.errors import UserError, nearest
 from data2vec_jax.metrics.collapse import WARNINGS
 from data2vec_jax.metrics.writer import FILE
@@ -410,7 +410,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="python -m data2vec_jax.report",
         description="Writes WORKDIR/report.html: a page of a run, a demo or a reference run.",
     )
-    parser.add_argument("workdir", metavar="WORKDIR", type=Path)
+    parser.add_argument("workdir", metavar="WORKDIR", type=user_path)
     workdir = parser.parse_args(argv).workdir
     page = build(workdir)
     target = workdir / "report.html"

@@ -10,6 +10,7 @@ where P_ctc sums over all alignments (prefix beam search, Hannun et al. 2014, ar
 
 import bisect
 import math
+import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -248,7 +249,7 @@ def read_lexicon(path: str, characters: Characters) -> list[str]:
     """
     words = []
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(os.path.expanduser(path), encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue

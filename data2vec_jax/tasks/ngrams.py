@@ -6,6 +6,7 @@ and in KenLM. A model is a dict in memory, meant for some million n-grams.
 
 import gzip
 import math
+import os
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -152,7 +153,7 @@ def open_text(path: str | Path, mode: str) -> Any:
     """A UTF-8 file, compressed if it is called *.gz; read without a byte order mark."""
     opener = gzip.open if str(path).endswith(".gz") else open
     encoding = "utf-8-sig" if mode == "r" else "utf-8"
-    return opener(path, mode + "t", encoding=encoding, newline="\n")
+    return opener(os.path.expanduser(path), mode + "t", encoding=encoding, newline="\n")
 
 
 def write_arpa(model: Ngrams, path: str | Path) -> None:

@@ -215,7 +215,7 @@ def characters_of(config: Mapping[str, Any]) -> Characters:
 
 
 def transcript_of(text: Any, characters: Characters, uri: str) -> str:
-    """A transcript in upper case, of the characters alone. Raises UserError: there is none."""
+    """A transcript of the characters alone, in their case. Raises UserError: there is none."""
     if not isinstance(text, str):
         raise UserError(f"{uri}: its examples have no transcript (a column `transcript`)")
     letters = re.escape("".join(name for name in characters.names if len(name) == 1))

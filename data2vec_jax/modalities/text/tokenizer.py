@@ -14,6 +14,7 @@ import functools
 import io
 import itertools
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -411,7 +412,7 @@ def load(path: str | Path) -> Tokenizer:
     Raises:
         UserError: files are missing, damaged, or do not belong together.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     if path.is_file():
         with _naming(path):
             return SentencePiece(path.read_bytes())

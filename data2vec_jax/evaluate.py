@@ -223,10 +223,10 @@ def workdirs_of(text: str) -> tuple[str, list[str]]:
     found = []
     for place in places:
         folder = user_path(place)
-        inside = sorted(path.parent for path in folder.glob("*/config.json"))
-        inside = [folder] if os.path.isfile(folder / "config.json") else inside
+        inside = sorted(folder.glob("*/config.json")) if is_folder(place) else []
+        inside = [folder] if os.path.isfile(folder / "config.json") else [p.parent for p in inside]
         if not inside:
-            raise UserError(f"{place}: not a workdir (no config.json), and contains none")
+            raise UserError(f"{place:.200}: not a workdir (no config.json), and contains none")
         found += (str(path.resolve()) for path in inside)  # the same name for the same run
     if twice := {path for path in found if found.count(path) > 1}:
         raise UserError(f"{text}: {min(twice)} is in it twice")
@@ -415,7 +415,7 @@ def change(text: str) -> tuple[str, Any]:
         raise UserError(f"--set {text}: not KEY=VALUE")
     try:
         return key, json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return key, value
 
 

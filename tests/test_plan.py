@@ -47,7 +47,7 @@ def config(name="vision_v2", **sections):
         ("v5e:4", None, "no 'v5e:4'; known are v5e:2x2, .* v5e:16x16"),
         ("v5p:4x4", None, "known are v5p:2x2x1"),
         ("v5e:0x4", None, "no 'v5e:0x4'"),
-        ("v5e:2x4", "0", "--slices: '0' is not a number of 1 or more"),
+        ("v5e:2x4", "0", "--slices: '0' is not a number from 1"),
         ("v5e:2x4", "two", "--slices: 'two'"),
     ],
 )

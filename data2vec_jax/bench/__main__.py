@@ -11,6 +11,7 @@ batch, length, depth, width and clones grow.
 """
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -30,8 +31,8 @@ def main(argv: Sequence[str] = sys.argv) -> None:
     def command():
         config, values = parse(argv, OPTIONS, required=())
         rows = values["batch"]
-        if rows is not None and not (rows.isdigit() and int(rows)):
-            raise UserError(f"--batch={rows} is not a number of examples")
+        if rows is not None and not re.fullmatch(r"[1-9]\d{0,6}", rows):
+            raise UserError(f"--batch={rows:.40} is not a number of examples, 1 to 9,999,999")
         if values["peer"]:  # both share a GPU's memory
             os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         options = {"rows": rows and int(rows), "say": say}

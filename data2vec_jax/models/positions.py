@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from data2vec_jax.core.config import Depth, Range, Size
+from data2vec_jax.core.config import Range, Size
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.models.layers import (
     ACTIVATIONS,
@@ -32,7 +32,7 @@ class ConvPositions(nn.Module):
     `ACTIVATIONS`.
     """
 
-    depth: Depth = 5
+    depth: Annotated[int, Range(0, 1000)] = 5
     width: Annotated[int, Range(0, 100_000)] = 95
     groups: Size = 16
     norm: Literal["layer", "weight"] = "layer"

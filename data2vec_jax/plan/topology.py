@@ -46,6 +46,7 @@ CHIPS = {
     "v6e": Chip("TPU v6 lite", 1, 2, 31.25 * GIB, 1600e9, 800e9 / 4, 25.6e12 / 256 / 8),
     "tpu7x": Chip("TPU7x", 2, 3, 94.75 * GIB, 7380e9, 1200e9 / 6, 100e9 / 8),
 }
+MOST_CHIPS = 65_536  # several times the largest pod
 SHAPES = {
     2: ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
     3: ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16"),
@@ -94,12 +95,19 @@ def parse_topology(name: str, slices: str | None = None) -> Topology:
         known = ", ".join(f"{k}:{SHAPES[c.axes][-1]}" for k, c in CHIPS.items())
         raise UserError(f"--topology: no chip '{kind}'; known are {known} and smaller")
     known = ", ".join(f"{kind}:{s}" for s in SHAPES[CHIPS[kind].axes])
-    sizes = tuple(int(n) for n in shape.split("x")) if re.fullmatch(r"\d+(x\d+)+", shape) else ()
+    named = re.fullmatch(r"\d{1,4}(x\d{1,4})+", shape)
+    sizes = tuple(int(n) for n in shape.split("x")) if named else ()
     if len(sizes) != CHIPS[kind].axes or 0 in sizes:
         raise UserError(f"--topology: no '{name}'; known are {known}")
-    if not re.fullmatch(r"[1-9]\d*", slices or "1"):
-        raise UserError(f"--slices: '{slices}' is not a number of 1 or more")
-    return Topology(kind, sizes, int(slices or 1))
+    if not re.fullmatch(r"[1-9]\d{0,3}", slices or "1"):
+        raise UserError(f"--slices: '{slices:.40}' is not a number from 1 to 9,999")
+    found = Topology(kind, sizes, int(slices or 1))
+    if found.chips > MOST_CHIPS:
+        raise UserError(
+            f"--topology={name}: {found.chips:,} chips are more than {MOST_CHIPS:,}; "
+            f"known are {known}"
+        )
+    return found
 
 
 def prepare_environment() -> None:

@@ -178,7 +178,7 @@ def resolve_config(config: Mapping[str, Any], init_from: str | None = None) -> d
         if contract.get(config["modality"]).learned_mask:
             model["mask_embedding"] = False
     config["model"], optim = model, dict(config["optim"])
-    if config.get("layerwise_lr"):
+    if config.get("layerwise_lr") is not None:
         options = config["layerwise_lr"]
         given = {
             "depth": model["encoder"]["depth"],
@@ -319,6 +319,9 @@ def _outline(config, job):
     layout = with_targets(layout(**config["examples"]), targets)
     rows = batches.rows_of(layout.buckets, data.batch_size, data.rows_multiple_of, data.equal_rows)
     shapes = [batches.batch_shapes(s, n) for s, n in zip(layout.shapes, rows, strict=True)]
+    for shape in shapes:
+        if not np.all(np.asarray(model.mask_shape(shape)) >= 1):
+            raise UserError("config.examples: the shortest inputs have no frame for the model")
     loss = job.loss(model, head, job.loss_config(**config.get("loss", {})))
     predict = job.predict(model, head)
     sites = []

@@ -81,10 +81,10 @@ def train(sentences: Iterable[Sequence[str]], order: int) -> Ngrams:
     before it, unless it starts with <s>. Each count is discounted by one of three amounts; the
     probability freed in a context goes to the next lower order, and from unigrams to a uniform
     distribution over all units, </s> and <unk>. So the probabilities after any context sum to 1.
-    Raises UserError: no sentences, an order below 1, a unit that ARPA files cannot hold.
+    Raises UserError: no sentences, an order out of range, a unit that ARPA files cannot hold.
     """
-    if order < 1:
-        raise UserError(f"an n-gram model of order {order}: use 1 or more")
+    if not 1 <= order <= 20:
+        raise UserError(f"an n-gram model of order {order}: use 1 to 20")
     counts = adjusted_counts(sentences, order)
     if not counts[0]:
         raise UserError("no sentences to train an n-gram model on")

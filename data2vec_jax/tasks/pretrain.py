@@ -100,6 +100,8 @@ def make_objective(config: Mapping[str, Any], modality: contract.Modality, model
 
     @functools.cache
     def sampler_of(size):
+        if not np.all(np.asarray(size) >= 1):
+            raise UserError("config.examples: the shortest inputs have no frame for the model")
         made = masking.make(kind, size, **masked)
         if not 0 < made.count(made.length) < made.length:
             raise UserError(
@@ -226,6 +228,8 @@ def _outline(config):
     layout = modality.layout(**config["examples"])
     rows = batches.rows_of(layout.buckets, options.batch_size, options.rows_multiple_of)
     shapes = [batches.batch_shapes(s, n) for s, n in zip(layout.shapes, rows, strict=True)]
+    for shape in shapes:
+        sampler(shape)  # refuses masks that are impossible
     init, averaged = initialiser(model, shapes[0]), tuple(config["averaged"])
     clones = config["objective"].get("clones", 1)
     check_averaged(jax.eval_shape(init, jax.random.key(0)), averaged)

@@ -18,7 +18,7 @@ import numpy as np
 from data2vec_jax.core.config import MinLen, Range
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.core.task import Task
-from data2vec_jax.data.characters import SPACE, SPECIALS, Characters, normalise_transcript
+from data2vec_jax.data.characters import BLANK, SPACE, SPECIALS, Characters, normalise_transcript
 from data2vec_jax.modalities.speech.frontend import make_frontend
 from data2vec_jax.models.heads import Ctc, Features
 from data2vec_jax.models.layers import wide
@@ -233,6 +233,8 @@ def targets(config: Mapping[str, Any], head: Ctc) -> finetune.Targets:
             f"config.head.vocab_size: {head.vocab_size}, but with the {len(SPECIALS) + 1} special "
             f"ones there are {len(characters)} characters"
         )
+    if head.blank != BLANK:
+        raise UserError(f"config.head.blank: {head.blank}, but the first character is the blank")
     frontend = frontend_of(config)
 
     def size(length):

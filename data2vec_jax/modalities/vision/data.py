@@ -118,10 +118,16 @@ def colour_jitter(picture: Image.Image, strength: float, rng: np.random.Generato
     return picture
 
 
-def check_size(model: Any, image: int) -> None:
-    """Raises UserError unless the model reads images of this side."""
-    if model.image != (image, image):
-        raise UserError(f"config.model.image is {model.image}, config.examples.image {image}")
+def check_size(model: Any, config: Any) -> None:
+    """Raises UserError unless the model reads images of the examples' side and channels."""
+    side = config.image
+    if model.image != (side, side):
+        raise UserError(f"config.model.image is {model.image}, config.examples.image {side}")
+    if model.channels != config.channels:
+        raise UserError(
+            f"config.examples.channels is {config.channels}, but config.model.mean and std are of "
+            f"{model.channels}"
+        )
 
 
 class VisionExamples(Examples):
@@ -163,7 +169,7 @@ class VisionExamples(Examples):
 
     def check(self, model: Any) -> None:
         """The sizes of images must agree."""
-        check_size(model, self.config.image)
+        check_size(model, self.config)
 
 
 def pixels(train: Mapping[str, np.ndarray], inputs: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -96,4 +96,4 @@ class Images(Inputs):
 
     def check(self, model: Any) -> None:
         """The sizes of images must agree."""
-        data.check_size(model, self.config.image)
+        data.check_size(model, self.config)

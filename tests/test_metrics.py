@@ -15,6 +15,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from data2vec_jax.core.config import check_section
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.metrics.collapse import CollapseConfig, CollapseMonitor
 from data2vec_jax.metrics.hardware import peak_flops, peak_of_kind
@@ -663,7 +664,7 @@ def test_which_alarms_stop_a_run_can_be_chosen():
         strict.check(2, {"feature_rank": 1.0})
     for wrong in ({"action": "halt"}, {"acts_on": ("rank",)}):
         with pytest.raises(UserError, match=r"config\.collapse"):
-            CollapseConfig(**wrong)
+            check_section("collapse", wrong, CollapseConfig)
 
 
 def test_limits_can_be_switched_off_and_warnings_delayed():

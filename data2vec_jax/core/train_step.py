@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from data2vec_jax.core.errors import UserError
+from data2vec_jax.core.config import NonNegativeInt, PositiveFloat
 from data2vec_jax.core.state import Decay, TrainState, ema_update, overlay, select
 from data2vec_jax.core.task import Scalars, Task
 
@@ -26,16 +26,10 @@ class SkipConfig:
     """Config section `skip`: which updates are not applied. One whose loss, gradient or parameters
     are not finite never is."""
 
-    max_in_a_row: int = 10  # updates not applied; at the next one the run ends
+    max_in_a_row: NonNegativeInt = 10  # updates not applied; at the next one the run ends
     # Nor is one whose gradient norm is more than so many deviations above its running mean; None
     # for no limit, as in the papers. The statistics are a part of the optimiser's state.
-    max_deviations: float | None = None
-
-    def __post_init__(self):
-        if self.max_in_a_row < 0:
-            raise UserError(f"config.skip.max_in_a_row: {self.max_in_a_row}; use 0 or more")
-        if self.max_deviations is not None and not self.max_deviations > 0:
-            raise UserError(f"config.skip.max_deviations: {self.max_deviations}; use more than 0")
+    max_deviations: PositiveFloat | None = None
 
 
 def init_state(task: Task, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:

@@ -24,6 +24,7 @@ from data2vec_jax.core.train_step import init_state, make_train_step
 from data2vec_jax.metrics.skipped import SkippedError
 from data2vec_jax.metrics.writer import read_lines
 from data2vec_jax.tasks import pretrain
+from data2vec_jax.tasks.registry import check_config
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 VALUES = (np.nan, np.inf, 1e38)
@@ -194,7 +195,7 @@ def test_too_many_in_a_row_end_the_run_and_the_last_checkpoint_is_sound(
 def test_nonsense_is_refused():
     for options in ({"max_in_a_row": -1}, {"max_deviations": 0.0}, {"max_deviations": np.nan}):
         with pytest.raises(UserError, match=r"config\.skip"):
-            Run(config("vision_v1") | {"skip": options}, None, None)
+            check_config(config("vision_v1") | {"skip": options})
 
 
 @pytest.mark.parametrize("where", poisoned_train.WHERE)

@@ -249,7 +249,7 @@ def test_options_are_checked(tmp_path):
         check_section("checkpoint", {"every": 1, "keeps": 2}, Checkpoints, given=("directory",))
     for wrong in ({"every": -1}, {"every": 1, "keep": 0}, {"every": 1, "keep_every": -5}):
         with pytest.raises(UserError, match=rf"config.checkpoint.{list(wrong)[-1]}: "):
-            Checkpoints(tmp_path, **wrong)
+            check_section("checkpoint", {"every": 1, **wrong}, Checkpoints, given=("directory",))
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot write checkpoints to .*file"):
         Checkpoints(tmp_path / "file", every=1)

@@ -176,7 +176,7 @@ def test_what_is_refused(tmp_path):
             examples(**options)
     for options, words in (
         ({"frames": 100}, "model.frames"),
-        ({"std": 0.0}, "std=0.0"),
+        ({"std": 0.0}, "model.std: 0.0"),
         ({"encoder": {**SMALL, "relative": (4, 8)}}, "relative"),
     ):
         with pytest.raises(UserError, match=words):

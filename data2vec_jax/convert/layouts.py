@@ -143,8 +143,8 @@ def _sharded(path: Path, index: Mapping[str, Any]) -> Mapping[str, np.ndarray]:
     state: dict[str, np.ndarray] = {}
     for name in sorted(set(index.get("weight_map", {}).values())):
         shard = path / Path(name).name
-        if not shard.is_file():
-            raise UserError(f"{path}: {name} is missing; the checkpoint is incomplete")
+        if not os.path.isfile(shard):  # nor is what cannot be a name
+            raise UserError(f"{path}: {name:.200} is missing; the checkpoint is incomplete")
         state |= safetensors.SafeTensors(shard)
     missing = index.get("weight_map", {}).keys() - state.keys()
     if missing:

@@ -76,6 +76,11 @@ def is_ours(config: Mapping[str, Any]) -> bool:
     return "modality" in config and "model" in config and "model_type" not in config
 
 
+# What code meets that believes in settings which make no sense.
+FAULTS_OF_SETTINGS = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
+FAULTS_OF_SETTINGS += (MemoryError, RecursionError)
+
+
 def open_checkpoint(path: Any, base: Any = None) -> Checkpoint:
     """Anything that we can read, by its content. Raises UserError for anything else.
 
@@ -93,7 +98,7 @@ def open_checkpoint(path: Any, base: Any = None) -> Checkpoint:
         if str(error).startswith("config."):  # the options that its settings amount to
             raise UserError(f"{path}: {error}") from error
         raise
-    except (TypeError, ValueError, KeyError, ZeroDivisionError, AttributeError) as error:
+    except FAULTS_OF_SETTINGS as error:
         reason = (str(error).splitlines() or ["?"])[0]
         raise UserError(
             f"{path}: its settings make no model ({type(error).__name__}: {reason})"
@@ -106,6 +111,7 @@ def _open_theirs(path: Path, adapter: peft.Adapter | None = None, base: Any = No
         source = peft.with_head(source, adapter)
     layout = layouts.find_layout(source)
     config = layout.configure(source)
+    model_of(config)  # refuses sizes of which no table should be made
     config["origin"] = {"layout": layout.name, "config": dict(source.config)}
     state, table, small = layout.rename(source.state, config), layout.table(config), []
     if adapter:

@@ -4,15 +4,21 @@ A pickle is a program. This reader knows how to make tensors and plain data; cla
 configuration libraries become `Stub`s, which hold what was stored and can do nothing; anything else
 is refused by name. Both containers are read: the zip archive, whose arrays are mapped and not
 loaded, and the older single file. Only the zip archive is written.
+
+A small file may ask for much memory, so there are limits: of what is inflated, of the number of a
+pickle's instructions, and of the objects that they make.
 """
 
 import io
+import math
+import mmap
 import os
 import pickle
+import pickletools
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +27,12 @@ import numpy as np
 from data2vec_jax.convert.tables import Entry
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.core.safetensors import dtype_of, mapped
+
+MIB = 2**20
+PICKLE_BYTES = 64 * MIB  # of a pickle; those of checkpoints have a few at most
+INSTRUCTIONS = 2_000_000  # of a pickle
+OBJECTS, LEVELS = 2_000_000, 200  # of what a pickle makes, shared ones as often as they are met
+INFLATED = 4  # times a file's size (and 64 MiB): what its compressed arrays may inflate to
 
 STORAGES = {
     "DoubleStorage": "float64",
@@ -86,9 +98,33 @@ class _Storage(NamedTuple):
     key: str
 
 
-def _scalar(dtype: np.dtype, data: bytes = b"") -> Any:
+class _Dtype:
+    """numpy's pickled type. A pickle sets the state of what it makes; numpy's own types are shared
+    by the whole process, so it gets one of these."""
+
+    def __init__(self, name: Any, *_: Any):
+        self.dtype = np.dtype(str(name))
+        if self.dtype.hasobject:
+            raise UserError("the file holds numpy arrays of Python objects, which is refused")
+
+    def __setstate__(self, state):
+        pass
+
+
+def _scalar(kind: _Dtype, data: bytes = b"") -> Any:
     """numpy's pickled scalar."""
-    return np.frombuffer(data, dtype)[0] if data else None
+    return np.frombuffer(data, kind.dtype)[0] if data else None
+
+
+def _of_content(kind: type) -> Callable[..., Any]:
+    """bytes or bytearray of what is in the file; of a number they would be as large as it says."""
+
+    def make(content=b"", *encoding):
+        if isinstance(content, int):
+            raise UserError(f"the file asks for {kind.__name__} of {content} bytes; refused")
+        return kind(content, *encoding)
+
+    return make
 
 
 def _bytes(text: str, _: str = "") -> bytes:
@@ -105,7 +141,7 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, pid):
         if not (isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == "storage"):
             raise UserError(f"{self._path}: an unknown kind of stored object")
-        return self._storage(pid[1], str(pid[2]), int(pid[4]))
+        return self._storage(dtype_of(STORAGES[pid[1]]), str(pid[2]), int(pid[4]))
 
     def find_class(self, module, name):
         known = {
@@ -114,7 +150,7 @@ class _Unpickler(pickle.Unpickler):
             ("torch", "Size"): tuple,
             ("torch", "device"): str,
             ("_codecs", "encode"): _bytes,
-            ("numpy", "dtype"): lambda name, *_: _plain_dtype(name),
+            ("numpy", "dtype"): _Dtype,
             ("numpy.core.multiarray", "scalar"): _scalar,
             ("numpy._core.multiarray", "scalar"): _scalar,
             ("copyreg", "_reconstructor"): _reconstruct,
@@ -123,7 +159,7 @@ class _Unpickler(pickle.Unpickler):
         if (module, name) in known:
             return known[module, name]
         if module in ("torch", "torch.storage") and name in STORAGES:
-            return dtype_of(STORAGES[name])
+            return name
         if module == "torch" and name in _TORCH_TYPES:
             return name
         module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)
@@ -162,18 +198,9 @@ _REAL = {
         int,
         float,
         bool,
-        bytes,
-        bytearray,
         complex,
     )
-}
-
-
-def _plain_dtype(name: Any) -> np.dtype:
-    dtype = np.dtype(str(name))
-    if dtype.hasobject:
-        raise UserError("the file holds numpy arrays of Python objects, which is refused")
-    return dtype
+} | {("builtins", kind.__name__): _of_content(kind) for kind in (bytes, bytearray)}
 
 
 def _reconstruct(kind: Any, base: Any, state: Any) -> Any:
@@ -196,8 +223,9 @@ class _Later(NamedTuple):
 
 
 def _view(array: np.ndarray, offset: int, size: tuple, stride: tuple) -> np.ndarray:
-    last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True)) if size else offset
-    if min(size, default=1) and not 0 <= offset <= last < len(array):
+    last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
+    inside = 0 <= offset <= last < len(array) and math.prod(size) <= len(array)
+    if min((*size, *stride), default=0) < 0 or (0 not in size and not inside):
         raise UserError("a tensor lies outside its storage")
     steps = [s * array.itemsize for s in stride]
     return np.lib.stride_tricks.as_strided(array[offset:], size, steps, writeable=False)
@@ -213,12 +241,24 @@ def read(path: str | os.PathLike) -> Any:
         if zipfile.is_zipfile(path):
             return _read_zip(path)
         return _read_single(path)
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
     except (EOFError, pickle.UnpicklingError, zipfile.BadZipFile, struct.error, OSError) as error:
         raise UserError(f"{path}: cut short or not a PyTorch file ({error})") from None
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, ImportError) as error:
-        raise UserError(f"{path}: not a PyTorch file of weights ({error})") from None
+    except Exception as error:  # a pickle can raise anything
+        raise UserError(f"{path}: not a PyTorch file of weights ({error!r:.200})") from None
+
+
+def _load(file: Any, storage: Callable[..., _Storage], path: Path) -> Any:
+    """The object of the pickle that begins at the place of `file`, which stands after it then."""
+    start = file.tell()
+    for count, (instruction, argument, _) in enumerate(pickletools.genops(file)):
+        # Python's reader makes a table as long as the largest index that it is told.
+        index = argument if "PUT" in instruction.name else 0
+        if max(count, index) > INSTRUCTIONS:
+            raise UserError(f"{path}: a pickle of more than {INSTRUCTIONS:,} instructions; refused")
+    file.seek(start)
+    return _Unpickler(file, storage, path).load()
 
 
 def _read_zip(path: Path) -> Any:
@@ -228,20 +268,32 @@ def _read_zip(path: Path) -> Any:
         if not pickles:
             raise UserError(f"{path}: a zip archive, but not PyTorch's")
         root = pickles[0].removesuffix("data.pkl")
+        room = INFLATED * path.stat().st_size + PICKLE_BYTES  # of compressed arrays
+
+        def inflated(info, size):
+            with archive.open(info) as member:
+                return member.read(size)
 
         def storage(dtype, key, count):
             info = members.get(f"{root}data/{key}")
             if info is None or info.file_size < count * dtype.itemsize:
                 raise UserError(f"{path}: storage {key} is missing or cut short")
             if info.compress_type != zipfile.ZIP_STORED:
-                data = archive.read(info)
+                nonlocal room
+                room -= count * dtype.itemsize
+                if count < 0 or room < 0:
+                    raise UserError(f"{path}: its arrays inflate to more than weights do; refused")
+                data = inflated(info, count * dtype.itemsize)
                 return _Storage(dtype, np.frombuffer(data, dtype, count), key)
             raw.seek(info.header_offset + 26)  # lengths of name and extra field follow
             name, extra = struct.unpack("<HH", raw.read(4))
             offset = info.header_offset + 30 + name + extra
             return _Storage(dtype, mapped(path, dtype, (count,), offset), key)
 
-        return _Unpickler(io.BytesIO(archive.read(pickles[0])), storage, path).load()
+        content = inflated(members[pickles[0]], PICKLE_BYTES + 1)
+        if len(content) > PICKLE_BYTES:
+            raise UserError(f"{path}: {pickles[0]} is more than {PICKLE_BYTES // MIB} MiB; refused")
+        return _load(io.BytesIO(content), storage, path)
 
 
 MAGIC = 0x1950A86A20F9469CFC6C  # of the older container
@@ -254,10 +306,13 @@ def _read_single(path: Path) -> Any:
         kinds[key] = dtype, count
         return _Storage(dtype, None, key)
 
-    with open(path, "rb") as file:
+    with (
+        open(path, "rb") as opened,
+        mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as file,  # reads as far as it goes
+    ):
 
         def load():
-            return _Unpickler(file, storage, path).load()
+            return _load(file, storage, path)
 
         if load() != MAGIC:
             raise UserError(f"{path}: not a PyTorch file")
@@ -266,7 +321,7 @@ def _read_single(path: Path) -> Any:
         for key in map(str, keys):
             (count,) = struct.unpack("<q", file.read(8))
             dtype, expected = kinds[key]
-            if count != expected or file.tell() + count * dtype.itemsize > path.stat().st_size:
+            if count != expected or count < 0 or file.tell() + count * dtype.itemsize > len(file):
                 raise UserError(f"{path}: cut short")
             arrays[key] = mapped(path, dtype, (count,), file.tell())
             file.seek(count * dtype.itemsize, os.SEEK_CUR)
@@ -280,6 +335,7 @@ def _read_single(path: Path) -> Any:
             return type(value)(map(resolve, value))
         return value
 
+    _check_objects(content, _in_containers)
     return resolve(content)
 
 
@@ -288,30 +344,60 @@ def plain(value: Any) -> Any:
 
     Objects that stand for nothing of that kind become None.
     """
+    _check_objects(value, _in_settings)
+    return _plain(value)
+
+
+def _plain(value: Any) -> Any:
     if isinstance(value, Stub):
-        return _plain_stub(value)
+        return _plain(_stands_for(value))
     if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
+        return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain(v) for v in value]
+        return [_plain(v) for v in value]
     if isinstance(value, np.generic):
         return value.item()
     return value if isinstance(value, (str, int, float, bool)) else None
 
 
-def _plain_stub(stub: Stub) -> Any:
+def _stands_for(stub: Stub) -> Any:
+    """What an object of a library of settings holds."""
     state = stub.state[0] if isinstance(stub.state, tuple) and stub.state else stub.state
     if isinstance(state, Mapping):
-        if "_content" in state:  # omegaconf's containers
-            return plain(state["_content"])
-        if "_val" in state:  # and its leaves
-            return plain(state["_val"])
-        return {str(k): plain(v) for k, v in state.items() if not str(k).startswith("_")}
+        for key in ("_content", "_val"):  # omegaconf's containers, and its leaves
+            if key in state:
+                return state[key]
+        return {str(k): v for k, v in state.items() if not str(k).startswith("_")}
     if hasattr(stub, "items"):
-        return plain(stub.items)
+        return stub.items
     if len(stub.args) == 1:  # enumerations and paths
-        return plain(stub.args[0])
+        return stub.args[0]
     return None
+
+
+def _in_mappings(value: Any) -> Collection[Any]:
+    return value.values() if isinstance(value, Mapping) else ()
+
+
+def _in_containers(value: Any) -> Collection[Any]:
+    return value if isinstance(value, list | tuple | set | frozenset) else _in_mappings(value)
+
+
+def _in_settings(value: Any) -> Collection[Any]:
+    return (_stands_for(value),) if isinstance(value, Stub) else _in_containers(value)
+
+
+def _check_objects(made: Any, inside: Callable[[Any], Collection[Any]]) -> None:
+    """Raises UserError: what a pickle made is too large or too deep to be looked through, or goes
+    in a circle. inside: the values in a value."""
+    waiting, count = [(made, 0)], 0
+    while waiting:
+        value, level = waiting.pop()
+        found = inside(value)
+        count += 1 + len(found)
+        if count > OBJECTS or level > LEVELS:
+            raise UserError("the file holds more objects in each other than weights have; refused")
+        waiting += [(each, level + 1) for each in found]
 
 
 # Writing ------------------------------------------------------------------------------------------
@@ -398,10 +484,15 @@ def write(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
 
 def tensors(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
     """The arrays of a nested dict of them, by dotted name; other values are left out."""
+    _check_objects(tree, _in_mappings)
     found: dict[str, np.ndarray] = {}
-    for key, value in tree.items():
-        if isinstance(value, np.ndarray):
-            found[f"{prefix}{key}"] = value
-        elif isinstance(value, Mapping):
-            found |= tensors(value, f"{prefix}{key}.")
+
+    def collect(node, start):
+        for key, value in node.items():
+            if isinstance(value, np.ndarray):
+                found[f"{start}{key}"] = value
+            elif isinstance(value, Mapping):
+                collect(value, f"{start}{key}.")
+
+    collect(tree, prefix)
     return found

@@ -47,17 +47,18 @@ class Range:
 
 
 @dataclasses.dataclass(frozen=True)
-class MinLen:
-    """Lists of at least `count`."""
+class Length:
+    """Lists of `least` to `most` values."""
 
-    count: int
+    least: int = 1
+    most: int = 10_000
 
     def holds(self, value: Any) -> bool:
-        """Whether a list is long enough."""
-        return len(value) >= self.count
+        """Whether a list is that long."""
+        return self.least <= len(value) <= self.most
 
     def __str__(self) -> str:
-        return "(at least one)" if self.count == 1 else f"(at least {self.count})"
+        return f"({self.least:,} to {self.most:,} of them)"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ place), then the arrays. Both directions hold one tensor in memory at a time.
 """
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -29,6 +30,7 @@ TYPES = {
     "U8": "uint8",
     "BOOL": "bool",
 }
+HEADER_BYTES = 8 * 2**20  # at most; 80,000 tensors
 NAMES = {dtype: name for name, dtype in TYPES.items()}
 
 
@@ -62,17 +64,20 @@ class SafeTensors(Mapping[str, np.ndarray]):
                 length = int.from_bytes(file.read(8), "little")
                 if not 2 <= length <= size - 8:
                     raise UserError(f"{self.path}: not a whole safetensors file")
+                if length > HEADER_BYTES:
+                    raise UserError(f"{self.path}: a header of {length:,} bytes; refused")
                 header = json.loads(file.read(length))
             self.metadata = header.pop("__metadata__", {})
             self._start = 8 + length
             self._places = {
-                name: (dtype_of(TYPES[x["dtype"]]), tuple(x["shape"]), *x["data_offsets"])
+                name: (dtype_of(TYPES[x["dtype"]]), tuple(x["shape"]), *map(int, x["data_offsets"]))
                 for name, x in header.items()
             }
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
             raise UserError(f"{self.path}: not a safetensors file") from None
         for name, (dtype, shape, start, end) in self._places.items():
-            if end - start != dtype.itemsize * int(np.prod(shape, dtype=np.int64)) or start < 0:
+            whole = all(isinstance(n, int) and n >= 0 for n in shape)
+            if not whole or end - start != dtype.itemsize * math.prod(shape) or start < 0:
                 raise UserError(f"{self.path}: the place of '{name}' does not fit its shape")
             if self._start + end > size:
                 raise UserError(

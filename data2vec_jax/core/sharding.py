@@ -42,7 +42,7 @@ def make_mesh(
       UserError: a product that is not the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
-    if data == 0:
+    if fsdp < 1 or (data < 1 and data != -1) or (slices is not None and slices < 1):
         raise UserError(
             f"config.mesh: data={data}, fsdp={fsdp}, slices={slices}; use numbers >= 1, or data=-1"
         )

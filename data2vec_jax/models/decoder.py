@@ -42,7 +42,7 @@ class Decoder(nn.Module):
     exact_padding: padded positions are zeroed before every convolution.
     """
 
-    layers: Annotated[int, Range(1, 1000)]
+    layers: Annotated[int, Range(1, 100)]
     width: Size
     kernel: Annotated[int, Range(1, 1000)]
     groups: Size = 16

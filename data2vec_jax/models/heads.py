@@ -18,12 +18,12 @@ import numpy as np
 from jax import lax
 
 from data2vec_jax.core.config import (
-    Depth,
     DropRate,
-    MinLen,
+    Length,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
+    Range,
     Size,
     Vocabulary,
     check_section,
@@ -89,7 +89,7 @@ class ConvAdapter(nn.Module):
 
     width: Size
     """O: width of the output. If the encoder's differs, a linear layer and a norm come first."""
-    layers: Depth = 3
+    layers: Annotated[int, Range(1, 100)] = 3
     """Number of convolutions."""
     kernel: Size = 3
     """Taps of each, in frames."""
@@ -206,11 +206,11 @@ class XVector(nn.Module):
 
     classes: Size
     """C: speakers."""
-    channels: Annotated[Sequence[Size], MinLen(1)] = (512, 512, 512, 512, 1500)
+    channels: Annotated[Sequence[Size], Length(1, 100)] = (512, 512, 512, 512, 1500)
     """Output channels of each convolution."""
-    kernels: Annotated[Sequence[Size], MinLen(1)] = (5, 3, 3, 1, 1)
+    kernels: Annotated[Sequence[Size], Length(1, 100)] = (5, 3, 3, 1, 1)
     """Taps of each convolution."""
-    dilations: Annotated[Sequence[Size], MinLen(1)] = (1, 2, 3, 1, 1)
+    dilations: Annotated[Sequence[Size], Length(1, 100)] = (1, 2, 3, 1, 1)
     """Frames between taps of each convolution."""
     width: Size = 512
     """X: width of the embedding."""

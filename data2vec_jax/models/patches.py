@@ -76,6 +76,18 @@ class Patches(nn.Module):
         return height // self.patch[0], width // self.patch[1]
 
 
+def check_grid(grid: tuple[int, int], width: int, relative: bool) -> None:
+    """Raises UserError: no table of positions of so many patches can be made.
+
+    relative: there are biases of all pairs of patches.
+    """
+    cells = grid[0] * grid[1]
+    if cells > (2**12 if relative else 2**16) or cells * width > 2**28:
+        raise UserError(
+            f"config.model: {grid[0]} x {grid[1]} patches of width {width} have too many positions"
+        )
+
+
 def xavier_of_patches(key, shape, dtype=jnp.float32):
     """Xavier-uniform of a kernel [p, p, C, D] as the matrix [p * p * C, D]."""
     flat = int(np.prod(shape[:-1])), shape[-1]

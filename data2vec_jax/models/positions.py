@@ -32,7 +32,7 @@ class ConvPositions(nn.Module):
     `ACTIVATIONS`.
     """
 
-    depth: Annotated[int, Range(0, 1000)] = 5
+    depth: Annotated[int, Range(0, 100)] = 5
     width: Annotated[int, Range(0, 100_000)] = 95
     groups: Size = 16
     norm: Literal["layer", "weight"] = "layer"

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data2vec_jax.core.config import MinLen, NonNegativeFloat, NonNegativeInt, Range, Size
+from data2vec_jax.core.config import Length, NonNegativeFloat, NonNegativeInt, Range, Size
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.models.layers import Array, Conv, Key, gelu
 from data2vec_jax.models.losses import cross_entropy
@@ -112,7 +112,7 @@ class Segmentation(nn.Module):
     """C."""
     states: Sequence[NonNegativeInt]
     """Indices of four states of the encoder, ascending; 0 is the first block's input."""
-    pools: Annotated[Sequence[Size], MinLen(1)] = (1, 2, 3, 6)
+    pools: Annotated[Sequence[Annotated[int, Range(1, 256)]], Length(1, 100)] = (1, 2, 3, 6)
     """Sizes of the pooled maps."""
     auxiliary: Mapping | None = None
     """Options of the auxiliary head; None for none."""

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from data2vec_jax.core.config import MinLen, NonNegativeInt, PositiveFloat, PositiveInt, Range
+from data2vec_jax.core.config import Length, NonNegativeInt, PositiveFloat, PositiveInt, Range
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.core.state import overlay
 from data2vec_jax.metrics.statistics import channel_std, effective_rank, explained_shares, mean_std
@@ -70,9 +70,9 @@ AXES = {
 }
 
 # The K uppermost blocks, or the numbers of some, from 0.
-TopK = PositiveInt | Annotated[Sequence[NonNegativeInt], MinLen(1)]
+TopK = PositiveInt | Annotated[Sequence[NonNegativeInt], Length()]
 # A name of `AXES`, or axes of [B, T, D] themselves.
-Norm = Literal[*AXES] | Annotated[Sequence[Annotated[int, Range(0, 2)]], MinLen(1)]
+Norm = Literal[*AXES] | Annotated[Sequence[Annotated[int, Range(0, 2)]], Length()]
 
 
 def axes_of(norms: Sequence[Norm]) -> list[tuple[int, ...]]:

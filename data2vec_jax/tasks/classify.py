@@ -19,7 +19,7 @@ import optax
 
 from data2vec_jax.core.config import (
     DropRate,
-    MinLen,
+    Length,
     PositiveFloat,
     Range,
     Share,
@@ -199,7 +199,7 @@ OF_LOGITS = {  # scores of a number for each class [N, C]; the others are of num
 class ScoringConfig:
     """Config section `scoring` of classification and regression."""
 
-    metrics: Annotated[Sequence[str], MinLen(1)] = ("accuracy",)  # names in `METRICS`
+    metrics: Annotated[Sequence[str], Length()] = ("accuracy",)  # names in `METRICS`
 
 
 def score(

@@ -14,7 +14,7 @@ from data2vec_jax import masking
 from data2vec_jax.core import sharding
 from data2vec_jax.core.bad_examples import KEY, MAX_BAD_SHARE, BadExample, unpack
 from data2vec_jax.core.config import (
-    MinLen,
+    Length,
     Pattern,
     PositiveFloat,
     PositiveInt,
@@ -46,7 +46,7 @@ class PretrainConfig(RunConfig):
     mask: Mapping  # `masking.make`
     objective: Mapping  # `Config` of the objective `name`: 'data2vec1' or 'data2vec2'
     averaged: Annotated[
-        Sequence[Pattern], MinLen(1)
+        Sequence[Pattern], Length()
     ]  # path patterns of the teacher's own parameters
     ema: Mapping  # `state.ema_decay`: the teacher's
     collapse: Mapping  # `metrics.collapse.CollapseConfig`

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data2vec_jax.core.config import MinLen, Range
+from data2vec_jax.core.config import Length, Range
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.core.task import Task
 from data2vec_jax.data.characters import BLANK, SPACE, SPECIALS, Characters, normalise_transcript
@@ -111,8 +111,8 @@ class ScoringConfig:
     """
 
     lm: str | None = None  # an ARPA file: a beam search beside the best path; None for none
-    lm_weight: float | Annotated[Sequence[float], MinLen(1)] = 2.0
-    word_score: float | Annotated[Sequence[float], MinLen(1)] = -1.0
+    lm_weight: float | Annotated[Sequence[float], Length()] = 2.0
+    word_score: float | Annotated[Sequence[float], Length()] = -1.0
     unit: Literal["word", "character"] = "word"  # of the language model
     lexicon: str | None = None  # a file; None for any word
     beam: Annotated[int, Range(1, 100_000)] = 50

@@ -17,7 +17,7 @@ from data2vec_jax.modalities.sound.spectrogram import AUDIOSET, BINS, check_fram
 from data2vec_jax.models.decoder import Decoder
 from data2vec_jax.models.encoder import Encoder
 from data2vec_jax.models.layers import INITS, Array, Mlp
-from data2vec_jax.models.patches import Patches, PatchModel
+from data2vec_jax.models.patches import Patches, PatchModel, check_grid
 from data2vec_jax.models.patches import flops as patches_flops
 
 PATCH = 16  # frames, and mel bins
@@ -70,6 +70,7 @@ class SoundConfig:
             raise UserError("config.model.encoder.relative: sound has no relative positions")
         head = inits | dict(self.head)
         grid = self.frames // PATCH, BINS // PATCH
+        check_grid(grid, self.width, relative=False)
         return SoundModel(
             width=self.width,
             image=(self.frames, BINS),

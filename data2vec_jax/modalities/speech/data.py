@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 import jax
 import numpy as np
 
-from data2vec_jax.core.config import MinLen, PositiveFloat, Range
+from data2vec_jax.core.config import Length, PositiveFloat, Range
 from data2vec_jax.core.errors import ExampleError, UserError
 from data2vec_jax.data.fbank import Fbank, log_mel
 from data2vec_jax.modalities.contract import (
@@ -19,7 +19,7 @@ from data2vec_jax.modalities.contract import (
 )
 from data2vec_jax.modalities.speech.codec import RATE
 
-Lengths = Annotated[Sequence[Annotated[float, Range(above=0, most=3600)]], MinLen(1)]
+Lengths = Annotated[Sequence[Annotated[float, Range(above=0, most=3600)]], Length()]
 # Of hand-made features: frames as long and as far apart as those of the labels, and how many
 # neighbours on each side.
 FBANK, CONTEXT = Fbank(length=400, shift=320), 4

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from data2vec_jax.core.config import MinLen, NonNegativeFloat, PositiveFloat, Range, Size, choose
+from data2vec_jax.core.config import Length, NonNegativeFloat, PositiveFloat, Range, Size, choose
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.data.fbank import Fbank, device_log_mel
 from data2vec_jax.modalities.contract import build
@@ -74,7 +74,7 @@ class ConvFrontend(nn.Module):
     """
 
     width: int
-    convs: Annotated[Sequence[tuple[Size, Taps, Taps]], MinLen(1)] = CONVS
+    convs: Annotated[Sequence[tuple[Size, Taps, Taps]], Length(1, 100)] = CONVS
     norm: Literal["layer", "group"] = "layer"
     bias: bool = False
     gradient: NonNegativeFloat = 1.0

@@ -8,14 +8,14 @@ from typing import Annotated, Any, ClassVar, Literal
 import jax
 import numpy as np
 
-from data2vec_jax.core.config import MinLen, Range, Size
+from data2vec_jax.core.config import Length, Range, Size
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.modalities.contract import Labelled
 from data2vec_jax.modalities.text import tokenizer as tokenizers
 from data2vec_jax.modalities.text.blocks import documents_of, pad_row, token_blocks
 
 SPECIAL = len(tokenizers.SPECIALS)  # they come first (spec 1.3), `<mask>` last
-Lengths = Annotated[Sequence[Annotated[int, Range(8, 2**20)]], MinLen(1)]
+Lengths = Annotated[Sequence[Annotated[int, Range(8, 2**20)]], Length()]
 TERMS = 5_000  # most columns of hand-made features
 
 

@@ -10,13 +10,13 @@ from typing import Annotated, Any, Literal
 import flax.linen as nn
 import jax.numpy as jnp
 
-from data2vec_jax.core.config import DropRate, MinLen, PositiveFloat, Range, Size
+from data2vec_jax.core.config import DropRate, Length, PositiveFloat, Range, Size
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.modalities.contract import Batch, Options, build
 from data2vec_jax.models.decoder import Decoder
 from data2vec_jax.models.encoder import Encoder
 from data2vec_jax.models.layers import INITS, Array, Mlp, beit_init
-from data2vec_jax.models.patches import Patches, PatchModel
+from data2vec_jax.models.patches import Patches, PatchModel, check_grid
 from data2vec_jax.models.patches import flops as patches_flops
 from data2vec_jax.models.positions import Alibi
 
@@ -50,8 +50,8 @@ class VisionConfig:
     patch: Side | tuple[Side, Side] = 16  # pixels, or (height, width)
     patch_width: Size | None = None  # see `Patches.inner`
     # Statistics of pixels in [0, 1] per channel, for uint8 images.
-    mean: Annotated[Sequence[float], MinLen(1)] = IMAGENET_MEAN
-    std: Annotated[Sequence[PositiveFloat], MinLen(1)] = IMAGENET_STD
+    mean: Annotated[Sequence[float], Length()] = IMAGENET_MEAN
+    std: Annotated[Sequence[PositiveFloat], Length()] = IMAGENET_STD
     class_tokens: Annotated[int, Range(0, 1024)] = 1  # in front of the patches
     shared_relative: bool = True  # one relative position bias for all blocks
     absolute: bool = False  # learned positions, class token included
@@ -82,6 +82,8 @@ class VisionConfig:
         grid = size[0] // patch[0], size[1] // patch[1]
         if not all(grid):
             raise UserError(f"config.model.image: {size} is less than one patch of {patch}")
+        related = self.shared_relative or self.encoder.get("relative") is not None
+        check_grid(grid, self.width, related)
         common = dict(dtype=self.dtype)
         inits = {"initializer": self.initializer}
         options = inits | dict(self.encoder)

@@ -199,8 +199,12 @@ def _wanted(annotation: Any, value: Any, many: bool = False) -> str:
         number = f"{len(args)} " if origin is tuple and args[-1] is not ... else ""
         return f"{'lists' if many else 'a list'} of {number}{_wanted(args[0], value, True)}"
     words = KINDS[origin][many] if origin in KINDS else "anything"
-    if origin in LARGEST and isinstance(value, numbers.Real) and not abs(value) <= LARGEST[origin]:
+    if origin in LARGEST and isinstance(value, int) and abs(value) > LARGEST[origin]:
         return f"{words} of at most {'18 digits' if origin is int else '1e30'}"
+    if origin is float and isinstance(value, float) and not abs(value) <= LARGEST[float]:
+        return words.replace(
+            "number", "finite number" if value - value != 0 else "number below 1e30"
+        )
     return words
 
 

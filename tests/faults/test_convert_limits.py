@@ -56,10 +56,11 @@ def storage(key, count):
     )
 
 
-def tensor(key="0", count=4, offset=0, size=(4,), stride=(1,)):
+def tensor(key="0", count=4, offset=0, size=(4,), stride=(1,), more=b""):
     numbers = b"".join(pickle.dumps(x, 0)[:-1] for x in (offset, size, stride))
     made = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage(key, count) + numbers
-    return b"\x80\x02}\x8c\x05model}\x8c\x01a" + made + b"\x89ccollections\nOrderedDict\n)RtRss."
+    made += b"\x89ccollections\nOrderedDict\n)RtRs"
+    return b"\x80\x02}" + more + b"\x8c\x05model}\x8c\x01a" + made + b"s."
 
 
 class Call:

@@ -172,7 +172,9 @@ def test_unknown_options_name_the_nearest(sections):
     ("value", "annotation", "text"),
     [
         (2, core.Share, "2 is not a number from 0 to 1"),
-        (NAN, core.Share, "nan is not a number of at most 1e30 from 0 to 1"),
+        (NAN, core.Share, "nan is not a finite number from 0 to 1"),
+        (1e300, core.PositiveFloat, "1e+300 is not a number below 1e30 above 0"),
+        (NAN, core.Size, "nan is not a whole number from 1 to 1,048,576"),
         (1, core.DropRate, "1 is not a number from 0 and below 1"),
         (0, core.PositiveFloat, "0 is not a number above 0"),
         (0, core.PositiveInt, "0 is not a whole number of 1 or more"),

@@ -14,8 +14,10 @@ from data2vec_jax.core import notices
 if __name__ == "__main__":  # what is imported below takes seconds
     notices.leave_at_once()
 
+import dataclasses
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -35,7 +37,7 @@ from data2vec_jax.core.errors import STOPPED, UserError
 from data2vec_jax.core.run import Run
 from data2vec_jax.core.state import TrainState
 from data2vec_jax.core.task import Task
-from data2vec_jax.metrics.collapse import CollapseConfig, CollapseMonitor
+from data2vec_jax.metrics.collapse import CollapseConfig, CollapseMonitor, GoBack
 from data2vec_jax.metrics.parameters import parameter_table
 from data2vec_jax.metrics.skipped import SkippedUpdates
 from data2vec_jax.metrics.throughput import (
@@ -44,7 +46,7 @@ from data2vec_jax.metrics.throughput import (
     last_moment,
     process_start,
 )
-from data2vec_jax.metrics.writer import Writer
+from data2vec_jax.metrics.writer import FILE, Writer
 from data2vec_jax.tasks.registry import check_config, task_module
 
 # Sections that may change between a run and its continuation: where and how fast, not what.
@@ -136,6 +138,22 @@ def begun(run: Run, init_from: str | None, verbose: bool) -> TrainState:
     return state
 
 
+def back_to(step: int, problem: GoBack, workdir: Path, checkpoints: Checkpoints) -> None:
+    """Puts what came after `step` under other names: checkpoints and lines of metrics."""
+    names = checkpoints.set_aside_after(step)
+
+    def keep_lines():
+        try:
+            copy = workdir / f"{FILE}.collapsed-{problem.step}"
+            shutil.copy(workdir / FILE, copy)
+        except OSError as error:
+            raise UserError(f"{workdir / FILE}: {error.strerror}") from None
+        kept = ", ".join([copy.name, *(f"checkpoints/{name}" for name in names)])
+        say(f"warning: {problem}; what came after step {step:,} is kept as {kept}")
+
+    distributed.on_first(keep_lines)
+
+
 def end(run: Run, workdir: Path, done: int, notes: Sequence[str]) -> None:
     """Says `notes`, and how the run ended, after step `done`; exits if that is not its last."""
     distributed.barrier()  # the end of one process would be the end of all
@@ -163,40 +181,55 @@ def throughput_of(task: Task, mesh: jax.sharding.Mesh, watch: Stopwatch, start: 
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Instruments:
+    """What measures, tells and writes down how a run goes."""
+
+    watch: Stopwatch
+    writer: Writer
+    monitor: CollapseMonitor
+    skipped: SkippedUpdates
+    bad_examples: BadExamples
+
+    def position(self, run: Run, step: int) -> dict[str, Any]:
+        """What a checkpoint of `step` holds beside the state; metrics up to it are on disk."""
+        position = {"batch": step, "stopwatch": self.watch.state_dict()}
+        position |= {"metrics": self.writer.digest(), "config": as_json(run.config)}
+        position |= {"order": run.task.order, "skipped": self.skipped.state_dict()}
+        return position | {"collapse": self.monitor.saved(step)}
+
+
 def take_steps(
     run: Run,
     state: TrainState,
-    position: Mapping[str, Any],
+    start: int,
     checkpoints: Checkpoints,
-    writer: Writer,
-    watch: Stopwatch,
+    instruments: Instruments,
     interrupt: distributed.Interrupt,
-    bad_examples: BadExamples,
-    skipped: SkippedUpdates,
 ) -> tuple[TrainState, int, BaseException | None]:
-    """The loop: updates from a position on, until the last one or a notice.
+    """The loop: updates after `start`, until the last one or a notice.
 
     Its order: next batch, step, evals, log, save. So checkpoint k holds the state after k updates,
     and its position k is the number of the next unseen batch.
 
     Returns the state, the number of completed updates, which is that of a checkpoint, and what
     ended the wait for the next batch: `Stopped`, or a `UserError`.
+
+    Raises GoBack: the state has collapsed, see `CollapseMonitor.check`.
     """
-    config, task, start = run.config, run.task, position["batch"]
+    config, task = run.config, run.task
+    watch, writer, monitor = instruments.watch, instruments.writer, instruments.monitor
+    skipped, bad_examples = instruments.skipped, instruments.bad_examples
     total, log_every, eval_every = (
         config[key] for key in ("total_steps", "log_every", "eval_every")
     )
-    monitor = CollapseMonitor(CollapseConfig(**config.get("collapse", {})))
 
     def save(step):  # metrics up to step k are on disk before checkpoint k
         with watch.measure("save"):
-            position = {"batch": step, "stopwatch": watch.state_dict()}
-            position |= {"metrics": writer.digest(), "config": as_json(config)}
-            position |= {"order": task.order, "skipped": skipped.state_dict()}
-            checkpoints.save(step, state, position, force=True)
-        return position
+            position = instruments.position(run, step)
+            checkpoints.save(step, state, position, force=True, spared=monitor.spared)
 
-    done, problem = start, None
+    done, saved, problem = start, start, None
     batches = task.data(start) if start < total else iter(())
     for step in range(start + 1, total + 1):
         known = len(run.programs)
@@ -235,20 +268,62 @@ def take_steps(
             for warning in monitor.check(line["step"], line):
                 writer.note(warning)
         if due:
-            position = save(done)
+            save(done)
+            saved = done
             bad_examples.meet()
         if stop or bad_examples.too_many:
             break
     if isinstance(problem, UserError) and jax.process_count() > 1:
         raise problem  # the others are in the next step
-    if problem and position["batch"] < done:
+    if problem and saved < done:
         writer.flush()
         skipped.read(done)
-        position = save(done)
+        save(done)
     if done > start:
         with watch.measure("save"):
-            checkpoints.finish(done, state, position)
+            checkpoints.finish(done, state, instruments.position(run, done))
     return state, done, problem
+
+
+def attempt(
+    run: Run,
+    state: TrainState,
+    position: Mapping[str, Any],
+    checkpoints: Checkpoints,
+    monitor: CollapseMonitor,
+    watch: Stopwatch,
+    workdir: Path,
+) -> TrainState:
+    """From a checkpoint to the end of the run, or to a notice; raises what `take_steps` does."""
+    task, start, first = run.task, position["batch"], distributed.is_main_process()
+    throughput = throughput_of(task, run.mesh, watch, start)
+    skipped = SkippedUpdates(workdir, run.skip, position.get("skipped", {}))
+    writer = Writer(
+        workdir,
+        total_steps=run.config["total_steps"],
+        resume_step=start,
+        resume_digest=position.get("metrics"),
+        enabled=first,
+        rates=lambda step: throughput.read(step) | skipped.read(step),
+    )
+    bad_examples = BadExamples(workdir, task.size, task.max_bad_share, start, writer.note)
+    instruments = Instruments(watch, writer, monitor, skipped, bad_examples)
+    # Until here `notices` has answered: there was nothing to save.
+    with (
+        writer,
+        distributed.Interrupt() as interrupt,
+        watch.kept(workdir, first),
+        watch.measure("other"),
+    ):
+        checkpoints.tell = skipped.tell = writer.note
+        bad_examples.begin(task.bad)
+        state, done, problem = take_steps(run, state, start, checkpoints, instruments, interrupt)
+    bad_examples.check()  # after the save, so that nothing is lost
+    if isinstance(problem, UserError):
+        saved = f"; step {done:,} is saved, and the same command goes on from there"
+        raise UserError(f"{problem}{saved if done else ''}")
+    end(run, workdir, done, [*filter(None, [bad_examples.summary]), watch.account()])
+    return state
 
 
 def train(
@@ -270,7 +345,6 @@ def train(
     check_config(config)
     module, workdir = task_module(config), Path(workdir)
     config = module.resolve_config(config, init_from)
-    total = config["total_steps"]
     mesh = sharding.make_mesh(**config["mesh"])
     with jax.set_mesh(mesh):
         run = Run(config, module.make(config), mesh, programs)
@@ -284,53 +358,34 @@ def train(
 
     distributed.on_first(claim)
 
-    watch = Stopwatch(started)
+    if first and verbose:
+        for line in (parameter_table(run.abstract.params), *task.notes):
+            say(line)
+    collapse, returns = CollapseConfig(**config.get("collapse", {})), 0
     with (
         jax.set_mesh(mesh),
         Checkpoints(workdir.resolve() / "checkpoints", **config["checkpoint"]) as checkpoints,
     ):
-        if checkpoints.latest():
-            with watch.measure("restore"):
-                state, position = resumed(run, checkpoints, watch, workdir, changed_corpus)
-        else:
-            state, position = begun(run, init_from, first and verbose), {"batch": 0}
-            watch.load({}, last_moment(workdir))
-        start = position["batch"]
-        if first and verbose:
-            say(parameter_table(run.abstract.params))
-            for note in task.notes:
-                say(note)
-            say(f"{mesh.size} devices, mesh {dict(mesh.shape)}; step {start:,} of {total:,}")
-
-        throughput = throughput_of(task, mesh, watch, start)
-        skipped = SkippedUpdates(workdir, run.skip, position.get("skipped", {}))
-        writer = Writer(
-            workdir,
-            total_steps=total,
-            resume_step=start,
-            resume_digest=position.get("metrics"),
-            enabled=first,
-            rates=lambda step: throughput.read(step) | skipped.read(step),
-        )
-        bad_examples = BadExamples(workdir, task.size, task.max_bad_share, start, writer.note)
-        # Until here `notices` has answered: there was nothing to save.
-        with (
-            writer,
-            distributed.Interrupt() as interrupt,
-            watch.kept(workdir, first),
-            watch.measure("other"),
-        ):
-            checkpoints.tell = skipped.tell = writer.note
-            bad_examples.begin(task.bad)
-            state, done, problem = take_steps(
-                run, state, position, checkpoints, writer, watch, interrupt, bad_examples, skipped
+        while True:  # again only where it goes back
+            watch, started = Stopwatch(started), None
+            if checkpoints.latest():
+                with watch.measure("restore"):
+                    state, position = resumed(run, checkpoints, watch, workdir, changed_corpus)
+            else:
+                state, position = begun(run, init_from, first and verbose), {"batch": 0}
+                watch.load({}, last_moment(workdir))
+            step, total = position["batch"], config["total_steps"]
+            if first and verbose:
+                say(f"{mesh.size} devices, mesh {dict(mesh.shape)}; step {step:,} of {total:,}")
+            monitor = CollapseMonitor(
+                collapse, position.get("collapse", {"healthy": step}), returns=returns
             )
-    bad_examples.check()  # after the save, so that nothing is lost
-    if isinstance(problem, UserError):
-        saved = f"; step {done:,} is saved, and the same command goes on from there"
-        raise UserError(f"{problem}{saved if done else ''}")
-    end(run, workdir, done, [*filter(None, [bad_examples.summary]), watch.account()])
-    return state
+            run = run.at_rate(monitor.rate)
+            try:
+                return attempt(run, state, position, checkpoints, monitor, watch, workdir)
+            except GoBack as problem:
+                returns = monitor.returns + 1
+                back_to(monitor.healthy, problem, workdir, checkpoints)
 
 
 def main(argv: Sequence[str] = sys.argv) -> None:

@@ -34,6 +34,16 @@ from data2vec_jax.core.trees import flatten, nest
 CONVERTED = "model.safetensors"  # in folders that conversion made
 
 
+@dataclasses.dataclass
+class _Spared:
+    """An orbax policy: one step is kept whatever comes after it."""
+
+    step: int | None = None
+
+    def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
+        return [saved.step == self.step for saved in checkpoints]
+
+
 class Checkpoints:
     """The checkpoints of one run; every process of the run makes the same calls in the same order.
 
@@ -70,7 +80,9 @@ class Checkpoints:
         self._aside: dict[int, tuple[str, str]] = {}  # step -> why it was set aside, its new name
         when, which = ocp.training.save_decision_policies, ocp.training.preservation_policies
         interval = [when.FixedIntervalPolicy(every)] if every else []
-        spared = [which.EveryNSteps(keep_every)] if keep_every else []
+        self._spared = _Spared()
+        kept = [which.LatestN(keep), self._spared]
+        kept += [which.EveryNSteps(keep_every)] if keep_every else []
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             distributed.on_first(self._set_incomplete_aside)
@@ -78,7 +90,7 @@ class Checkpoints:
                 self._directory,
                 context=step_folder.context(),
                 save_decision_policy=when.AnySavePolicy(interval),
-                preservation_policy=which.AnyPreservationPolicy([which.LatestN(keep), *spared]),
+                preservation_policy=which.AnyPreservationPolicy(kept),
                 # Process 0 lists the folder for all: on a network disk another process may still
                 # see yesterday's listing, and would resume elsewhere.
                 step_name_format=ocp.path.step.standard_name_format(
@@ -124,7 +136,15 @@ class Checkpoints:
             return True
         return True
 
-    def save(self, step: int, state: Any, position: dict[str, Any], *, force: bool = False) -> bool:
+    def save(
+        self,
+        step: int,
+        state: Any,
+        position: dict[str, Any],
+        *,
+        force: bool = False,
+        spared: int | None = None,
+    ) -> bool:
         """Begins to save `state` and `position`, if `should_save(step)` or `force`.
 
         Returns once the state has left the devices, so it may be donated to the next step at once;
@@ -139,6 +159,7 @@ class Checkpoints:
           position: a small JSON object, whose 'batch' is `step`, the number of the next unseen
             batch; that of process 0 is written.
           force: save outside the interval (the last step).
+          spared: a step that is not removed, however old it is.
 
         Returns:
           Whether a save was begun; False also if `step` is there already.
@@ -148,7 +169,7 @@ class Checkpoints:
         self.wait()  # a failure of the save before belongs to that save's step
         if step in self._held():
             return False
-        self._saving = step
+        self._saving, self._spared.step = step, spared
         # The copy to the host is wanted, also where the loop forbids accidental transfers.
         with jax.transfer_guard("allow"):
             begun = self._try(lambda: self._begin(step, state, position))
@@ -255,6 +276,19 @@ class Checkpoints:
                 f"in {self._directory}; going on from step {step}, {lost:,} steps are lost"
             )
             self._aside = {}
+
+    def set_aside_after(self, step: int) -> list[str]:
+        """Renames the checkpoints after `step`, 0 for all; returns their new names."""
+        self.wait()
+        names: list[str] = []
+
+        def rename():
+            for later in (s for s in self._held() if s > step):
+                names.append(step_folder.set_aside(self._directory / str(later), "collapsed"))
+
+        distributed.on_first(rename)
+        self._orbax.reload()
+        return names
 
     def _nothing_sound(self, damaged: dict[int, str]) -> UserError:
         return UserError(

@@ -124,6 +124,11 @@ def make_schedule(total_steps: int, /, **options: Any) -> Schedule:
     return SCHEDULES[kind](total_steps, **options)
 
 
+def scaled(schedule: Schedule, factor: float) -> Schedule:
+    """`factor` times a schedule."""
+    return lambda step: factor * schedule(step)
+
+
 class AdamState(NamedTuple):
     """count: int32 scalar. mu, nu: first and second moments, like the parameters."""
 

@@ -17,7 +17,8 @@ class Run:
 
     One program is compiled per shape of batch, ahead of time, so a second compilation of the same
     shape cannot happen. programs: filled by this run, and used by others that are given the same
-    dict, where their configs differ in nothing but the seed and the section `data`.
+    dict, where their configs differ in nothing but the seed and the section `data`. rate: a factor
+    of the whole schedule.
     """
 
     def __init__(
@@ -26,14 +27,17 @@ class Run:
         task: Task,
         mesh: jax.sharding.Mesh,
         programs: dict[Any, Callable] | None = None,
+        rate: float = 1.0,
     ):
-        self.config, self.task, self.mesh = config, task, mesh
+        self.config, self.task, self.mesh, self.rate = config, task, mesh, rate
         self.programs = {} if programs is None else programs
         # A schedule, for one, is a part of a program: another rate must not find it.
         same = {k: v for k, v in config.items() if k not in ("seed", "data")}
-        self._key = json.dumps(same, sort_keys=True, default=repr)
+        self._key = json.dumps([same, rate], sort_keys=True, default=repr)
         steps = config["total_steps"]
         schedule = optimizer.make_schedule(steps, **config["schedule"])
+        if rate != 1:
+            schedule = optimizer.scaled(schedule, rate)
         self.tx = optimizer.make_optimizer(schedule, optimizer.OptimizerConfig(**config["optim"]))
         self.skip = SkipConfig(**config.get("skip", {}))
         if self.skip.max_deviations:
@@ -55,6 +59,10 @@ class Run:
         )
         self._jit_init = jax.jit(self._init, out_shardings=places)
         self._jit_step = jax.jit(self.train_step, donate_argnums=0, out_shardings=(places, None))
+
+    def at_rate(self, rate: float) -> "Run":
+        """The same run with another factor of the schedule, and programs of its own."""
+        return self if rate == self.rate else Run(self.config, self.task, self.mesh, rate=rate)
 
     def _init(self, key):
         return init_state(self.task, self.tx, key)

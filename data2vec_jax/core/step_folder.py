@@ -218,18 +218,20 @@ def _read_json(path: epath.Path) -> Any:
         raise kind(f"{path.parent.name}/{path.name}: {error.strerror}") from None
 
 
-def set_aside(folder: epath.Path) -> str:
-    """Renames a damaged folder, and returns its new name."""
-    place = folder.parent / f"damaged-{folder.name}"
+def set_aside(folder: epath.Path, why: str = "damaged") -> str:
+    """Renames a folder to 'damaged-STEP', or to what `why` says, and returns its new name."""
+    place = folder.parent / f"{why}-{folder.name}"
     number = 1
     while place.exists():
         number += 1
-        place = folder.parent / f"damaged-{folder.name}-{number}"
+        place = folder.parent / f"{why}-{folder.name}-{number}"
     try:
         folder.rename(place)
     except OSError as error:
-        why = error.strerror or error
-        raise UserError(f"checkpoint {folder} is damaged, and cannot be set aside: {why}") from None
+        reason = error.strerror or error
+        raise UserError(
+            f"checkpoint {folder} is {why}, and cannot be set aside: {reason}"
+        ) from None
     return place.name
 
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from data2vec_jax.core.config import NonNegativeFloat, NonNegativeInt, Share
+from data2vec_jax.core.config import Inside, NonNegativeFloat, NonNegativeInt, Share
 from data2vec_jax.core.errors import UserError
 
 # Scalar -> the warning when it is beyond its limit.
@@ -57,11 +57,19 @@ NO_NUMBER = (
     "{name} is {value}: something in this update is no number or beyond float32; such updates are"
     " not applied, and many in a row end the run (section skip)"
 )
-ACTIONS = ("warn", "stop")
+ACTIONS = ("warn", "stop", "back")
 
 
 class CollapseError(UserError):
     """The representations have collapsed, and `collapse.action` asks for more than a warning."""
+
+
+class GoBack(Exception):
+    """They have collapsed after `step` updates, and the run is to go on from an earlier state."""
+
+    def __init__(self, step: int, text: str):
+        super().__init__(text)
+        self.step = step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,9 +106,14 @@ class CollapseConfig:
     min_spread_share: Share = 0.1
     min_decay: Share = 1e-6  # of the teacher's average: warn below; 0 switches the alarm off
     after: NonNegativeInt = 5000  # completed updates before `action` is taken: time to recover
-    action: Literal[*ACTIONS] = "warn"  # or 'stop': end the run
-    # Scalars whose alarms have the run stopped; those of others only warn. fairseq stops for these.
+    # 'stop': end the run. 'back': go on from the newest checkpoint that was saved without an alarm
+    # of `acts_on`, at a lower rate; after `max_returns` times, end the run.
+    action: Literal[*ACTIONS] = "warn"
+    # Scalars for whose alarms the action is taken; those of others only warn. fairseq stops for
+    # these.
     acts_on: Sequence[Literal[*WARNINGS]] = ("target_std", "pred_std")
+    rate_factor: Inside = 0.5  # of the learning rate from each 'back' on
+    max_returns: NonNegativeInt = 3
     warn_after: NonNegativeInt = 0  # completed updates before the first warning
 
     def limits(self, highest_rank: float = 0.0, highest_spread: float = 0.0) -> dict[str, Limit]:
@@ -125,12 +138,45 @@ class CollapseConfig:
 
 
 class CollapseMonitor:
-    """Compares the scalars of each logged step, on the host, with the limits of a config."""
+    """Compares the scalars of each logged step, on the host, with the limits of a config.
 
-    def __init__(self, config: CollapseConfig):
+    Args:
+      saved: what `saved` returned for the checkpoint that the run goes on from.
+      returns: how often the run has gone back by now, if that is more often than is saved.
+
+    Attributes:
+      healthy: the newest step that was saved without an alarm of `acts_on`; 0 for the start.
+      returns: how often the run has gone back.
+    """
+
+    def __init__(self, config: CollapseConfig, saved: Mapping[str, Any] = {}, *, returns: int = 0):
         self._config = config
-        self._highest = {"feature_rank": 0.0, "feature_std": 0.0}
-        self._active: set[str] = set()
+        self._highest = {"feature_rank": 0.0, "feature_std": 0.0} | saved.get("highest", {})
+        self._active: set[str] = set(saved.get("active", ()))  # alarms
+        self._told: set[str] = set()  # those that the user knows from this process
+        self.healthy: int = saved.get("healthy", 0)
+        self.returns: int = max(saved.get("returns", 0), returns)
+
+    @property
+    def rate(self) -> float:
+        """The factor of the learning rate."""
+        return self._config.rate_factor**self.returns
+
+    @property
+    def spared(self) -> int | None:
+        """The checkpoint that must not be removed, since the run may go back to it."""
+        return self.healthy if self._config.action == "back" else None
+
+    def saved(self, step: int) -> dict[str, Any]:
+        """What the checkpoint of `step` must hold; call it when that is saved."""
+        if not self._active & set(self._config.acts_on):
+            self.healthy = step
+        return {
+            "highest": dict(self._highest),
+            "active": sorted(self._active),
+            "healthy": self.healthy,
+            "returns": self.returns,
+        }
 
     def watch(self, scalars: Mapping[str, Any]) -> None:
         """Takes note of an earlier step, without a warning."""
@@ -148,7 +194,8 @@ class CollapseMonitor:
 
         Raises:
           CollapseError: one of `acts_on` is beyond its limit after more than `after` updates, and
-            `action` is not to warn.
+            `action` is 'stop', or it is 'back' and the run has gone back `max_returns` times.
+          GoBack: the same, and `action` is 'back'.
         """
         warnings = []
         self.watch(scalars)
@@ -164,12 +211,30 @@ class CollapseMonitor:
                 text = WARNINGS[name].format(value=value, limit=limit.value)
                 text = text if sound else NO_NUMBER.format(name=name, value=value)
                 text = f"step {step:,}: {text}"
-                acts = sound and name in self._config.acts_on and step > self._config.after
-                if acts and self._config.action == "stop":
-                    raise CollapseError(f"{text} (stopped: config.collapse.action is 'stop')")
-                if name not in self._active:
+                if sound and name in self._config.acts_on and step > self._config.after:
+                    self._act(step, text)
+                if name not in self._told:
                     warnings.append(f"warning: {text}")
                 self._active.add(name)
+                self._told.add(name)
             elif limit.recovered_at(value):
                 self._active.discard(name)
+                self._told.discard(name)
         return warnings
+
+    def _act(self, step: int, text: str) -> None:
+        config = self._config
+        if config.action == "stop":
+            raise CollapseError(f"{text} (stopped: config.collapse.action is 'stop')")
+        if config.action == "back" and self.returns < config.max_returns:
+            rate = config.rate_factor ** (self.returns + 1)
+            raise GoBack(
+                step,
+                f"{text}; going back to step {self.healthy:,}, at {rate:g} of the learning rate "
+                f"({self.returns + 1} of {config.max_returns} times)",
+            )
+        if config.action == "back":
+            raise CollapseError(
+                f"{text} (stopped: to go back to step {self.healthy:,} {self.returns} times, at "
+                f"{self.rate:g} of the learning rate at last, has not helped)"
+            )

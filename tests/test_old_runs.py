@@ -98,8 +98,10 @@ def test_old_runs_resume(old):
         assert [line["step"] for line in after] == [1, 2, 3, 4]
         for key in ("loss", "grad_norm", "learning_rate"):
             numbers = ([line[key] for line in lines] for lines in (after, before))
-            # The runs were made with another XLA, too, whose rounding later steps amplify.
-            limit = 1e-6 if jax.__version__ == "0.10.2" else 1e-4
+            # The sums of another XLA, or of another number of cores, are rounded otherwise, and
+            # later steps amplify that.
+            same = jax.__version__ == "0.10.2" and len(os.sched_getaffinity(0)) == 2
+            limit = 1e-6 if same else 1e-4
             np.testing.assert_allclose(*numbers, rtol=limit, err_msg=f"{name} {key}")
         stored = json.loads((old / name / "config.json").read_text())
         for gone in RENAMED:

@@ -54,6 +54,8 @@ class Checkpoints:
       every: save each so many steps; 0 saves only when forced.
       keep: how many of the latest checkpoints to keep (while one is written, it comes on top).
       keep_every: keep all checkpoints at multiples of so many steps as well.
+      timeout: seconds that a save may take, else it has failed. As long, the processes wait for one
+        whose own writes have failed, at the next save.
 
     Attributes:
       tell: what lines for the user are passed to, on process 0; prints on stderr by default.
@@ -70,6 +72,7 @@ class Checkpoints:
         every: NonNegativeInt,
         keep: PositiveInt = 2,
         keep_every: PositiveInt | None = None,
+        timeout: PositiveInt = 1200,
     ):
         step_folder.hush()
         self.tell: Callable[[str], None] = functools.partial(print, file=sys.stderr, flush=True)
@@ -88,7 +91,7 @@ class Checkpoints:
             distributed.on_first(self._set_incomplete_aside)
             self._orbax = ocp.training.Checkpointer(
                 self._directory,
-                context=step_folder.context(),
+                context=step_folder.context(timeout=timeout),
                 save_decision_policy=when.AnySavePolicy(interval),
                 preservation_policy=which.AnyPreservationPolicy(kept),
                 # Process 0 lists the folder for all: on a network disk another process may still

@@ -40,10 +40,11 @@ class Damaged(UserError):
     """Why a folder is not what was saved, without its name."""
 
 
-def context(alone: bool = False) -> ocp.Context:
+def context(alone: bool = False, timeout: int | None = None) -> ocp.Context:
     """Orbax options: JSON files, and a part of a state may be read.
 
-    alone: a process does not wait for the others, who may have failed.
+    alone: a process does not wait for the others, who may have failed. timeout: seconds that a save
+    may take, on each process and for all of them to meet at its end; orbax's own without.
     """
     registry = ocp.handlers.local_registry()
     for name in ("position", "manifest"):
@@ -51,6 +52,8 @@ def context(alone: bool = False) -> ocp.Context:
     context = ocp.Context()
     context.checkpointables_options.registry = registry
     context.pytree_options.loading.partial_load = True
+    if timeout is not None:
+        context.async_options.timeout_secs = timeout
     if alone:
         context.multiprocessing_options.primary_host = jax.process_index()
         context.multiprocessing_options.active_processes = {jax.process_index()}

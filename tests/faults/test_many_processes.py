@@ -1,0 +1,269 @@
+"""Several processes of one run: one of them is killed, and starts of every recipe.
+
+    python tests/faults/test_many_processes.py kills 6
+    python tests/faults/test_many_processes.py starts 21 2 [8]
+
+The first kills one of two processes so many times, resumes each time, and compares with a run
+without kills. The second starts the smoke configs in turn, 21 starts of 2 processes, here beside 8
+busy loops, and compares the metrics of each start with those of the others of the same config.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import random
+import re
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint.experimental.v1 as ocp
+import pytest
+
+from data2vec_jax.core.checkpoints import Checkpoints
+
+ROOT = Path(__file__).resolve().parents[2]
+SHARED_MEMORY = Path("/dev/shm")
+RECIPES = ["vision_v2", "speech_v2", "text_v2", "sound_v2", "vision_v1", "speech_v1", "text_v1"]
+TOTAL, EVERY = 60, 4
+MARK = "DATA2VEC_TEST"  # an environment variable: what we started, also what became an orphan
+END_SECONDS = 15  # from a kill to the end of all
+pytestmark = pytest.mark.xdist_group("processes")  # one after the other
+
+
+def start(recipe, workdir, processes, *options):
+    """`launch/local.sh`, whose processes bear the mark `workdir`."""
+    command = ["bash", ROOT / "launch/local.sh", f"--processes={processes}"]
+    command += [f"--config={ROOT}/configs/{recipe}.py:smoke", f"--workdir={workdir}", *options]
+    return subprocess.Popen(
+        list(map(str, command)),
+        env=os.environ | {"XLA_FLAGS": "", MARK: str(workdir)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def alive(workdir):
+    """Processes with the mark `workdir` that have not ended -> their parents (Linux)."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            marks = (folder / "environ").read_bytes().split(b"\0")
+            state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
+            if f"{MARK}={workdir}".encode() in marks and state != "Z":
+                found[int(folder.name)] = int(parent)
+    return found
+
+
+def await_end(workdir, seconds=5):
+    """Who of the marked processes is left after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while (left := alive(workdir)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return left
+
+
+def end_all(workdir):
+    for pid in alive(workdir):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def lines(workdir):
+    """The lines of metrics, without what depends on the clock."""
+    found = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    of_time = ("examples_per_second", "mfu", "goodput")
+    return [{k: v for k, v in line.items() if k not in of_time} for line in found]
+
+
+def state_of(workdir, step):
+    """Every array of a checkpoint, read by orbax alone, on any number of devices."""
+    folder = workdir / f"checkpoints/{step}"
+    shapes = ocp.metadata(folder, checkpointable_name="state").metadata
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
+    found = {}
+    tree = ocp.load(folder, abstract, checkpointable_name="state")
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        found[jax.tree_util.keystr(path)] = np.asarray(leaf)
+    return found
+
+
+# One of two is killed -----------------------------------------------------------------------------
+
+
+def small(workdir):
+    options = ["model.width=16", "data.batch_size=8", f"total_steps={TOTAL}", "log_every=1"]
+    options += [f"checkpoint.every={EVERY}", "data.workers=1"]
+    return start("vision_v1", workdir, 2, *(f"--config.{option}" for option in options))
+
+
+def kill_one(process, workdir, victim, when, step):
+    """Kills one of two processes, in the middle of a save or not, after `step`.
+
+    Returns seconds to the end of all, and what was said.
+    """
+    file, checkpoints = workdir / "metrics.jsonl", workdir / "checkpoints"
+    deadline = time.monotonic() + 300
+    while not (file.exists() and file.read_text().count("\n") >= step):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    while when == "save" and not any("tmp" in name for name in os.listdir(checkpoints)):
+        assert process.poll() is None, "it ended before it saved"
+        time.sleep(0.001)
+    marked = alive(workdir)
+    trainers = sorted(pid for pid, parent in marked.items() if parent == process.pid)
+    readers = [pid for pid, parent in marked.items() if parent in trainers]
+    assert len(trainers) == 2 and len(readers) >= 2, marked
+    os.kill(trainers[victim], signal.SIGKILL)
+    began = time.monotonic()
+    text = process.communicate(timeout=120)[1]
+    return time.monotonic() - began, text
+
+
+def kill_many(folder, kills, seed=0):
+    """Kills and resumes a run so many times.
+
+    Yields what was killed, seconds to the end of all, and what was said.
+    """
+    whole, run, rng = folder / "whole", folder / "run", random.Random(seed)
+    process = small(whole)
+    text = process.communicate(timeout=600)[1]
+    assert process.returncode == 0, text
+
+    before = set(SHARED_MEMORY.iterdir())
+    try:
+        for i in range(kills):
+            victim, when = i % 2, ("save", "save", "any time", "any time")[i % 4]
+            first, last = (max(1, TOTAL * 3 // 4 * n // kills) for n in (i, i + 1))
+            process = small(run)
+            seconds, text = kill_one(process, run, victim, when, rng.randint(first, last))
+            yield f"process {victim}, {when}", seconds, text
+            assert process.returncode == 137, text
+            assert f"process {victim} ended with code 137; the others were stopped" in text
+            assert seconds < END_SECONDS, text
+            assert not await_end(run)
+            assert set(SHARED_MEMORY.iterdir()) <= before
+        process = small(run)
+        text = process.communicate(timeout=600)[1]
+        assert process.returncode == 0, text
+    finally:
+        end_all(run)
+    assert lines(run) == lines(whole)
+    wanted, arrays = (state_of(workdir, TOTAL) for workdir in (whole, run))
+    assert wanted.keys() == arrays.keys() and len(arrays) > 50
+    for name, array in wanted.items():
+        np.testing.assert_array_equal(arrays[name], array, name, strict=True)
+
+
+def test_one_of_two_is_killed(tmp_path):
+    for _, _, text in kill_many(tmp_path, 2):
+        assert len(text.splitlines()) < 30, text
+
+
+# One of two fails ---------------------------------------------------------------------------------
+
+
+def save_together(directory, port, process):
+    """Other process: one of two. The second cannot write its arrays of the first save."""
+    jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=int(process))
+    mesh = jax.make_mesh((2,), ("data",))
+    place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    whole = np.random.default_rng(0).random((2, 1 << 18), "float32")
+    state = {"x": jax.make_array_from_callback(whole.shape, place, lambda index: whole[index])}
+    with Checkpoints(directory, every=1, keep=9, timeout=6) as checkpoints:
+        for step in (1, 2):
+            if process == "1":
+                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+                room = 40_000 if step == 1 else resource.RLIM_INFINITY
+                resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
+            began = time.monotonic()
+            checkpoints.save(step, state, {"batch": step})
+            checkpoints.wait()
+            print(f"save {step}: {time.monotonic() - began:.1f} s", flush=True)
+
+
+def test_one_that_cannot_write_delays_the_next_save_by_the_timeout(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    env = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, __file__, "save_together", tmp_path / "checkpoints", port]
+    pair = [
+        subprocess.Popen([*map(str, command), i], env=env, stdout=-1, stderr=-1, text=True)
+        for i in "01"
+    ]
+    for process, (out, err) in [(p, p.communicate(timeout=120)) for p in pair]:
+        assert process.returncode == 0, err
+        first, second = map(float, re.findall(r"^save \d: (\S+) s$", out, re.M))
+        assert 4 < first < 30 and second < 5, out
+        told = [line for line in err.splitlines() if "NOT SAVED" in line]
+        assert len(told) == (process is pair[0]), err
+    assert "Traceback" not in err
+    assert os.listdir(tmp_path / "checkpoints") == ["2"]
+
+
+# Starts -------------------------------------------------------------------------------------------
+
+
+def starts(folder, count, processes, recipes=RECIPES, steps=3):
+    """Starts the recipes in turn. Yields recipe, exit code, whether like the first, seconds."""
+    first = {}
+    for i, recipe in zip(range(count), itertools.cycle(recipes)):
+        workdir, began = folder / f"{recipe}-{processes}-{i}", time.monotonic()
+        options = [f"--config.total_steps={steps}", "--config.log_every=1"]
+        process = start(recipe, workdir, processes, *options)
+        try:
+            text = process.communicate(timeout=900)[1]
+        finally:
+            end_all(workdir)
+        if process.returncode:
+            print(text, file=sys.stderr)
+            yield recipe, process.returncode, False, time.monotonic() - began
+            continue
+        found = lines(workdir)
+        assert [line["step"] for line in found] == [*range(1, steps + 1)]
+        same = found == first.setdefault(recipe, found)
+        yield recipe, 0, same, time.monotonic() - began
+
+
+def test_two_starts_of_two_processes_are_the_same(tmp_path):
+    results = list(starts(tmp_path, 2, 2, recipes=["vision_v2"]))
+    assert [result[:3] for result in results] == [("vision_v2", 0, True)] * 2
+
+
+def main(what, count, processes=2, burners=0):
+    loops = [["nice", "-n", "5", sys.executable, "-c", "while True: pass"]] * int(burners)
+    with tempfile.TemporaryDirectory() as place, contextlib.ExitStack() as stack:
+        if what == "kills":
+            for kind, seconds, text in kill_many(Path(place), int(count)):
+                lines = len(text.splitlines())
+                print(f"{kind}: all ended after {seconds:.1f} s, {lines} lines", flush=True)
+                print(text, file=sys.stderr, flush=True)
+            print("lines of metrics, and all arrays of the last checkpoint, are equal")
+            return
+        for command in loops:
+            stack.callback(subprocess.Popen(command).kill)
+        found = []
+        for result in starts(Path(place), int(count), int(processes)):
+            found.append(result)
+            print("{} code {}, like the first: {}, {:.0f} s".format(*result), flush=True)
+        good = sum(not code and same for _, code, same, _ in found)
+        print(f"{good} of {len(found)} starts of {processes} processes, {burners} busy loops")
+
+
+if __name__ == "__main__":
+    save_together(*sys.argv[2:]) if sys.argv[1] == "save_together" else main(*sys.argv[1:])

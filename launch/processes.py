@@ -75,7 +75,9 @@ def supervise(children: Sequence[subprocess.Popen], signals: Sequence[int]) -> l
     passed_on, deadline = 0, float("inf")
     while True:
         running = [child for child in children if child.poll() is None]
-        failed += [i for i, c in enumerate(children) if c.returncode and i not in failed]
+        new = [i for i, c in enumerate(children) if c.returncode and i not in failed]
+        # Of two that have ended since the last look, one that was killed is the reason.
+        failed += sorted(new, key=lambda i: children[i].returncode > 0)
         if not running:
             return failed
         if failed:

@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import queue
+import re
 import signal
 import sys
 import threading
@@ -29,6 +30,8 @@ from data2vec_jax.core.errors import STOPPED, UserError
 SHUTDOWN_SECONDS = 15  # for all processes to end, after they have met
 MEETING_SECONDS = 3600  # a process that died ends the run long before
 GRACE_SECONDS = 2  # for all processes to print why they end
+# What JAX says of a message (of gloo, NCCL, or its coordination service) whose other end is gone.
+_LOST = re.compile(r"Connection (reset|closed|refused)|Broken pipe|remote process exited|heartbeat")
 _POLL_SECONDS = 0.1  # between two looks for a notice
 _WORKER = "what a notice may leave behind"
 
@@ -226,6 +229,7 @@ def failing_together() -> Iterator[None]:
     It leaves collectives and saves in flight, and Python's own way out waits for those, as they
     wait for the other processes, for many minutes. Most exits with a message (`SystemExit`) are met
     by all processes, which get a moment to print it before process 0, their meeting point, is gone.
+    Where another process has died, the error that JAX raises is told in a line.
     """
     try:
         yield
@@ -239,6 +243,10 @@ def failing_together() -> Iterator[None]:
         if isinstance(error, SystemExit):
             code = error.code
             time.sleep(GRACE_SECONDS if together else 0)
+        elif isinstance(error, jax.errors.JaxRuntimeError) and _LOST.search(str(error)):
+            reason = str(error).splitlines()[0]
+            text = f"error: another process is gone ({reason}); the same command resumes"
+            print(text, file=sys.stderr)
         else:
             traceback.print_exc()
         for reader in multiprocessing.active_children():

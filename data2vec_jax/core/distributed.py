@@ -30,8 +30,11 @@ from data2vec_jax.core.errors import STOPPED, UserError
 SHUTDOWN_SECONDS = 15  # for all processes to end, after they have met
 MEETING_SECONDS = 3600  # a process that died ends the run long before
 GRACE_SECONDS = 2  # for all processes to print why they end
-# What JAX says of a message (of gloo, NCCL, or its coordination service) whose other end is gone.
-_LOST = re.compile(r"Connection (reset|closed|refused)|Broken pipe|remote process exited|heartbeat")
+# What JAX says of a message whose other end is gone: a status, then the words of gloo, NCCL, or its
+# coordination service. It is a JaxRuntimeError, or a ValueError.
+_LOST = re.compile(
+    r"[A-Z_]+: .*(Connection (reset|closed|refused)|Broken pipe|remote process exited|heartbeat)"
+)
 _POLL_SECONDS = 0.1  # between two looks for a notice
 _WORKER = "what a notice may leave behind"
 
@@ -243,7 +246,7 @@ def failing_together() -> Iterator[None]:
         if isinstance(error, SystemExit):
             code = error.code
             time.sleep(GRACE_SECONDS if together else 0)
-        elif isinstance(error, jax.errors.JaxRuntimeError) and _LOST.search(str(error)):
+        elif together and _LOST.match(str(error)):
             reason = str(error).splitlines()[0]
             text = f"error: another process is gone ({reason}); the same command resumes"
             print(text, file=sys.stderr)

@@ -1,11 +1,11 @@
 """Several processes of one run: one of them is killed, and starts of every recipe.
 
     python tests/faults/test_many_processes.py kills 6
-    python tests/faults/test_many_processes.py starts 21 2 [8]
+    python tests/faults/test_many_processes.py starts 21 2 8
 
 The first kills one of two processes so many times, resumes each time, and compares with a run
-without kills. The second starts the smoke configs in turn, 21 starts of 2 processes, here beside 8
-busy loops, and compares the metrics of each start with those of the others of the same config.
+without kills. The second starts the smoke configs in turn, here 21 times with 2 processes and every
+second round beside 8 busy loops, and compares the metrics of each start with the first of its kind.
 """
 
 import contextlib
@@ -221,35 +221,43 @@ def test_one_that_cannot_write_delays_the_next_save_by_the_timeout(tmp_path):
 # Starts -------------------------------------------------------------------------------------------
 
 
-def starts(folder, count, processes, recipes=RECIPES, steps=3):
-    """Starts the recipes in turn. Yields recipe, exit code, whether like the first, seconds."""
+def starts(folder, count, processes, burners=0, recipes=RECIPES, steps=3):
+    """Starts the recipes in turn, every second round beside busy loops.
+
+    Yields recipe, number of busy loops, exit code, whether it is like the first, seconds.
+    """
     first = {}
+    loop = ["nice", "-n", "5", sys.executable, "-c", "while True: pass"]
     for i, recipe in zip(range(count), itertools.cycle(recipes)):
         workdir, began = folder / f"{recipe}-{processes}-{i}", time.monotonic()
+        beside = burners if i // len(recipes) % 2 else 0
+        loops = [subprocess.Popen(loop) for _ in range(beside)]
         options = [f"--config.total_steps={steps}", "--config.log_every=1"]
         process = start(recipe, workdir, processes, *options)
         try:
             text = process.communicate(timeout=900)[1]
         finally:
             end_all(workdir)
+            for other in loops:
+                other.kill()
+                other.wait()
+        same = False
         if process.returncode:
             print(text, file=sys.stderr)
-            yield recipe, process.returncode, False, time.monotonic() - began
-            continue
-        found = lines(workdir)
-        assert [line["step"] for line in found] == [*range(1, steps + 1)]
-        same = found == first.setdefault(recipe, found)
-        yield recipe, 0, same, time.monotonic() - began
+        else:
+            found = lines(workdir)
+            assert [line["step"] for line in found] == [*range(1, steps + 1)]
+            same = found == first.setdefault(recipe, found)
+        yield recipe, beside, process.returncode, same, time.monotonic() - began
 
 
 def test_two_starts_of_two_processes_are_the_same(tmp_path):
     results = list(starts(tmp_path, 2, 2, recipes=["vision_v2"]))
-    assert [result[:3] for result in results] == [("vision_v2", 0, True)] * 2
+    assert [result[:4] for result in results] == [("vision_v2", 0, 0, True)] * 2
 
 
 def main(what, count, processes=2, burners=0):
-    loops = [["nice", "-n", "5", sys.executable, "-c", "while True: pass"]] * int(burners)
-    with tempfile.TemporaryDirectory() as place, contextlib.ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as place:
         if what == "kills":
             for kind, seconds, text in kill_many(Path(place), int(count)):
                 lines = len(text.splitlines())
@@ -257,14 +265,13 @@ def main(what, count, processes=2, burners=0):
                 print(text, file=sys.stderr, flush=True)
             print("lines of metrics, and all arrays of the last checkpoint, are equal")
             return
-        for command in loops:
-            stack.callback(subprocess.Popen(command).kill)
         found = []
-        for result in starts(Path(place), int(count), int(processes)):
+        for result in starts(Path(place), int(count), int(processes), int(burners)):
             found.append(result)
-            print("{} code {}, like the first: {}, {:.0f} s".format(*result), flush=True)
-        good = sum(not code and same for _, code, same, _ in found)
-        print(f"{good} of {len(found)} starts of {processes} processes, {burners} busy loops")
+            text = "{} with {} busy loops: code {}, like the first: {}, {:.0f} s"
+            print(text.format(*result), flush=True)
+        good = sum(not code and same for _, _, code, same, _ in found)
+        print(f"{good} of {len(found)} starts of {processes} processes")
 
 
 if __name__ == "__main__":

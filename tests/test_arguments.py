@@ -7,6 +7,8 @@ import pytest
 
 from data2vec_jax.cli.arguments import find_config, parse
 from data2vec_jax.core.errors import UserError
+from data2vec_jax.tasks import pretrain
+from data2vec_jax.tasks.registry import check_config
 
 CONFIGS = Path(__file__).resolve().parent.parent / "data2vec_jax/configs"
 
@@ -56,5 +58,36 @@ def test_mistakes_name_what_is_near():
         find_config("common")
     with pytest.raises(UserError, match=r"no config file /nowhere/mine\.py"):
         find_config("/nowhere/mine.py:base")
-    with pytest.raises(UserError, match="widht"):
-        parsed("--config=vision_v2:smoke", "--config.model.widht=8")
+    config, _ = parsed("--config=vision_v2:smoke", "--config.model.widht=8")
+    with pytest.raises(
+        UserError, match=r"config.model.widht: no such option; did you mean 'width'"
+    ):
+        pretrain.abstract_task(config)
+    config, _ = parsed("--config=vision_v2:smoke", "--config.skipp.max_in_a_row=8")
+    with pytest.raises(UserError, match=r"config.skipp: no such option; did you mean 'skip'"):
+        check_config(config)
+
+
+def test_options_that_the_recipe_leaves_at_their_defaults():
+    """They have no place in the recipe, which ml_collections asks for."""
+    recipe, _ = parsed("--config=vision_v2:smoke")
+    assert "skip" not in recipe and "max_pixels" not in recipe["examples"]
+    config, _ = parsed(
+        "--config=vision_v2:smoke",
+        "--config.skip.max_deviations=6.5",
+        "--config.examples.max_pixels=1000000",
+        "--config.examples.background=(0, 0, 0)",
+        "--config.collapse.action=back",
+        "--config.data.eval_split=none",
+        "--config.model.width=16",
+    )
+    assert config["skip"] == {"max_deviations": 6.5}
+    assert config["examples"]["max_pixels"] == 1_000_000
+    assert config["examples"]["background"] == (0, 0, 0)
+    assert config["collapse"]["action"] == "back"
+    assert config["data"]["eval_split"] is None and config["model"]["width"] == 16
+    check_config(config)
+    pretrain.abstract_task(config)
+    config, _ = parsed("--config=vision_v2:smoke", "--config.skip.max_deviations=many")
+    with pytest.raises(UserError, match=r"config.skip.max_deviations: 'many' is not a number"):
+        check_config(config)

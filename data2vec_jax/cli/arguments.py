@@ -5,6 +5,7 @@ of the user's own. `--config.section.key=value` overrides an option of it.
 """
 
 import argparse
+import ast
 import os
 import sys
 import traceback
@@ -74,9 +75,32 @@ def parse(
         print((sys.modules["__main__"].__doc__ or __doc__).strip())
         sys.exit(0)
     argv = [argv[0], *map(_current_option, _joined(argv[1:]))]
+    changes = {a.split("=")[0]: a for a in argv if a.startswith("--config.") and "=" in a}
+    # ml_collections knows the options that the recipe sets; others stay at their defaults.
+    recipe = _flags([a for a in argv if a not in changes.values()], options).config
+    added = {name: a for name, a in changes.items() if _is_added(recipe, name.split(".")[1:])}
+    values = _flags([a for a in argv if a not in added.values()], options)
+    for name in required:
+        if not values[name].value:
+            raise UserError(f"--{name}={options[name]} is missing")
+    found = {name: values[name].value for name in options}
+    paths = {name for name, meaning in options.items() if meaning in PATHS}
+    found |= {name: str(user_path(found[name])) for name in paths if found[name]}
+    config = values.config.to_dict()
+    for name, argument in added.items():
+        *sections, key = name.split(".")[1:]
+        place = config
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[key] = _value(argument.partition("=")[2])
+    return with_current_names(config), found
+
+
+def _flags(argv: Sequence[str], options: Mapping[str, str]) -> flags.FlagValues:
+    """What absl and ml_collections make of a command line."""
     values = flags.FlagValues()
     config_flags.DEFINE_config_file(
-        "config", None, "config file, path.py:variant", flag_values=values, sys_argv=argv
+        "config", None, "config file, path.py:variant", flag_values=values, sys_argv=list(argv)
     )
     for name, meaning in options.items():
         define = flags.DEFINE_string if meaning else flags.DEFINE_bool
@@ -100,13 +124,32 @@ def parse(
     if not isinstance(values.config, ConfigDict):
         kind = type(values.config).__name__
         raise UserError(f"--config: get_config returns a {kind}, not an ml_collections.ConfigDict")
-    for name in required:
-        if not values[name].value:
-            raise UserError(f"--{name}={options[name]} is missing")
-    found = {name: values[name].value for name in options}
-    paths = {name for name, meaning in options.items() if meaning in PATHS}
-    found |= {name: str(user_path(found[name])) for name in paths if found[name]}
-    return with_current_names(values.config.to_dict()), found
+    return values
+
+
+def _is_added(config: Any, path: Sequence[str]) -> bool:
+    """Whether the recipe has no such option, in sections that it has or may get.
+
+    Whether there is such an option is for those to say who know the section: `check_section`.
+    """
+    for part in path:
+        if not isinstance(config, ConfigDict) or not part.isidentifier():
+            return False
+        if part not in config:
+            return all(each.isidentifier() for each in path)
+        config = config[part]
+    return False
+
+
+def _value(text: str) -> Any:
+    """A number, a list or a name such as None or true; else the text itself."""
+    names = {"none": None, "null": None, "true": True, "false": False}
+    if text.lower() in names:
+        return names[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
 
 
 def _line_of_config(error: Exception, argv: Sequence[str]) -> str:

@@ -374,7 +374,8 @@ def test_options_of_the_command_line(tmp_path):
         [base, "more"],
     ):
         with pytest.raises(UserError) as error:
-            parse(["train", *arguments, f"--workdir={tmp_path}"])
+            config, _ = parse(["train", *arguments, f"--workdir={tmp_path}"])
+            prepare(config)  # which knows the options that the recipe does not set
         one_line(error)
     with pytest.raises(UserError, match="--workdir=DIR is missing"):
         parse(["train", base])

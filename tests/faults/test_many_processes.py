@@ -251,11 +251,6 @@ def starts(folder, count, processes, burners=0, recipes=RECIPES, steps=3):
         yield recipe, beside, process.returncode, same, time.monotonic() - began
 
 
-def test_two_starts_of_two_processes_are_the_same(tmp_path):
-    results = list(starts(tmp_path, 2, 2, recipes=["vision_v2"]))
-    assert [result[:4] for result in results] == [("vision_v2", 0, 0, True)] * 2
-
-
 def main(what, count, processes=2, burners=0):
     with tempfile.TemporaryDirectory() as place:
         if what == "kills":

@@ -30,7 +30,7 @@ from data2vec_jax.cli.arguments import parse
 from data2vec_jax.cli.output import run_main, say
 from data2vec_jax.core import distributed, sharding
 from data2vec_jax.core.bad_examples import KEY as BAD
-from data2vec_jax.core.bad_examples import BadExamples
+from data2vec_jax.core.bad_examples import BadExamples, BadExamplesFile
 from data2vec_jax.core.checkpoints import Checkpoints, init_state_from
 from data2vec_jax.core.config import differences, with_current_names
 from data2vec_jax.core.errors import STOPPED, UserError
@@ -297,7 +297,8 @@ def attempt(
     """From a checkpoint to the end of the run, or to a notice; raises what `take_steps` does."""
     task, start, first = run.task, position["batch"], distributed.is_main_process()
     throughput = throughput_of(task, run.mesh, watch, start)
-    skipped = SkippedUpdates(workdir, run.skip, position.get("skipped", {}))
+    bad_file = BadExamplesFile(workdir, start) if first else None
+    skipped = SkippedUpdates(bad_file, run.skip, position.get("skipped", {}))
     writer = Writer(
         workdir,
         total_steps=run.config["total_steps"],
@@ -306,7 +307,7 @@ def attempt(
         enabled=first,
         rates=lambda step: throughput.read(step) | skipped.read(step),
     )
-    bad_examples = BadExamples(workdir, task.size, task.max_bad_share, start, writer.note)
+    bad_examples = BadExamples(bad_file, task.size, task.max_bad_share, writer.note)
     instruments = Instruments(watch, writer, monitor, skipped, bad_examples)
     # Until here `notices` has answered: there was nothing to save.
     with (

@@ -4,11 +4,14 @@ What a test records as `line` is printed at the end of the run, whichever proces
 """
 
 import os
+import signal
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+# Under nohup SIGHUP is ignored, here and in all processes that tests start to send them one.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")

@@ -6,7 +6,6 @@ example could not be read (r: 'damaged', 'sample rate', ...), or the whole updat
 
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import jax
 import numpy as np
 
 from data2vec_jax.core import distributed
+from data2vec_jax.core.appended import AppendedFile
 from data2vec_jax.core.errors import UserError
 
 FILE = "bad_examples.jsonl"
@@ -50,12 +50,33 @@ def unpack(data: np.ndarray) -> list[BadExample]:
     return [BadExample(*fields) for fields in json.loads(bytes(data))]
 
 
-def append_lines(workdir: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    """Appends lines to the file, and waits until they are on disk."""
-    with (workdir / FILE).open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(line) + "\n" for line in lines)
-        file.flush()
-        os.fsync(file.fileno())
+class BadExamplesFile:
+    """The file of a run, which is made with its first line. A disk that is full ends no run: lines
+    wait in memory, see `AppendedFile`.
+
+    resume_step: the file is cut back to it; 0 starts it anew.
+    """
+
+    def __init__(self, workdir: Path, resume_step: int = 0):
+        self.path = workdir / FILE
+        self._file: AppendedFile | None = None
+        self._waiting = b""
+        self.kept = read_lines(workdir, resume_step) if resume_step else []
+        self.path.unlink(missing_ok=True)
+        self.append(self.kept)
+
+    def append(self, lines: Iterable[Mapping[str, Any]] = ()) -> None:
+        """Puts lines on disk, and those that wait."""
+        self._waiting += b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+        if not self._waiting and not (self._file and self._file.problem):
+            return
+        try:
+            self._file = self._file or AppendedFile(self.path)
+        except OSError:
+            return
+        self._file.append(self._waiting)
+        self._file.sync()
+        self._waiting = b""
 
 
 def read_lines(workdir: Path, up_to: int) -> list[dict[str, Any]]:
@@ -74,31 +95,25 @@ def read_lines(workdir: Path, up_to: int) -> list[dict[str, Any]]:
 class BadExamples:
     """Counts the bad examples of a run, each once, and writes them to its file.
 
-    size: examples of the corpus. max_share: of them, rounded up, that may be bad. resume_step: the
-    file is cut back to it; 0 starts it anew. tell: is called with lines for the user. With many
+    file: of the run; None on all processes but the first. size: examples of the corpus. max_share:
+    of them, rounded up, that may be bad. tell: is called with lines for the user. With many
     processes the first one writes, and all learn of the others' at `meet`.
     """
 
     def __init__(
         self,
-        workdir: Path,
+        file: BadExamplesFile | None,
         size: int,
         max_share: float,
-        resume_step: int = 0,
         tell: Callable[[str], None] = lambda line: None,
     ):
         if not 0 <= max_share <= 1:
             raise UserError(f"config.data.max_bad_share: {max_share} is not a share from 0 to 1")
-        self._workdir, self._size, self._max_share = workdir, size, max_share
-        self._tell = tell
+        self._file, self._size, self._max_share = file, size, max_share
+        self._tell, self._place = tell, file.path if file else FILE
         self._allowed = math.ceil(round(max_share * size, 9))
         self._waiting: list[BadExample] = []
-        kept: list[dict[str, Any]] = []
-        if distributed.is_main_process():
-            kept = read_lines(workdir, resume_step) if resume_step else []
-            (workdir / FILE).unlink(missing_ok=True)
-            if kept:
-                append_lines(workdir, kept)
+        kept = file.kept if file else []
         if jax.process_count() > 1:
             kept = json.loads(distributed.gather_texts(json.dumps(kept))[0])
         self._met = {  # (id, reason) -> what is said of it
@@ -131,12 +146,13 @@ class BadExamples:
         new = {(one.example_id, one.reason): one for one in bad}
         new = {key: one for key, one in new.items() if key not in self._met}
         self._met |= {key: one.message or one.path for key, one in new.items()}
-        if new and distributed.is_main_process():
-            append_lines(self._workdir, map(line_of, new.values()))
+        if self._file:  # also what waits
+            self._file.append(map(line_of, new.values()))
+        if new and self._file:
             for one in list(new.values())[:TOLD]:
                 self._tell(f"left out: {one.message}")
             if len(new) > TOLD:
-                self._tell(f"left out: {len(new) - TOLD:,} more, see {self._workdir / FILE}")
+                self._tell(f"left out: {len(new) - TOLD:,} more, see {self._place}")
 
     @property
     def summary(self) -> str:
@@ -150,7 +166,7 @@ class BadExamples:
         first = next(iter(self._met.values()))
         return (
             f"{count:,} of {self._size:,} examples were left out ({words}; the first is {first}), "
-            f"see {self._workdir / FILE}"
+            f"see {self._place}"
         )
 
     @property

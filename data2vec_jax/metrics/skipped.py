@@ -6,15 +6,13 @@ read some steps later, so that the host does not wait for the step that it has j
 
 import math
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from data2vec_jax.core.bad_examples import FILE, UPDATE, append_lines
-from data2vec_jax.core.distributed import is_main_process
+from data2vec_jax.core.bad_examples import FILE, UPDATE, BadExamplesFile
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.core.train_step import SkipConfig
 
@@ -30,12 +28,12 @@ class SkippedUpdates:
     """The count of a run's updates that were not applied, the same on every process.
 
     Args:
-      workdir: its `bad_examples.jsonl` gets the examples of such an update.
+      file: of bad examples, gets those of such an update; None on all processes but the first.
       saved: the `state_dict` of the checkpoint that the run resumes from; {} if it has none.
     """
 
-    def __init__(self, workdir: Path, config: SkipConfig, saved: Mapping[str, int]):
-        self._workdir, self._config = workdir, config
+    def __init__(self, file: BadExamplesFile | None, config: SkipConfig, saved: Mapping[str, int]):
+        self._file, self._config = file, config
         self._pending: list[tuple[int, Mapping[str, Any], Any]] = []
         self.tell: Callable[[str], None] = lambda text: None  # takes lines for the user
         self.count, self.in_a_row = saved.get("count", 0), saved.get("in_a_row", 0)
@@ -72,20 +70,21 @@ class SkippedUpdates:
         self.count += 1
         self.in_a_row += 1
         ids = _whole(example_ids)
-        if is_main_process():
+        if self._file:
             line = {"path": "", "reason": UPDATE}
-            append_lines(self._workdir, ({"step": step, "example_id": i} | line for i in ids))
+            self._file.append({"step": step, "example_id": i} | line for i in ids)
         why = _reason(float(scalars["loss"]), float(scalars["grad_norm"]))
         self.tell(
             f"warning: step {step:,}: update not applied, {why} ({self.count:,} so far); its "
             f"examples are in {FILE}"
         )
         if self.in_a_row > self._config.max_in_a_row:
+            place = self._file.path if self._file else FILE
             raise SkippedError(
                 f"step {step:,}: {why}, and {self.in_a_row} updates in a row were not applied "
                 "(more than config.skip.max_in_a_row); parameters and checkpoints are those before "
                 "them. Try a lower config.schedule.peak, a longer warm-up, config.optim.clip, "
-                f"config.dtype=float32, or look at the examples in {self._workdir / FILE}"
+                f"config.dtype=float32, or look at the examples in {place}"
             )
 
 

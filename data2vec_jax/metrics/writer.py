@@ -36,8 +36,9 @@ from typing import Any, TextIO
 import jax
 import numpy as np
 
+from data2vec_jax.core.appended import AppendedFile
 from data2vec_jax.core.errors import UserError
-from data2vec_jax.metrics.appended import AppendedFile, EventFile
+from data2vec_jax.metrics.events import EventFile
 
 Line = dict[str, Any]  # step, split, then scalars
 

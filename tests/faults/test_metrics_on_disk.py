@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import os
 import resource
 import signal
@@ -10,6 +11,8 @@ import sys
 from pathlib import Path
 
 from data2vec_jax.metrics.writer import FILE, Writer, read_lines
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def write_to_a_limit(path):
@@ -62,6 +65,31 @@ def test_a_file_that_is_removed_is_made_anew(tmp_path):
     assert [line["step"] for line in read_lines(tmp_path / FILE)] == [2, 3, 4]
     assert digest["sha256"] == hashlib.sha256(left).hexdigest() and digest["lines"] == 3
     assert stream.getvalue().count("WAS REMOVED") == 1
+
+
+def test_lines_of_bad_examples_wait_for_a_full_disk(tmp_path):
+    """A file-size limit stands for the disk."""
+    code = f"""
+import resource, signal
+from pathlib import Path
+from data2vec_jax.core.bad_examples import BadExamplesFile
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+file = BadExamplesFile(Path({str(tmp_path)!r}))
+lines = [{{"step": n, "example_id": n, "path": "p", "reason": "damaged"}} for n in range(40)]
+file.append(lines[:1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+for line in lines[1:39]:
+    file.append([line])
+print(file.path.read_text().count(chr(10)), flush=True)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+file.append()
+file.append(lines[39:])
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout == "1\n"
+    written = (tmp_path / "bad_examples.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in written] == [*range(40)]
 
 
 if __name__ == "__main__":

@@ -255,9 +255,14 @@ def _two_hours():
     return np.zeros(2 * 3600 * RATE, np.int16)
 
 
-@pytest.mark.parametrize("suffix,kind", KINDS, ids=[" ".join(key) for key in KINDS])
-def test_one_bad_file_changes_no_other_row(corpora, suffix, kind):
-    modality = SPEECH if suffix in AUDIO else VISION
+BAD_FILES = [(SPEECH if key[0] in AUDIO else VISION, *key) for key in KINDS]
+BAD_FILES += [(SOUND, *key) for key in KINDS if key[0] in AUDIO]
+
+
+@pytest.mark.parametrize(
+    "modality,suffix,kind", BAD_FILES, ids=[f"{m.name} {s} {kind}" for m, s, kind in BAD_FILES]
+)
+def test_one_bad_file_changes_no_other_row(corpora, modality, suffix, kind):
     folder = corpora(suffix)
     path, uri = file_of(folder, suffix), f"folder:{folder}"
     wanted = sound_batches(modality, uri)
@@ -272,6 +277,83 @@ def test_one_bad_file_changes_no_other_row(corpora, suffix, kind):
         write(path, BAD)
     assert compare(found, wanted) >= 1
     assert bad == {(BAD, reason, str(path))}
+
+
+def coded(subtype, channels=1, container=None):
+    """The same tone, coded otherwise; `container` whatever the name says."""
+
+    def damage(path):
+        x = np.stack([tone(BAD)] * channels, 1)
+        soundfile.write(path, x, RATE, subtype=subtype, format=container)
+
+    return damage
+
+
+def painted(mode, **options):
+    """The same picture in another mode."""
+    return lambda path: Image.fromarray(pixels(BAD)).convert(mode).save(path, **options)
+
+
+def films(path):
+    """Two pictures in one file, of which the first is read."""
+    first, second = (Image.fromarray(pixels(i)) for i in (BAD, 0))
+    first.save(path, save_all=True, append_images=[second])
+
+
+# Files that look odd and are sound: nothing is counted, and their example is read.
+SOUND_FILES = {
+    **{("wav", x): coded(x) for x in ("PCM_U8", "PCM_24", "PCM_32", "FLOAT", "DOUBLE")},
+    **{("wav", x): coded(x) for x in ("ULAW", "ALAW", "IMA_ADPCM", "MS_ADPCM")},
+    **{("wav", f"{n} channels"): coded("PCM_16", n) for n in (2, 6)},
+    **{("wav", x): coded("PCM_16", container=x) for x in ("WAVEX", "RF64", "AIFF", "W64")},
+    ("flac", "PCM_24"): coded("PCM_24"),
+    ("flac", "2 channels"): coded("PCM_16", 2),
+    ("ogg", "OPUS"): coded("OPUS"),
+    ("ogg", "2 channels"): coded("VORBIS", 2),
+    ("mp3", "2 channels"): coded("MPEG_LAYER_III", 2),
+    **{("png", x): painted(x) for x in ("1", "L", "LA", "P", "RGBA")},
+    ("png", "16 bits"): lambda path: Image.fromarray(
+        (pixels(BAD).mean(-1) * 257).astype(np.uint16)
+    ).save(path),
+    **{("jpg", x): painted(x) for x in ("L", "CMYK")},
+    ("jpg", "progressive"): painted("RGB", progressive=True),
+    ("jpg", "a PNG by content"): painted("RGB", format="PNG"),
+    ("gif", "two pictures"): films,
+    ("webp", "lossless"): painted("RGB", lossless=True),
+    ("webp", "two pictures"): films,
+    **{("tif", x): painted("RGB", compression=x) for x in ("tiff_lzw", "tiff_adobe_deflate")},
+    **{("tif", x): painted(x) for x in ("1", "L", "CMYK")},
+    ("tif", "two pictures"): films,
+    **{("bmp", x): painted(x) for x in ("1", "L", "P")},
+}
+
+
+@pytest.mark.parametrize("suffix,kind", SOUND_FILES, ids=[" ".join(key) for key in SOUND_FILES])
+def test_an_odd_file_that_is_sound_is_read(corpora, suffix, kind):
+    modality, folder = SPEECH if suffix in AUDIO else VISION, corpora(suffix)
+    path, uri = file_of(folder, suffix), f"folder:{folder}"
+    wanted = sound_batches(modality, uri)
+    try:
+        SOUND_FILES[suffix, kind](path)
+        found, bad = read(modality, uri)
+        whole = open_source(uri, codec=modality.codec)[BAD]
+    finally:
+        path.unlink()
+        write(path, BAD)
+    assert not bad
+    for batch, other in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(batch["example_id"], other["example_id"])
+        rows = other["example_id"] != BAD
+        for name, array in other.items():
+            np.testing.assert_array_equal(batch[name][rows], array[rows])
+    if suffix in AUDIO:
+        size = min(len(whole["audio"]), RATE // 2)
+        assert size > 0.4 * RATE
+        assert np.corrcoef(whole["audio"][:size], tone(BAD)[:size])[0, 1] > 0.9
+    else:
+        assert whole["image"].shape == (32, 24, 3)
+        grey = pixels(BAD).mean(-1)
+        assert np.corrcoef(whole["image"].mean(-1).ravel(), grey.ravel())[0, 1] > 0.5
 
 
 def test_ten_bad_files_of_forty_and_resumed_in_the_middle(corpora, tmp_path):

@@ -34,7 +34,7 @@ from data2vec_jax.cli.output import as_json, run_main
 from data2vec_jax.core import checkpoints, sharding
 from data2vec_jax.core.config import check_section, with_options
 from data2vec_jax.core.errors import UserError, nearest
-from data2vec_jax.core.state import TrainState, matches, path_name
+from data2vec_jax.core.state import TrainState, matches, path_name, shapes_of
 from data2vec_jax.core.train_step import init_state
 from data2vec_jax.modalities import contract
 from data2vec_jax.modalities.contract import Labelled
@@ -85,7 +85,7 @@ def evaluate(workdir: str, changes: Mapping[str, Any]) -> dict[str, Any]:
 
 def load_params(workdir: str, task: Any, config: Mapping[str, Any], mesh: jax.sharding.Mesh) -> Any:
     """Parameters of a run's newest checkpoint, on the mesh."""
-    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    shapes = shapes_of(task.init)
     places = sharding.shardings(shapes, mesh, **config.get("sharding", {}))
     abstract = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, places

@@ -19,6 +19,14 @@ from data2vec_jax.core.config import Range, Share
 Tree = dict[str, Any]
 
 
+def shapes_of(init: Callable[[jax.Array], Any]) -> Any:
+    """Shapes and dtypes of what `init` makes of a key.
+
+    The key is made inside: devices of a mesh that is only planned for run nothing.
+    """
+    return jax.eval_shape(lambda: init(jax.random.key(0)))
+
+
 @flax.struct.dataclass
 class TrainState:
     """Everything that an update changes.

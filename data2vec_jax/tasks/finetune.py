@@ -32,7 +32,7 @@ from data2vec_jax.core.config import (
     check_section,
 )
 from data2vec_jax.core.errors import ExampleError, UserError
-from data2vec_jax.core.state import matches, overlay, path_name
+from data2vec_jax.core.state import matches, overlay, path_name, shapes_of
 from data2vec_jax.core.task import Task
 from data2vec_jax.data import batches, sources
 from data2vec_jax.data.codecs import Codec
@@ -328,7 +328,7 @@ def _outline(config, job):
     if adapters.switched_on(config.get("adapter")):
         options = asdict(AdapterConfig(**config["adapter"]))
         dropout = options.pop("dropout")
-        base = jax.eval_shape(initialiser(model, head, (), shapes[0]), jax.random.key(0))
+        base = shapes_of(initialiser(model, head, (), shapes[0]))
         sites = adapters.find({k: v for k, v in base.items() if k != "task"}, **options)
         loss, predict = _with_adapters(loss, sites, dropout), adapted(predict, sites)
     init = initialiser(model, head, sites, shapes[0])
@@ -391,7 +391,7 @@ def layer_notes(config: Mapping[str, Any], init: Callable, depth: int) -> list[s
     rates, optim = config.get("layerwise_lr"), config["optim"]
     if not rates and not optim.get("frozen"):
         return []
-    shapes = jax.eval_shape(init, jax.random.key(0))
+    shapes = shapes_of(init)
     rows = layerwise.table(
         {k: v for k, v in shapes.items() if k != "adapters"},
         depth,

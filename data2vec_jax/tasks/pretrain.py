@@ -26,7 +26,7 @@ from data2vec_jax.core.config import (
     choose,
 )
 from data2vec_jax.core.errors import UserError, nearest
-from data2vec_jax.core.state import select
+from data2vec_jax.core.state import select, shapes_of
 from data2vec_jax.core.task import Task
 from data2vec_jax.core.train_step import StepKeys
 from data2vec_jax.data import batches, readers
@@ -232,11 +232,9 @@ def _outline(config):
         sampler(shape)  # refuses masks that are impossible
     init, averaged = initialiser(model, shapes[0]), tuple(config["averaged"])
     clones = config["objective"].get("clones", 1)
-    check_averaged(jax.eval_shape(init, jax.random.key(0)), averaged)
-
-    @functools.cache
-    def own_front():
-        return owns_features(model, select(jax.eval_shape(init, jax.random.key(0)), averaged))
+    params = shapes_of(init)
+    check_averaged(params, averaged)
+    own_front = owns_features(model, select(params, averaged))
 
     task = Task(
         shapes=shapes,
@@ -244,7 +242,7 @@ def _outline(config):
         init=init,
         loss=objective.loss,
         averaged=averaged,
-        flops=lambda batch: step_flops(modality, model, sampler, batch, own_front(), clones),
+        flops=lambda batch: step_flops(modality, model, sampler, batch, own_front, clones),
     )
     return task, options, modality, model
 

@@ -364,6 +364,14 @@ def test_a_plan(v5e8):
 
 @needs_libtpu
 @libtpu
+def test_fine_tuning_is_planned_too():
+    """With adapters: what is made of shapes alone must run on none of the planned devices."""
+    out = run("-m", "data2vec_jax.plan", "--config=finetune_text:demo_dora", "--topology=v5e:2x4")
+    assert "fits: " in out and "all-reduce" in out
+
+
+@needs_libtpu
+@libtpu
 def test_messages_of_a_plan(v5e8):
     """Weights are gathered layer by layer and gradients summed by shards; all else are small sums.
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 from configs_for_tests import config_of
 
+from data2vec_jax.core.config import check_section
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.tasks import layerwise
 from data2vec_jax.tasks.pretrain import make_model
@@ -122,4 +123,4 @@ def test_mistakes():
     with pytest.raises(UserError, match="12 blocks, not 24"):
         layerwise.table(shapes, 24, 0.65)
     with pytest.raises(UserError, match=r"layerwise_lr\.decay"):
-        layerwise.layer_rates(12, 0.0)
+        check_section("layerwise_lr", {"decay": 0.0}, layerwise.layer_rates, given=("depth",))

@@ -214,4 +214,5 @@ def test_group_norm_of_features_refuses_padding(only_2):
 
 def test_ways_of_padding_are_named():
     with pytest.raises(UserError, match="did you mean 'exact'"):
-        contract.get("text").model(width=D, encoder=ENCODER, padding="exat").make()
+        options = dict(width=D, encoder=ENCODER, padding="exat")
+        contract.make_model(contract.get("text"), options, jnp.float32)

@@ -92,10 +92,11 @@ def test_adapters_are_options_of_every_recipe():
             classify.abstract_task(classify.resolve_config(config)).notes
         )
         assert not classify.resolve_config(parsed(variant))["optim"].get("frozen")
-    with pytest.raises(UserError, match=r"the config has no option .*rnk"):
-        parsed("finetune_text.py:demo", "--config.adapter.rnk=4")
+    config = parsed("finetune_text.py:demo", "--config.adapter.rnk=4")
+    with pytest.raises(UserError, match=r"config.adapter.rnk: no such option; did you mean 'rank'"):
+        classify.abstract_task(classify.resolve_config(config))
     config = parsed("finetune_text.py:demo", "--config.adapter.targets=('blocks/(',)")
-    with pytest.raises(UserError, match=r"adapter.targets: 'blocks/\(': missing"):
+    with pytest.raises(UserError, match=r"adapter.targets: .*'blocks/\('"):
         classify.abstract_task(classify.resolve_config(config))
 
 

@@ -121,7 +121,7 @@ def check_section(
         and name not in {*given, "self", "parent", "name"}
     }
     prefix = f"config.{section}" if section else "config"
-    if not isinstance(options, Mapping):
+    if not is_section(options):
         raise UserError(f"{prefix}: {shown(options)} is not a section of options")
     for key in options:
         if key not in parameters:
@@ -130,6 +130,11 @@ def check_section(
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in options:
             raise UserError(f"{prefix}: missing option '{name}'")
+
+
+def is_section(value: Any) -> bool:
+    """Whether it is a mapping; ml_collections' ConfigDict is one in all but name."""
+    return isinstance(value, Mapping) or {"keys", "items"} <= set(dir(type(value)))
 
 
 def check_option(option: str, value: Any, annotation: Any) -> None:
@@ -180,6 +185,8 @@ def fits(value: Any, annotation: Any) -> bool:
         return all(fits(each, args[0]) for each in value)
     if origin not in KINDS:
         return True
+    if origin is Mapping:
+        return is_section(value)
     good = isinstance(value, KINDS[origin][-1]) and (origin is bool or not isinstance(value, bool))
     if origin in LARGEST:
         return good and abs(value) <= LARGEST[origin]

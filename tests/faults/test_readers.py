@@ -355,6 +355,6 @@ def test_a_run_whose_readers_are_stopped_and_that_is_killed(tmp_path):
 
     account = re.match(r"goodput \d+ % of ([\d,]+) s: (.*)$", text)
     parts = {name: int(n) for name, n in re.findall(r"([a-z-]+) (\d+) s", account[2])}
-    assert parts.keys() >= {"train", "lost", "start-up", "save"}
+    assert parts.keys() >= {"train", "start-up", "save"}  # less than half a second is not told
     assert sum(parts.values()) == int(account[1].replace(",", ""))
     assert abs(sum(parts.values()) - took) <= 2, text  # processes start, lines are read

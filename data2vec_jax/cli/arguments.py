@@ -77,9 +77,11 @@ def parse(
     argv = [argv[0], *map(_current_option, _joined(argv[1:]))]
     changes = {a.split("=")[0]: a for a in argv if a.startswith("--config.") and "=" in a}
     # ml_collections knows the options that the recipe sets; others stay at their defaults.
-    recipe = _flags([a for a in argv if a not in changes.values()], options).config
-    added = {name: a for name, a in changes.items() if _is_added(recipe, name.split(".")[1:])}
-    values = _flags([a for a in argv if a not in added.values()], options)
+    values, added = _flags([a for a in argv if a not in changes.values()], options), {}
+    if changes:
+        recipe = values.config
+        added = {name: a for name, a in changes.items() if _is_added(recipe, name.split(".")[1:])}
+        values = _flags([a for a in argv if a not in added.values()], options)
     for name in required:
         if not values[name].value:
             raise UserError(f"--{name}={options[name]} is missing")

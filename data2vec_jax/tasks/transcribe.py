@@ -50,9 +50,8 @@ def head_only(params: Mapping[str, Any], step: Array, updates: int) -> dict[str,
 class LossConfig(SpecAugmentConfig):
     """Config section `loss` of speech recognition."""
 
-    freeze_updates: Annotated[int, Range(0, 2**31 - 1)] = (
-        0  # updates in which the head alone learns, see `head_only`
-    )
+    # Updates in which the head alone learns, see `head_only`.
+    freeze_updates: Annotated[int, Range(0, 2**31 - 1)] = 0
 
 
 def make_loss(

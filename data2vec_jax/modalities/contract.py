@@ -70,12 +70,17 @@ class Examples(Protocol):
         a class that derives from this one inherits both."""
 
 
-def measured(source: Source, longest: int, option: str) -> np.ndarray:
+def measured(source: Source, longest: int, option: str, shortest: int = 1) -> np.ndarray:
     """Lengths of a source's examples, int64 [N], -1 of those that cannot be measured.
 
-    Examples of more than `longest` units are bad from here on; option: where that limit is set.
+    Examples of more than `longest` units are bad from here on; option: where that limit is set. So
+    are those of less than `shortest`, in which no model finds anything.
     """
     lengths = np.array(source.lengths())
+    for i in np.flatnonzero((lengths >= 0) & (lengths < shortest)).tolist():
+        text = f"has {lengths[i]:,} {source.codec.units}, needed {shortest:,}"
+        reason = "too short" if lengths[i] else "empty"
+        source.bad.setdefault(i, ExampleError(source.location(i), reason, text))
     for i in np.flatnonzero(lengths > longest).tolist():
         text = f"has {lengths[i]:,} {source.codec.units}, more than {option} allows"
         source.bad.setdefault(i, ExampleError(source.location(i), "too long", text))

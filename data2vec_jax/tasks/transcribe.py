@@ -134,15 +134,15 @@ def score(
         raise UserError("config.scoring.lexicon: it is for a beam search, which needs scoring.lm")
     source = inputs.utterances
     texts = [source.field(i, "transcript") for i in range(len(source))]
-    for i in source.bad:
-        texts[i] = texts[i] or ""  # it may be what cannot be read
-    references = [transcript_of(text, characters, source.uri) for text in texts]
     logits = [None] * len(source)
     for number in range(len(source)):
         rows = np.flatnonzero(inputs.owner == number)
         parts = [(inputs.starts[i] // step, predictions[i]) for i in rows]
         if all(part is not None for _, part in parts):
             logits[number] = stitch([(at, p["logits"][: p["frames"]]) for at, p in parts])
+        elif not isinstance(texts[number], str):
+            texts[number] = ""  # it is what cannot be read
+    references = [transcript_of(text, characters, source.uri) for text in texts]
     best = ["" if x is None else decoding.greedy(x[None])[0] for x in logits]
     found = rates(references, [characters.decode(labels) for labels in best])
     if missing := sum(x is None for x in logits):
@@ -252,7 +252,9 @@ def targets(config: Mapping[str, Any], head: Ctc) -> finetune.Targets:
         return {"labels": found}
 
     def check(source):
-        transcript_of(next(source.items())[1].get("transcript"), characters, source.uri)
+        texts = source.column("transcript") or [next(source.items())[1].get("transcript")]
+        text = next((text for text in texts if isinstance(text, str)), None)
+        transcript_of(text, characters, source.uri)
 
     return finetune.Targets(
         shapes, read, check, lambda folder: characters.save(folder / "vocab.json")

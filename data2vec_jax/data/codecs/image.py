@@ -2,6 +2,7 @@
 
 import functools
 import io
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -49,7 +50,11 @@ def read_record(value: Any, rest: Item, name: str, **options: Any) -> Item:
     """A record's image, a file's bytes or pixels -> {'image'}."""
     if isinstance(value, bytes):
         return read_image(io.BytesIO(value), name, **options)
-    return {"image": to_rgb(np.asarray(value), name, options.get("background", WHITE))}
+    pixels, most = np.asarray(value), options.get("max_pixels", MAX_PIXELS)
+    if pixels.ndim > 1 and math.prod(pixels.shape[:2]) > most:
+        height, width = pixels.shape[:2]
+        raise too_large(name, width, height, most)
+    return {"image": to_rgb(pixels, name, options.get("background", WHITE))}
 
 
 def decode_image(
@@ -90,13 +95,18 @@ def check_size(image: Image.Image, file: str | io.BytesIO, name: str, max_pixels
     """Raises ExampleError: an image, not decoded yet, is too large, or larger than its file."""
     width, height = image.size
     if width * height > max_pixels:
-        text = f"image of {width:,} x {height:,} pixels, more than max_pixels={max_pixels:,}"
-        raise ExampleError(name, "too large", text)
+        raise too_large(name, width, height, max_pixels)
     if image.format == "PNG":
         size = os.path.getsize(file) if isinstance(file, str) else file.getbuffer().nbytes
         if width * height / 8 > DEFLATE * size:  # of one bit each
             text = f"damaged image, {size:,} bytes cannot hold {width:,} x {height:,} pixels"
             raise ExampleError(name, "damaged", text)
+
+
+def too_large(name: str, width: int, height: int, max_pixels: int) -> ExampleError:
+    """The error that names an image of more than `max_pixels`."""
+    text = f"image of {width:,} x {height:,} pixels, more than max_pixels={max_pixels:,}"
+    return ExampleError(name, "too large", text)
 
 
 def upright(image: Image.Image) -> Image.Image:

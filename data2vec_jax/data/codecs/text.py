@@ -46,6 +46,10 @@ def checked(text: str, name: str) -> str:
     """`text`. Raises ExampleError: it is of something that holds no text."""
     if "\0" in text:
         raise ExampleError(name, "format", "text with NUL characters, so no text, or not UTF-8")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can spell half a character, which none can encode
+        raise ExampleError(name, "format", f"text that is not Unicode ({error.reason})") from error
     return text
 
 

@@ -89,7 +89,8 @@ def words_of(name: str) -> list[str]:
 def walk(folder: str, suffixes: Sequence[str]) -> Iterator[str]:
     """Files below a folder that end in one of `suffixes`; hidden ones are left out.
 
-    Links to folders are followed, but no folder is read twice, so none is that holds the link.
+    Links to folders are followed, but no folder is read twice, so none is that holds the link. A
+    folder that ends so, too, and holds no file of the kind, stands for one that was to be there.
     """
     seen, links = set(), [folder]
     while links:
@@ -101,9 +102,12 @@ def walk(folder: str, suffixes: Sequence[str]) -> Iterator[str]:
             linked = {name for name in found if os.path.islink(os.path.join(parent, name))}
             links += [os.path.join(parent, name) for name in sorted(linked)]
             folders[:] = [name for name in found if name not in linked]
-            for name in files:
-                if name.lower().endswith(tuple(suffixes)) and name[0] != ".":
-                    yield os.path.join(parent, name)
+            for name in (*files, *found):
+                path = os.path.join(parent, name)
+                if not name.lower().endswith(tuple(suffixes)) or name[0] == ".":
+                    continue
+                if name not in found or next(walk(path, suffixes), None) is None:
+                    yield path
 
 
 def first_visit(folder: str, seen: set[tuple[int, int]]) -> bool:

@@ -98,13 +98,12 @@ def read_rows(place: str, codec: Codec, columns: Sequence[str] | None) -> tuple:
             lines = ((n, parse_object(line, f"{place}:{n}")) for n, line in enumerate(file, 1))
         elif suffix == ".csv":
             csv.field_size_limit(2**31 - 1)  # a cell may be a whole document
-            reader = csv.reader(file)
-            lines = ((reader.line_num, row) for row in reader)
+            lines = csv_rows(file, place)
         else:
             stripped = (line.rstrip("\r\n") for line in file)
             lines = ((n, line.split("\t") if line else []) for n, line in enumerate(stripped, 1))
         for number, row in lines:
-            if not row:
+            if row is None or row == []:
                 continue  # a blank line
             if isinstance(row, dict):
                 names = names or list(row)
@@ -131,6 +130,26 @@ def read_rows(place: str, codec: Codec, columns: Sequence[str] | None) -> tuple:
     if not names:
         raise bad[0]
     return root, names, numbers, [row or [None] * len(names) for row in cells], bad
+
+
+def csv_rows(file: TextIO, place: str) -> Iterator[tuple[int, list[str]]]:
+    """(number of its last line, cells) of each row. Raises UserError: a quote stays open to the
+    end, so that all the rows after it are one cell.
+    """
+    lines: list[str] = []  # of the row
+
+    def noted() -> Iterator[str]:
+        for line in file:
+            lines.append(line)
+            yield line
+
+    reader = csv.reader(noted())
+    for row in reader:
+        if len(lines) > 1 and len(list(csv.reader([*lines, "next"]))) == 1:
+            first = reader.line_num - len(lines) + 1
+            raise UserError(f"{place}:{first}: a quote in it or below is not closed")
+        lines.clear()
+        yield reader.line_num, row
 
 
 @contextlib.contextmanager

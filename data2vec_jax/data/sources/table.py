@@ -79,6 +79,9 @@ class TableSource(Source):
     def _load(self, i: int) -> Item:
         item = {name: column[i] for name, column in self._columns.items()}
         if self.codec.in_tables and self.codec.field in item:
+            if self.codec.read_record is not None:
+                value = item[self.codec.field]
+                item |= self.codec.read_record(value, dict(item), self.location(i))
             return item
         path = self._path(i)
         return {**item, **self._checked(i, self.codec.read(path, path))}

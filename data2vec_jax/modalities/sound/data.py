@@ -57,10 +57,10 @@ class SoundLayout:
 
 def measured_buckets(source: Any, layout: SoundLayout) -> tuple[np.ndarray, np.ndarray]:
     """Lengths, int64 [N], and buckets, int [N]: 0, the only one, or -1 for sounds that are too
-    short.
+    short; those without a frame are bad.
     """
     longest = round(layout.max_seconds * RATE)
-    lengths = measured(source, longest, "config.examples.max_seconds")
+    lengths = measured(source, longest, "config.examples.max_seconds", FBANK.length)
     bucket_of = np.where(lengths >= layout.min_samples, 0, -1).astype(np.int32)
     return lengths, with_bad_ones(bucket_of, source.bad)
 

@@ -68,7 +68,9 @@ class SpeechExamples(Examples):
         self.source, self.fixed = source, like is not None
         self.layout = CropConfig(**options)
         longest = round(self.layout.max_seconds * RATE)
-        self.lengths = measured(source, longest, "config.examples.max_seconds")
+        # Not a frame: a wrong time stamp, where one above it is merely shorter than the crops.
+        frame = min(FBANK.length, self.layout.buckets[0])
+        self.lengths = measured(source, longest, "config.examples.max_seconds", frame)
         bucket_of = np.searchsorted(self.layout.buckets, self.lengths, "right") - 1
         self.bucket_of = with_bad_ones(bucket_of, source.bad)
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from data2vec_jax.core.config import Size
 from data2vec_jax.core.errors import ExampleError, UserError
+from data2vec_jax.data.codecs.text import checked
 from data2vec_jax.modalities.contract import with_bad_ones
 from data2vec_jax.modalities.text import data
 from data2vec_jax.modalities.text.blocks import pad_row
@@ -85,9 +86,13 @@ class Rows:
         """All items; of bad ones, among them those whose second text is none, with empty texts."""
         items: list[Any] = [None] * len(source)
         for i, item in source.items():
-            if "pair" in item and not isinstance(item["pair"], str):
-                text = f"pair is {item['pair']!r:.40}, not a string"
-                source.bad[i] = ExampleError(source.location(i), "format", text)
+            try:
+                if "pair" in item and not isinstance(item["pair"], str):
+                    text = f"pair is {item['pair']!r:.40}, not a string"
+                    raise ExampleError(source.location(i), "format", text)
+                checked(item.get("pair", ""), source.location(i))
+            except ExampleError as error:
+                source.bad[i] = error
             items[i] = item
         paired = any(item is not None and "pair" in item for item in items)
         empty = {"text": "", **({"pair": ""} if paired else {})}

@@ -58,7 +58,7 @@ def parts_of(subject: Subject, step_seconds: float) -> dict[str, float]:
         "frontend": took["frontend"],
         "masks": took["masks"],
         "student": took["prediction"] - took["frontend"] - took["masks"],
-        "teacher": took["targets"] - shared,
+        "teacher": max(took["targets"] - shared, 0.0),
     }
     parts["loss"] = took["gradients"] - took["prediction"] - parts["teacher"]
     parts["update"] = step_seconds - took["gradients"]

@@ -1,12 +1,13 @@
 """What the models of all modalities share.   B batch, T tokens, V of them visible, D, C widths."""
 
+import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from data2vec_jax.models import decoder, encoder
+from data2vec_jax.models import decoder, encoder, pretext
 from data2vec_jax.models.layers import Array, Key
 
 
@@ -14,10 +15,30 @@ class Model(nn.Module):
     """Base of a modality's model: what follows the front end and the encoder.
 
     A subclass has the fields `width`, `encoder`, `head` (of predictions) and `decoder` (None in
-    1.0), and the methods of `modalities.contract.Modality.model` that are not here.
+    1.0), and the methods of `modalities.contract.Modality.model` that are not here. pretext: an
+    objective's own parameters, which take the place of the head; see `models.pretext`.
     """
 
+    pretext: nn.Module | None = dataclasses.field(default=None, kw_only=True)
     padding = "exact"  # see `contract.Padding`; a subclass may make it a field
+    # What stands at a position before the front end: 'ids' of tokens, 'numbers' of a patch, or None
+    # if a position is no part of the input of its own. With it goes the method `contents`.
+    content: ClassVar[str | None] = None
+
+    @property
+    def sees_masked(self) -> bool:
+        """Whether the student's blocks see masked positions, too."""
+        if self.pretext is not None:
+            return not self.pretext.visible_only
+        return self.decoder is None
+
+    def contents(self, batch: Mapping[str, Array]) -> Array:
+        """What stands at each position: ids int [B, T], or numbers float32 [B, T, P]."""
+        raise NotImplementedError
+
+    def token_table(self) -> Array | None:
+        """Token embeddings [V, D] as the blocks see them; None without."""
+        return None
 
     def valid_lengths(self, batch: Mapping[str, Array]) -> Array | None:
         """Tokens of each row that are not padding, int [B]; None if there is no padding."""
@@ -32,12 +53,19 @@ class Model(nn.Module):
     def predict(self, x: Array) -> Array:  # [..., C] -> [..., D]
         return self.head(x)
 
+    def solve(self, encoded: encoder.Encoded, mask: Array, places: Array) -> Array:
+        """What `pretext` makes of `pretext.Inputs`: predictions [B, N, ...]."""
+        return self.pretext(pretext.Inputs(encoded, mask, places, self.token_table()))
+
     def __call__(self, batch: Mapping[str, Array]) -> Array:
         """Touches every parameter: for initialisation."""
         tokens = self.features(batch)
         mask = jnp.zeros(tokens.x.shape[:2], bool)
         masked = self.decoder is not None or getattr(self, "mask_embedding_used", False)
-        x = self.encode(tokens, mask if masked else None).x
+        encoded = self.encode(tokens, mask if masked else None)
+        if self.pretext is not None:
+            return self.solve(encoded, mask, jnp.zeros((len(mask), 1), jnp.int32))
+        x = encoded.x
         return self.predict(x if self.decoder is None else self.decode(x, mask, x))
 
 
@@ -54,5 +82,8 @@ def flops(
         encoder.flops(depth=e.depth, width=D, mlp=e.mlp, tokens=class_tokens + n)
         for n in (tokens, seen)
     )
-    rest = decoder.flops(model.decoder, model.head, width=D, tokens=tokens, masked=masked)
+    if model.pretext is None:
+        rest = decoder.flops(model.decoder, model.head, width=D, tokens=tokens, masked=masked)
+    else:
+        rest = model.pretext.flops(width=D, tokens=class_tokens + tokens, masked=masked)
     return {"frontend": frontend, "encoder": whole, "student": part + rest}

@@ -54,17 +54,14 @@ class Patches(nn.Module):
 
     @nn.compact
     def __call__(self, image: Array) -> Array:  # [B, height, width, C] -> [B, N, D]
-        B, height, width, C = image.shape
-        (p, q), (rows, columns) = self.patch, self.grid(height, width)
+        (p, q), C = self.patch, image.shape[-1]
         inits = beit_init, nn.initializers.zeros
         if self.initializer != "beit":
             inits = xavier_of_patches, uniform_fan_in(p * q * C)
         width = self.inner or self.width
         kernel = self.param("kernel", inits[0], (p, q, C, width))
         bias = self.param("bias", inits[1], (width,))
-        image = image[:, : rows * p, : columns * q].astype(self.dtype)
-        x = image.reshape(B, rows, p, columns, q, C)
-        x = jnp.moveaxis(x, 3, 2).reshape(B, rows * columns, p * q * C)
+        x = patchify(image.astype(self.dtype), self.patch)
         kernel = kernel.reshape(p * q * C, width).astype(self.dtype)
         x = x @ kernel + bias.astype(self.dtype)
         if self.inner is None:
@@ -74,6 +71,14 @@ class Patches(nn.Module):
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patches in an image; what is left at its end is not seen."""
         return height // self.patch[0], width // self.patch[1]
+
+
+def patchify(image: Array, patch: tuple[int, int]) -> Array:
+    """[B, height, width, C] -> [B, N, P]: numbers of each patch by row, column and channel."""
+    (B, height, width, C), (p, q) = image.shape, patch
+    rows, columns = height // p, width // q
+    x = image[:, : rows * p, : columns * q].reshape(B, rows, p, columns, q, C)
+    return jnp.moveaxis(x, 3, 2).reshape(B, rows * columns, p * q * C)
 
 
 def check_grid(grid: tuple[int, int], width: int, relative: bool) -> None:
@@ -122,6 +127,7 @@ class PatchModel(base.Model):
     dropout: float = 0.0
     dtype: Any = jnp.float32
     frontend_params: ClassVar[str] = "patches"
+    content: ClassVar[str] = "numbers"
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -158,6 +164,10 @@ class PatchModel(base.Model):
     def pixels(self, batch: Mapping[str, Array]) -> Array:
         """Normalised inputs [B, rows, columns, C]: `pixels` of a batch that has them already."""
         return batch["pixels"] if "pixels" in batch else self.normalised(batch)
+
+    def contents(self, batch: Mapping[str, Array]) -> Array:
+        """Normalised numbers of each patch, [B, N, P]."""
+        return patchify(self.pixels(batch), self.patches.patch)
 
     def encode(
         self,

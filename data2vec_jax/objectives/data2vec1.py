@@ -12,7 +12,7 @@ B batch, T tokens, N masked positions of a row, D width.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +21,13 @@ from data2vec_jax import masking
 from data2vec_jax.core.config import NonNegativeFloat
 from data2vec_jax.core.train_step import StepKeys
 from data2vec_jax.models.layers import gather_tokens, split
+from data2vec_jax.objectives.contract import Intermediates, Objective, ObjectiveConfig
 from data2vec_jax.objectives.targets import (
-    Intermediates,
     Norm,
-    Objective,
     Scale,
     TopK,
+    batch_statistics,
+    check_top_k,
     make_teacher,
     monitor,
     regression,
@@ -38,8 +39,10 @@ Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(ObjectiveConfig):
     """Config section `objective` with the name 'data2vec1'."""
+
+    needs_teacher: ClassVar[bool] = True
 
     top_k: TopK  # K uppermost blocks averaged, or the numbers of the blocks
     # What is averaged: the output of a block's feed-forward part, or of the block ('block').
@@ -50,6 +53,14 @@ class Config:
     scale: Scale = "rsqrt_width"  # factor on the sum over channels, see `targets.scale_of`
     variance_weight: NonNegativeFloat = 0.0  # of `targets.variance_penalty`
     variance_margin: NonNegativeFloat = 0.5  # of `targets.variance_penalty`
+
+    def check(self, model: Any) -> None:
+        """Raises UserError: the model has no such blocks."""
+        check_top_k(self.top_k, model.encoder.depth)
+
+    def batch_statistics(self) -> str:
+        """Target norms over the batch, and the penalty of the variance."""
+        return batch_statistics((*self.layer_norms, *self.final_norms), self.variance_weight)
 
 
 def make_loss(

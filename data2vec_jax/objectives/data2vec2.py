@@ -13,21 +13,23 @@ B batch, M masks of an example, T tokens, V of them visible and N masked, D widt
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 
 from data2vec_jax import masking
 from data2vec_jax.core.config import NonNegativeFloat, Range
+from data2vec_jax.core.errors import UserError
 from data2vec_jax.core.train_step import StepKeys
 from data2vec_jax.models.layers import gather_tokens, repeat, split
+from data2vec_jax.objectives.contract import Intermediates, Objective, ObjectiveConfig
 from data2vec_jax.objectives.targets import (
-    Intermediates,
     Norm,
-    Objective,
     Scale,
     TopK,
+    batch_statistics,
+    check_top_k,
     make_teacher,
     monitor,
     regression,
@@ -54,8 +56,11 @@ def draw_noise(draw: StepKeys, example_ids: Array, shape: tuple[int, ...]) -> Ar
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(ObjectiveConfig):
     """Config section `objective` with the name 'data2vec2'."""
+
+    needs_teacher: ClassVar[bool] = True
+    needs_decoder: ClassVar[bool] = True
 
     clones: Annotated[int, Range(1, 1024)]  # M, masks of an example
     top_k: TopK  # K uppermost blocks averaged, or the blocks' numbers, from 0
@@ -69,6 +74,16 @@ class Config:
     # positions).
     class_weight: NonNegativeFloat = 0.0
     noise_std: NonNegativeFloat = 0.01  # of what the decoder gets at masked positions
+
+    def check(self, model: Any) -> None:
+        """Raises UserError: the model has no such blocks, or no class token."""
+        if self.class_weight and not getattr(model, "class_tokens", 0):
+            raise UserError("config.objective.class_weight: this model has no class token")
+        check_top_k(self.top_k, model.encoder.depth)
+
+    def batch_statistics(self) -> str:
+        """Target norms over the batch."""
+        return batch_statistics((*self.layer_norms, *self.final_norms))
 
 
 def make_loss(

@@ -7,8 +7,7 @@ eps 1e-5. `valid` is bool [B, T] or None: padded positions take part in no stati
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,50 +15,15 @@ import jax.numpy as jnp
 from data2vec_jax.core.config import Length, NonNegativeInt, PositiveFloat, PositiveInt, Range
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.core.state import overlay
-from data2vec_jax.metrics.statistics import channel_std, effective_rank, explained_shares, mean_std
+from data2vec_jax.metrics.statistics import channel_std, explained_shares, mean_std
 from data2vec_jax.models.encoder import Encoded, TargetSpec
 from data2vec_jax.models.layers import normalise, wide
+from data2vec_jax.objectives import contract
+from data2vec_jax.objectives.contract import Intermediates, present_positions
 
 Array = jax.Array
 
 EPS = 1e-5
-
-
-class Intermediates(NamedTuple):
-    """What an objective computes on its way, for the loss, the monitor and the golden tests.
-
-    total, count: sum of the loss over masked positions, their number. tokens: the front end's
-    output. prediction, masked_targets [rows, N, D] and weights [rows, N]: what entered the loss.
-    targets [B, T, D]: at every position. student, teacher: what their encoders returned, with every
-    layer's output if `collect` was asked for. parts: the loss's terms.
-    mask: bool [rows, T], where the student sees nothing. visible: the batch that it sees.
-    """
-
-    total: Array
-    count: Array
-    tokens: Any
-    prediction: Array
-    targets: Array
-    masked_targets: Array
-    weights: Array
-    student: Any = None
-    teacher: Any = None
-    parts: Mapping[str, Array] = MappingProxyType({})
-    mask: Array | None = None
-    visible: Mapping[str, Array] | None = None
-
-
-class Objective(NamedTuple):
-    """A loss, and what it computes on its way.
-
-    loss: (params, teacher, batch, draw) -> (total, count, metrics); the batch's loss is
-    total / count. forward: the same arguments -> Intermediates. forward_with_masks: the masks are
-    given instead of drawn.
-    """
-
-    loss: Callable[..., tuple[Array, Array, dict[str, Array]]]
-    forward_with_masks: Callable[..., Intermediates]
-    forward: Callable[..., Intermediates]
 
 
 AXES = {
@@ -78,6 +42,19 @@ Norm = Literal[*AXES] | Annotated[Sequence[Annotated[int, Range(0, 2)]], Length(
 def axes_of(norms: Sequence[Norm]) -> list[tuple[int, ...]]:
     """Axes of the statistics of target norms: names of `AXES`, or axes of [B, T, D] themselves."""
     return [AXES[norm] if isinstance(norm, str) else tuple(norm) for norm in norms]
+
+
+def check_top_k(top_k: TopK, depth: int) -> None:
+    """Raises UserError: an encoder of `depth` blocks does not have these."""
+    inside = 1 <= top_k <= depth if isinstance(top_k, int) else set(top_k) <= {*range(depth)}
+    if not inside or not top_k:
+        raise UserError(f"config.objective.top_k: {top_k}, but the encoder has {depth} blocks")
+
+
+def batch_statistics(norms: Sequence[Norm], variance_weight: float = 0.0) -> str:
+    """As of `ObjectiveConfig`, of the target norms and of the penalty's weight."""
+    mixes_rows = any(0 in axes for axes in axes_of(norms)) or variance_weight
+    return "target norm 'batch' and objective.variance_weight" if mixes_rows else ""
 
 
 def _standardise(x: Array, weights: Array | None, axes: tuple[int, ...]) -> Array:
@@ -112,9 +89,10 @@ def normaliser(norms: Sequence[Norm], valid: Array | None = None) -> Callable[[A
     return apply
 
 
-def owns_features(model: Any, teacher: Mapping[str, Any]) -> bool:
-    """Whether the teacher averages parameters of the front end, so that its features differ."""
-    return model.frontend_params in teacher
+def owns_features(model: Any, teacher: Mapping[str, Any]) -> bool | None:
+    """Whether the teacher averages parameters of the front end, so that its features differ; None
+    without a teacher."""
+    return model.frontend_params in teacher if teacher else None
 
 
 def make_teacher(
@@ -183,18 +161,10 @@ def variance_penalty(prediction: Array, weights: Array, margin: float) -> Array:
 
 def monitor(found: Intermediates) -> dict[str, Array]:
     """Scalars that tell learning from collapse (spec 8.2), explained in `metrics.collapse`."""
-    tokens, targets, weights = found.tokens, found.targets, found.weights
-    valid = tokens.valid
-    present = jnp.ones(targets.shape[:2]) if valid is None else valid.astype(jnp.float32)
-    by_position, by_example = explained_shares(targets, present)
-    clones = found.masked_targets.shape[0] // targets.shape[0]
+    by_position, by_example = explained_shares(found.targets, present_positions(found))
     scalars = {
-        "target_std": mean_std(found.masked_targets, weights),
-        "pred_std": mean_std(found.prediction, weights),
-        "masked_fraction": jnp.sum(weights) / (clones * jnp.sum(present)),
+        "target_std": mean_std(found.masked_targets, found.weights),
         "target_by_position": by_position,
         "target_by_example": by_example,
-        "feature_std": mean_std(tokens.x, present),
-        "feature_rank": effective_rank(tokens.x, present),
     }
-    return jax.lax.stop_gradient(scalars)
+    return contract.monitor(found) | jax.lax.stop_gradient(scalars)

@@ -14,7 +14,6 @@ from data2vec_jax import masking
 from data2vec_jax.core import sharding
 from data2vec_jax.core.bad_examples import KEY, MAX_BAD_SHARE, BadExample, unpack
 from data2vec_jax.core.config import (
-    Length,
     Pattern,
     PositiveFloat,
     PositiveInt,
@@ -32,9 +31,9 @@ from data2vec_jax.core.train_step import StepKeys
 from data2vec_jax.data import batches, readers
 from data2vec_jax.data.sources import Source, open_source
 from data2vec_jax.modalities import contract
-from data2vec_jax.objectives.targets import axes_of, owns_features
+from data2vec_jax.objectives import contract as objectives
+from data2vec_jax.objectives.targets import owns_features
 
-OBJECTIVES = ("data2vec1", "data2vec2")
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -44,12 +43,11 @@ class PretrainConfig(RunConfig):
 
     task: Literal["pretrain"] = "pretrain"
     mask: Mapping  # `masking.make`
-    objective: Mapping  # `Config` of the objective `name`: 'data2vec1' or 'data2vec2'
-    averaged: Annotated[
-        Sequence[Pattern], Length()
-    ]  # path patterns of the teacher's own parameters
-    ema: Mapping  # `state.ema_decay`: the teacher's
+    objective: Mapping  # `Config` of the objective `name`, a module in `objectives`
     collapse: Mapping  # `metrics.collapse.CollapseConfig`
+    averaged: Sequence[Pattern] = ()  # path patterns of the teacher's own parameters; () for none
+    # `state.ema_decay`: the teacher's, if the objective has one.
+    ema: Mapping = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,20 +79,49 @@ def resolve_config(config: Mapping[str, Any], init_from: str | None = None) -> d
 
 
 def make_model(config: Mapping[str, Any]) -> tuple[contract.Modality, Any]:
-    """The modality and its model, from the sections `modality`, `model` and `dtype`."""
+    """The modality and its model, from the sections `modality`, `model` and `dtype`; in pretraining
+    with the parameters of its `objective`."""
     modality = contract.get(config["modality"])
     if config["dtype"] not in DTYPES:
         hint = nearest(config["dtype"], DTYPES)
         raise UserError(f"config.dtype: no '{config['dtype']}'{hint}")
     dtype = DTYPES[config["dtype"]]
-    return modality, contract.make_model(modality, config["model"], dtype)
+    model = contract.make_model(modality, config["model"], dtype)
+    if "objective" in config:
+        settings = objective_of(config)[1]
+        _check_needs(config["objective"]["name"], settings, model)
+        if (pretext := settings.pretext(model)) is not None:
+            model = model.clone(pretext=pretext)
+    return modality, model
+
+
+def objective_of(config: Mapping[str, Any]) -> tuple[Any, objectives.ObjectiveConfig]:
+    """(module, options) of the objective that the section `objective` names."""
+    name = choose("objective", config["objective"], "name", objectives.names())
+    options = {key: value for key, value in config["objective"].items() if key != "name"}
+    module = importlib.import_module(f"data2vec_jax.objectives.{name}")
+    check_section("objective", options, module.Config)
+    return module, module.Config(**options)
+
+
+def _check_needs(name, settings, model):
+    """Raises UserError: the model does not have what the objective needs, or more."""
+    if settings.needs_decoder != (model.decoder is not None):
+        raise UserError(
+            f"config.model.decoder: {name} needs "
+            + ("one" if model.decoder is None else "none (None): its head reads the encoder")
+        )
+    if settings.predicts not in (None, model.content):
+        raise UserError(
+            f"config.objective.name: {name} predicts the {settings.predicts} of the input, and "
+            f"this model's positions hold {model.content or 'neither ids nor numbers'}"
+        )
+    settings.check(model)
 
 
 def make_objective(config: Mapping[str, Any], modality: contract.Modality, model: Any):
     """(objective, sampler of a batch's shapes) from the sections `objective` and `mask`."""
-    name = choose("objective", config["objective"], "name", OBJECTIVES)
-    options = {key: value for key, value in config["objective"].items() if key != "name"}
-    objective = importlib.import_module(f"data2vec_jax.objectives.{name}")
+    module, settings = objective_of(config)
     kind = choose("mask", config["mask"], "kind", masking.KINDS)
     masked = {key: value for key, value in config["mask"].items() if key != "kind"}
 
@@ -113,27 +140,12 @@ def make_objective(config: Mapping[str, Any], modality: contract.Modality, model
     def sampler(shapes):
         return sampler_of(model.mask_shape(shapes))
 
-    check_section("objective", options, objective.Config)
-    if (name == "data2vec2") != (model.decoder is not None):
+    statistics = settings.batch_statistics()
+    if config["accumulate"] > 1 and statistics:
         raise UserError(
-            f"config.model.decoder: {name} needs "
-            + ("one" if model.decoder is None else "none (None): its head reads the encoder")
+            f"config.accumulate: {statistics} are statistics of the whole batch; use accumulate=1"
         )
-    if options.get("class_weight") and not getattr(model, "class_tokens", 0):
-        raise UserError("config.objective.class_weight: this model has no class token")
-    depth, top_k = model.encoder.depth, options.get("top_k", 1)
-    inside = 1 <= top_k <= depth if isinstance(top_k, int) else set(top_k) <= {*range(depth)}
-    if not inside or not top_k:
-        raise UserError(f"config.objective.top_k: {top_k}, but the encoder has {depth} blocks")
-    norms = (*options.get("layer_norms", ()), *options.get("final_norms", ()))
-    mixes_rows = any(0 in axes for axes in axes_of(norms)) or options.get("variance_weight")
-    if config["accumulate"] > 1 and mixes_rows:
-        raise UserError(
-            "config.accumulate: target norm 'batch' and objective.variance_weight are statistics "
-            "of the whole batch; use accumulate=1"
-        )
-    loss = objective.make_loss(objective.Config(**options), model, sampler, modality.corrupt)
-    return loss, sampler
+    return module.make_loss(settings, model, sampler, modality.corrupt), sampler
 
 
 def make(config: Mapping[str, Any]) -> Task:
@@ -222,6 +234,7 @@ def _outline(config):
     """A task without data, and what it was made of: options of the data, modality, model."""
     modality, model = make_model(config)
     objective, sampler = make_objective(config, modality, model)
+    check_teacher(config)
     check_section("data", config["data"], DataConfig)
     options = DataConfig(**config["data"])
     check_section("examples", config["examples"], modality.layout)
@@ -230,7 +243,7 @@ def _outline(config):
     shapes = [batches.batch_shapes(s, n) for s, n in zip(layout.shapes, rows, strict=True)]
     for shape in shapes:
         sampler(shape)  # refuses masks that are impossible
-    init, averaged = initialiser(model, shapes[0]), tuple(config["averaged"])
+    init, averaged = initialiser(model, shapes[0]), tuple(config.get("averaged", ()))
     clones = config["objective"].get("clones", 1)
     params = shapes_of(init)
     check_averaged(params, averaged)
@@ -245,6 +258,20 @@ def _outline(config):
         flops=lambda batch: step_flops(modality, model, sampler, batch, own_front, clones),
     )
     return task, options, modality, model
+
+
+def check_teacher(config: Mapping[str, Any]) -> None:
+    """Raises UserError: an objective with a teacher lacks its options, or one without has some."""
+    wanted, averaged = objective_of(config)[1].needs_teacher, config.get("averaged", ())
+    if wanted and not averaged:
+        raise UserError(
+            "config.averaged: the objective has a teacher, so path patterns of the parameters that "
+            "it averages are needed, such as ('^encoder/',)"
+        )
+    if wanted and not config.get("ema"):
+        raise UserError("config: missing option 'ema'")
+    if averaged and not wanted:
+        raise UserError("config.averaged: the objective has no teacher; use ()")
 
 
 def check_averaged(params: Any, averaged: Sequence[str]) -> None:
@@ -286,22 +313,23 @@ def check_rows(shapes: Any, config: Mapping[str, Any]) -> None:
 
 
 def flops_by_part(
-    modality: contract.Modality, model: Any, sampler: Any, batch: Any, own_front: bool
+    modality: contract.Modality, model: Any, sampler: Any, batch: Any, own_front: bool | None
 ) -> dict[str, float]:
     """Forward FLOPs of one example: 'frontend', 'student' (of one masked input) and 'teacher'.
 
     With a decoder, a student sees only what is not masked. The teacher has neither decoder nor
-    head, and shares the front end unless it has its own (`own_front`, see `owns_features`).
+    head, and shares the front end unless it has its own (`own_front`, see `owns_features`; None
+    without a teacher).
     """
     example = {k: jax.ShapeDtypeStruct(s.shape[1:], s.dtype) for k, s in batch.items()}
     sample = sampler(batch)
     masked = sample.count(sample.length)
-    seen = sample.length - (0 if model.decoder is None else masked)
+    seen = sample.length - (0 if model.sees_masked else masked)
     parts = modality.flops(model, example, masked, seen)
     return {
         "frontend": parts["frontend"],
         "student": parts["student"],
-        "teacher": parts["encoder"] + own_front * parts["frontend"],
+        "teacher": 0.0 if own_front is None else parts["encoder"] + own_front * parts["frontend"],
     }
 
 
@@ -310,7 +338,7 @@ def step_flops(
     model: Any,
     sampler: Any,
     batch: Any,
-    own_front: bool,
+    own_front: bool | None,
     clones: int = 1,
 ) -> float:
     """FLOPs of a train step: B (3 (F + M S) + T), see `flops_by_part`.

@@ -105,6 +105,7 @@ class TextModel(base.Model):
     padding: str = "exact"
     dtype: Any = jnp.float32
     frontend_params: ClassVar[str] = "embeddings"
+    content: ClassVar[str] = "ids"
 
     def setup(self):
         if self.encoder.norm == "pre" or self.input_norm:
@@ -117,6 +118,15 @@ class TextModel(base.Model):
     def valid_lengths(self, batch: Batch) -> Array:
         """Tokens of each row that are not padding, int32 [B]."""
         return jnp.sum(batch["tokens"] != self.embeddings.pad, axis=-1)
+
+    def contents(self, batch: Batch) -> Array:
+        """Token ids, int32 [B, T]."""
+        return batch["tokens"]
+
+    def token_table(self) -> Array:
+        """Token embeddings [V, D], times sqrt(D) if the model scales them."""
+        table = self.embeddings.variables["params"]["tokens"]
+        return table * math.sqrt(self.width) if self.embeddings.scale else table
 
     def features(self, batch: Batch, key: Key = None) -> Tokens:
         """tokens int32 [B, T] with pads at an end, maybe types int32 [B, T] -> x [B, T, D], valid

@@ -1,0 +1,110 @@
+"""What an objective is: one module of this folder, with `Config` and `make_loss`.
+
+    Config      options of the config section `objective` with the module's name, and what the
+                objective needs: a subclass of `ObjectiveConfig`
+    make_loss   (config, model, sampler, corrupt) -> Objective
+
+B batch, M masks of an example, T tokens, N masked positions of a row, D width.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from data2vec_jax.metrics.statistics import effective_rank, mean_std
+
+Array = jax.Array
+
+
+def names() -> list[str]:
+    """Names of objectives: the modules beside this one that make a loss."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return [path.stem for path in files if "\ndef make_loss(" in path.read_text(encoding="utf-8")]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """Base of the `Config` of an objective. Class variables are no options: they say what it needs.
+
+    needs_teacher: a moving average of the student, by the sections `averaged` and `ema`.
+    needs_decoder: the model's own, which fills in what the student did not see (2.0). predicts:
+    the model's `content` must be this ('ids' or 'numbers', see `models.base.Model`); None for any.
+    """
+
+    needs_teacher: ClassVar[bool] = False
+    needs_decoder: ClassVar[bool] = False
+    predicts: ClassVar[str | None] = None
+
+    def check(self, model: Any) -> None:
+        """Raises UserError: options that do not fit the model."""
+
+    def batch_statistics(self) -> str:
+        """What of it, in words, is a statistic of the whole batch, so that micro-batches would
+        change the loss; '' for nothing."""
+        return ""
+
+    def pretext(self, model: Any) -> Any:
+        """The module of its own parameters (`models.pretext`), which takes the place of the head;
+        None for none. model: a modality's."""
+        return None
+
+
+class Intermediates(NamedTuple):
+    """What an objective computes on its way, for the loss, the monitor and the golden tests.
+
+    total, count: sum of the loss over masked positions, their number. tokens: the front end's
+    output. prediction, masked_targets [rows, N, ...] and weights [rows, N]: what entered the loss.
+    targets [B, T, D]: at every position; None without a teacher. student, teacher: what their
+    encoders returned, with every layer's output if `collect` was asked for. parts: the loss's
+    terms. mask: bool [rows, T], where the student sees nothing. visible: the batch that it sees.
+    """
+
+    total: Array
+    count: Array
+    tokens: Any
+    prediction: Array
+    targets: Array | None
+    masked_targets: Array
+    weights: Array
+    student: Any = None
+    teacher: Any = None
+    parts: Mapping[str, Array] = MappingProxyType({})
+    mask: Array | None = None
+    visible: Mapping[str, Array] | None = None
+
+
+class Objective(NamedTuple):
+    """A loss, and what it computes on its way.
+
+    loss: (params, teacher, batch, draw) -> (total, count, metrics); the batch's loss is
+    total / count. forward: the same arguments -> Intermediates. forward_with_masks: the masks are
+    given instead of drawn.
+    """
+
+    loss: Callable[..., tuple[Array, Array, dict[str, Array]]]
+    forward_with_masks: Callable[..., Intermediates]
+    forward: Callable[..., Intermediates]
+
+
+def present_positions(found: Intermediates) -> Array:
+    """float32 [B, T]: 1 where a position of the front end's output is not padding."""
+    valid = found.tokens.valid
+    return jnp.ones(found.tokens.x.shape[:2]) if valid is None else valid.astype(jnp.float32)
+
+
+def monitor(found: Intermediates) -> dict[str, Array]:
+    """Scalars that tell learning from collapse without a teacher; see `metrics.collapse`."""
+    tokens, weights, present = found.tokens, found.weights, present_positions(found)
+    clones = weights.shape[0] // present.shape[0]
+    scalars = {
+        "pred_std": mean_std(found.prediction, weights),
+        "masked_fraction": jnp.sum(weights) / (clones * jnp.sum(present)),
+        "feature_std": mean_std(tokens.x, present),
+        "feature_rank": effective_rank(tokens.x, present),
+    }
+    return jax.lax.stop_gradient(scalars)

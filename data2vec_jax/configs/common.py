@@ -13,6 +13,15 @@ def pretraining(*, modality: str, steps: int, averaged: tuple[str, ...], seed: i
     return c
 
 
+def without_teacher(c: ConfigDict, name: str, **options: Any) -> None:
+    """Gives a pretraining config another objective, one that has no teacher."""
+    for section in ("averaged", "ema"):
+        if section in c:
+            del c[section]
+    c.objective = dict(name=name, **options)
+    c.collapse = dict()
+
+
 def finetuning(
     *, task: str, modality: str, steps: int, eval_every: int, seed: int = 0
 ) -> ConfigDict:

@@ -5,7 +5,7 @@ the papers are in `spans` (speech), `tokens` (text) and `blocks` (vision), what 
 `sampler`.
 """
 
-from data2vec_jax.masking.blocks import blocks, inverse_blocks
+from data2vec_jax.masking.blocks import blocks, cells, inverse_blocks
 from data2vec_jax.masking.kinds import KINDS, make
 from data2vec_jax.masking.sampler import Sampler, drop, equalise, kept, positions, sample
 from data2vec_jax.masking.spans import block_spans, spans
@@ -20,6 +20,7 @@ __all__ = [
     "bert_roles",
     "block_spans",
     "blocks",
+    "cells",
     "drop",
     "equalise",
     "independent",

@@ -12,7 +12,7 @@ import numpy as np
 
 from data2vec_jax.core.config import Inside, PositiveInt, Range, Share, Size, Span
 from data2vec_jax.core.errors import UserError
-from data2vec_jax.masking.sampler import Sampler, require, table
+from data2vec_jax.masking.sampler import Sampler, choose, require, table
 from data2vec_jax.masking.spans import _windows
 
 
@@ -38,6 +38,22 @@ def inverse_blocks(
             f"adjust={adjust}, not one square of {width} x {width} is drawn; use a smaller width"
         )
     return _windows(tuple(grid), ratio, adjust, width, inverse, dropout)
+
+
+def cells(grid: tuple[int, int], *, ratio: Inside, side: Span = 2) -> Sampler:
+    """SimMIM: of the grid's squares of `side` x `side` patches, the share `ratio` is masked, rounded
+    up (baselines spec 3). Raises UserError: the squares do not fill the grid."""
+    rows, columns = (n // side for n in grid)
+    require(grid == (rows * side, columns * side), "side", side, f"a divisor of {grid}")
+    number = math.ceil(ratio * rows * columns)
+
+    def propose(key, valid):
+        del valid  # A grid has no padding.
+        chosen = choose(key, number, jnp.ones(rows * columns, bool)).reshape(rows, columns)
+        return jnp.repeat(jnp.repeat(chosen, side, 0), side, 1).reshape(-1)
+
+    counts = (number * side**2,) * (math.prod(grid) + 1)
+    return Sampler(math.prod(grid), propose, counts, exact=True, grid=grid)
 
 
 def blocks(

@@ -69,6 +69,7 @@ class VisionConfig:
     # 'beit' (1.0), or 'bert' (2.0) or another of `INITS` with Xavier patches and class tokens
     # N(0, 1).
     initializer: Literal[*INITS] = "beit"
+    class_std: PositiveFloat | None = None  # class tokens N(0, class_std^2); None: as above
     dropout: DropRate = 0.0  # of the encoder's input
     dtype: Any = jnp.float32
 
@@ -100,6 +101,9 @@ class VisionConfig:
             raise UserError(
                 f"config.model.encoder.relative: {encoder.relative}, but the patches are {grid}"
             )
+        class_init = beit_init if self.initializer == "beit" else nn.initializers.normal(1.0)
+        if self.class_std:
+            class_init = nn.initializers.normal(self.class_std)
         head = inits | dict(self.head)
         return VisionModel(
             width=self.width,
@@ -114,7 +118,7 @@ class VisionConfig:
             mean=tuple(self.mean),
             std=tuple(self.std),
             class_tokens=self.class_tokens,
-            class_init=beit_init if self.initializer == "beit" else nn.initializers.normal(1.0),
+            class_init=class_init,
             shared_relative=self.shared_relative,
             absolute=self.absolute,
             sincos=self.sincos,

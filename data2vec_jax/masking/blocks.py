@@ -41,7 +41,7 @@ def inverse_blocks(
 
 
 def cells(grid: tuple[int, int], *, ratio: Inside, side: Span = 2) -> Sampler:
-    """SimMIM: of the grid's squares of `side` x `side` patches, the share `ratio` is masked, rounded
+    """SimMIM: of the grid's squares of `side` x `side` patches the share `ratio` is masked, rounded
     up (baselines spec 3). Raises UserError: the squares do not fill the grid."""
     rows, columns = (n // side for n in grid)
     require(grid == (rows * side, columns * side), "side", side, f"a divisor of {grid}")

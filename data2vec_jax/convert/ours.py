@@ -251,8 +251,9 @@ def shapes_of(config: Config) -> dict[str, tuple[int, ...]]:
     }
 
 
-# Parameters that serve pretraining only; a checkpoint may do without.
-OPTIONAL = r"^(head|decoder)/"
+# Parameters that serve pretraining only; a checkpoint may do without. Those of `pretext/`, which
+# models of a config do not have, are left behind.
+OPTIONAL = r"^(head|decoder|pretext)/"
 
 
 def fitted(checkpoint: Checkpoint) -> Checkpoint:
@@ -265,8 +266,13 @@ def fitted(checkpoint: Checkpoint) -> Checkpoint:
     for entry in checkpoint.entries:
         path = entry.name.removeprefix(TEACHER)
         if path not in wanted:
+            of_pretraining = re.search(OPTIONAL, path)
             for name in entry.sources:
-                unused[name] = "the config has no use for it"
+                unused[name] = (
+                    "it serves pretraining only"
+                    if of_pretraining
+                    else "the config has no use for it"
+                )
             continue
         if entry.shape != wanted[path]:
             raise UserError(

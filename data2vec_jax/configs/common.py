@@ -19,7 +19,7 @@ def without_teacher(c: ConfigDict, name: str, **options: Any) -> None:
         if section in c:
             del c[section]
     c.objective = dict(name=name, **options)
-    c.collapse = dict()
+    c.collapse = dict(min_pred_std=0.0)  # targets stay, and first predictions are a constant
 
 
 def finetuning(

@@ -14,6 +14,7 @@ from data2vec_jax.core import notices
 if __name__ == "__main__":  # what is imported below takes seconds
     notices.leave_at_once()
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -34,6 +35,7 @@ from data2vec_jax.core.bad_examples import BadExamples, BadExamplesFile
 from data2vec_jax.core.checkpoints import Checkpoints, init_state_from
 from data2vec_jax.core.config import differences, with_current_names
 from data2vec_jax.core.errors import STOPPED, UserError
+from data2vec_jax.core.lock import exclusive
 from data2vec_jax.core.run import Run
 from data2vec_jax.core.state import TrainState
 from data2vec_jax.core.task import Task
@@ -89,19 +91,33 @@ def check_same_run(workdir: Path, old: Any, config: Mapping[str, Any]) -> None:
         )
 
 
+def make_workdir(workdir: Path) -> None:
+    """Makes the folder if it is missing."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in it
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot write to --workdir {workdir}: {reason}") from None
+
+
 def claim_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
     """Writes config.json, or refuses a workdir that another config made."""
     path = workdir / "config.json"
-    if path.exists():
-        try:
-            check_same_run(workdir, json.loads(path.read_text()), config)
-        except ValueError:
-            raise UserError(f"{path} is damaged; remove it, or choose another --workdir") from None
+    text = json.dumps(as_json(config), indent=1) + "\n"
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(as_json(config), indent=1) + "\n")
+        if path.exists():
+            before = path.read_text()
+            check_same_run(workdir, json.loads(before), config)
+            if before == text:
+                return
+        # Replaced in one move: a kill, or a full disk, leaves the old file or the new one.
+        temporary = path.with_name(f"{path.name}.tmp")
+        temporary.write_text(text)
+        temporary.replace(path)
     except OSError as error:
         raise UserError(f"cannot write to --workdir {workdir}: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"{path} is damaged; remove it, or choose another --workdir") from None
 
 
 def resumed(
@@ -353,17 +369,26 @@ def train(
     distributed.check_agreement({"order of the examples": task.order})
     first = distributed.is_main_process()
 
+    collapse, returns = CollapseConfig(**config.get("collapse", {})), 0
+    alone = contextlib.ExitStack()  # until the end of the run
+
     def claim():
-        claim_workdir(workdir, config)
-        task.save_assets(workdir)
+        make_workdir(workdir)
+        alone.enter_context(exclusive(workdir))
+        try:
+            claim_workdir(workdir, config)
+            task.save_assets(workdir)
+        except BaseException:
+            alone.close()
+            raise
 
     distributed.on_first(claim)
 
     if first and verbose:
         for line in (parameter_table(run.abstract.params), *task.notes):
             say(line)
-    collapse, returns = CollapseConfig(**config.get("collapse", {})), 0
     with (
+        alone,
         jax.set_mesh(mesh),
         Checkpoints(workdir.resolve() / "checkpoints", **config["checkpoint"]) as checkpoints,
     ):

@@ -13,6 +13,7 @@ from configs_for_tests import config_of
 import data2vec_jax
 from data2vec_jax import train
 from data2vec_jax.convert import ours
+from data2vec_jax.core import checkpoints
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.tasks import pretrain, probe
 
@@ -52,6 +53,14 @@ print(json.dumps([sum(x.size for x in leaves), sorted({{str(x.dtype) for x in le
 def test_an_unknown_name_is_said():
     with pytest.raises(UserError, match=r"no reference weights 'digit'; did you mean 'digits'"):
         data2vec_jax.load("reference:digit")
+
+
+def test_a_folder_may_be_called_reference(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert checkpoints.located("reference") == "reference"
+    assert checkpoints.located(Path("reference/digits")) == Path("reference/digits")
+    with pytest.raises(UserError, match="reference does not exist"):
+        data2vec_jax.load("reference")
 
 
 def test_digits_are_read_better_than_from_pixels():

@@ -14,6 +14,7 @@ import pytest
 from configs_for_tests import config_of
 
 from data2vec_jax import train
+from data2vec_jax.core import lock
 from data2vec_jax.core.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -252,3 +253,60 @@ def test_worker_processes_read_the_same_batches(vision_run, tmp_path):
     done = run("vision_v1.py:smoke", tmp_path, "--config.data.workers=2")
     assert done.returncode == 0, done.stderr
     assert losses(vision_run) == losses(tmp_path)
+
+
+def test_one_run_at_a_time_in_a_workdir(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "PATIENCE", 0.2)
+    config = config_of("vision_v1").to_dict()
+    with (
+        lock.exclusive(tmp_path),
+        pytest.raises(UserError, match=r"another process is at work in .*choose another --workdir"),
+    ):
+        train.train(config, tmp_path)
+    assert not (tmp_path / "config.json").exists()
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, tmp_path], stdout=subprocess.PIPE, env=ONE_DEVICE
+    )
+    holder.stdout.readline()
+    with pytest.raises(UserError, match="another process"), lock.exclusive(tmp_path):
+        pass
+    holder.kill()
+    holder.wait()
+    with lock.exclusive(tmp_path):  # a process that was killed holds nothing
+        pass
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from data2vec_jax.core import lock
+with lock.exclusive(Path(sys.argv[1])):
+    print(flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_config_that_a_full_disk_or_a_kill_would_cut(tmp_path, monkeypatch):
+    """config.json is replaced in one move, and not written again where it is the same."""
+    config = config_of("vision_v1").to_dict()
+    train.claim_workdir(tmp_path, config)
+    before = (tmp_path / "config.json").read_bytes()
+
+    def full(path, text):
+        path.open("w").close()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    train.claim_workdir(tmp_path, config)
+    with pytest.raises(UserError, match="No space left on device"):
+        train.claim_workdir(tmp_path, config | {"log_every": 7})
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_workdirs_that_no_system_can_make(tmp_path):
+    for name in ("a" * 300, "a\0b"):
+        with pytest.raises(UserError, match="cannot write to --workdir"):
+            train.make_workdir(tmp_path / name)
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"config\.json is damaged"):
+        train.claim_workdir(tmp_path, {})

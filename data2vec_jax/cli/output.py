@@ -1,6 +1,7 @@
 """What a command says, and how it ends: in one line if the user can mend what went wrong."""
 
 import contextlib
+import errno
 import json
 import math
 import sys
@@ -9,6 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from data2vec_jax.core.errors import STOPPED, UserError
+
+# What a path, a disk or a user's rights refuse, wherever a command meets it.
+NOT_FAULTS = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.ENOSPC,
+    errno.EDQUOT,
+)
 
 
 def run_main(main: Callable[[], Any]) -> None:
@@ -19,6 +31,11 @@ def run_main(main: Callable[[], Any]) -> None:
         sys.exit(STOPPED)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in NOT_FAULTS or not error.filename:
+            raise
+        print(f"error: {error.filename!s:.200}: {error.strerror}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -61,8 +61,11 @@ class BadExamplesFile:
         self.path = workdir / FILE
         self._file: AppendedFile | None = None
         self._waiting = b""
-        self.kept = read_lines(workdir, resume_step) if resume_step else []
-        self.path.unlink(missing_ok=True)
+        try:
+            self.kept = read_lines(workdir, resume_step) if resume_step else []
+            self.path.unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror}") from None
         self.append(self.kept)
 
     def append(self, lines: Iterable[Mapping[str, Any]] = ()) -> None:
@@ -85,9 +88,11 @@ def read_lines(workdir: Path, up_to: int) -> list[dict[str, Any]]:
     for raw in path.read_bytes().splitlines() if path.exists() else ():
         try:
             line = json.loads(raw)
-            if line["step"] <= up_to and {"example_id", "path", "reason"} <= line.keys():
+            one = BadExample(**line)
+            hash(one)  # no field is a list
+            if one.step <= up_to:
                 found.append(line)
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, RecursionError):
             continue  # a crash cut it short
     return found
 

@@ -534,8 +534,8 @@ def located(path: str | os.PathLike) -> str | os.PathLike:
 
     Raises UserError: there are no weights of that name.
     """
-    scheme, _, name = os.fspath(path).partition(":")
-    if scheme != "reference":
+    scheme, colon, name = str(path).partition(":")
+    if scheme != "reference" or not colon:  # a folder may be called 'reference'
         return path
     folder = Path(__file__).parents[1] / "reference"
     names = sorted(found.parent.name for found in folder.glob(f"*/{CONVERTED}"))

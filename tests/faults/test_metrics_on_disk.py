@@ -10,6 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from data2vec_jax.core import bad_examples
+from data2vec_jax.core.errors import UserError
 from data2vec_jax.metrics.writer import FILE, Writer, read_lines
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,3 +98,15 @@ file.append(lines[39:])
 
 if __name__ == "__main__":
     globals()[sys.argv[1]](*sys.argv[2:])
+
+
+def test_lines_of_bad_examples_that_are_not_ours(tmp_path):
+    good = {"step": 1, "example_id": 3, "path": "a.png", "reason": "empty"}
+    odd = [good | {"example_id": [1]}, good | {"reason": {}}, good | {"step": "1"}, [1], None]
+    text = "\n".join(json.dumps(line) for line in (*odd, good))
+    (tmp_path / bad_examples.FILE).write_text(text)
+    kept = bad_examples.BadExamplesFile(tmp_path, resume_step=2)
+    assert kept.kept == [good] == bad_examples.read_lines(tmp_path, 2)
+    (tmp_path / "folder" / bad_examples.FILE).mkdir(parents=True)
+    with pytest.raises(UserError, match=r"cannot write .*bad_examples\.jsonl: Is a directory"):
+        bad_examples.BadExamplesFile(tmp_path / "folder", resume_step=2)

@@ -486,6 +486,7 @@ def run(command, *arguments):
             "99,980,001 chips are more than",
         ),
         ("evaluate", ["a" * 5000, "--json=~/x.json"], "not a workdir"),
+        ("convert", ["a" * 5000, "x", "--to=jax"], "File name too long"),
     ],
 )
 def test_commands_say_it_in_one_line(command, arguments, says, tmp_path):

@@ -3,6 +3,8 @@
     python -m data2vec_jax.evaluate WORKDIR... [--json=FILE] [--markdown=FILE]
     python -m data2vec_jax.evaluate --compare NAME=WORKDIR,WORKDIR... NAME=... [...]
 
+A workdir is evaluated at its newest checkpoint, WORKDIR/checkpoints/STEP at that step.
+
 Runs that differ in their seed alone share a row: mean, and range over the seeds. With --compare
 each argument is a row: a workdir, several joined by commas, or a folder of workdirs, maybe with a
 name before `=`. `--set data.eval_split=test-clean,test-other scoring.lm=4-gram.arpa` changes the
@@ -28,10 +30,11 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from etils import epath
 
 from data2vec_jax.cli.arguments import Arguments, user_path
 from data2vec_jax.cli.output import as_json, run_main
-from data2vec_jax.core import checkpoints, sharding
+from data2vec_jax.core import checkpoints, sharding, step_folder
 from data2vec_jax.core.config import check_section, with_options
 from data2vec_jax.core.errors import UserError, nearest
 from data2vec_jax.core.state import TrainState, matches, path_name, shapes_of
@@ -48,9 +51,13 @@ NOT_PERCENTAGES = (" loss", " lm_weight", " word_score")  # ends of the names of
 def open_run(
     workdir: str, changes: Mapping[str, Any]
 ) -> tuple[Path, dict[str, Any], jax.sharding.Mesh]:
-    """Folder, config with changes ('section.key' -> value), and mesh of a training run."""
+    """Folder, config with changes ('section.key' -> value), and mesh of a training run.
+
+    The folder is the workdir's, or that of one checkpoint if `workdir` is one.
+    """
     config = checkpoints.load_config(workdir)
     folder = Path(config.pop("folder"))
+    place = Path(workdir) if is_step(Path(workdir)) else folder
     if "total_steps" not in config:
         raise UserError(f"{workdir} is not a training run")
     if (folder / "tokenizer").is_dir():
@@ -62,7 +69,7 @@ def open_run(
             raise UserError(f"--set {key}: no such option{nearest(key, known)}")
     config = with_options(config, changes)
     check_config(config)
-    return folder, config, sharding.make_mesh(**config["mesh"])
+    return place, config, sharding.make_mesh(**config["mesh"])
 
 
 def evaluate(workdir: str, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,13 +175,12 @@ def record(
 
 def train_seconds(folder: Path) -> float | None:
     """Seconds in train steps, without compilation and evaluation; None if not recorded."""
-    found = sorted(folder.glob("checkpoints/*/position/data.json"), key=lambda p: int(p.parts[-3]))
-    if not found:
-        return None
+    steps = step_folder.steps(epath.Path(folder / "checkpoints"))  # not those that were set aside
+    place = folder / "checkpoints" / str(max(steps)) if steps else folder
     try:
-        watch = json.loads(found[-1].read_text())["stopwatch"]
+        watch = json.loads((place / "position/data.json").read_text())["stopwatch"]
         return float(watch.get("seconds", watch)["train"])
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -225,12 +231,20 @@ def workdirs_of(text: str) -> tuple[str, list[str]]:
         folder = user_path(place)
         inside = sorted(folder.glob("*/config.json")) if is_folder(place) else []
         inside = [folder] if os.path.isfile(folder / "config.json") else [p.parent for p in inside]
+        if not inside and is_step(folder):
+            inside = [folder]
         if not inside:
             raise UserError(f"{place:.200}: not a workdir (no config.json), and contains none")
         found += (str(path.resolve()) for path in inside)  # the same name for the same run
     if twice := {path for path in found if found.count(path) > 1}:
         raise UserError(f"{text}: {min(twice)} is in it twice")
     return name or ",".join(places), found
+
+
+def is_step(folder: Path) -> bool:
+    """Whether a folder is one checkpoint of a workdir: WORKDIR/checkpoints/STEP."""
+    workdir = folder.absolute().parent.parent
+    return os.path.isdir(folder / "state") and os.path.isfile(workdir / "config.json")
 
 
 def split_folders(text: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import statistics
 from pathlib import Path
 
@@ -230,3 +231,16 @@ def test_a_file_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
 
     with pytest.raises(UserError, match=r"^--json=x\.json: No space left on device$"):
         evaluate.write("json", Path("x.json"), full)
+
+
+def test_one_checkpoint_of_a_run_that_has_a_damaged_one(runs, tmp_path, capsys):
+    """What was set aside does not count; WORKDIR/checkpoints/STEP is read as it is."""
+    shutil.copytree(runs / "b", tmp_path / "run")
+    (step,) = (tmp_path / "run/checkpoints").iterdir()
+    shutil.copytree(step, step.with_name("damaged-9"))
+    seconds = evaluate.train_seconds(tmp_path / "run")
+    assert seconds and evaluate.train_seconds(step) == seconds
+    evaluate.main([str(step), f"--json={tmp_path}/x.json"])
+    (row,) = json.loads((tmp_path / "x.json").read_text())
+    assert row["name"] == str(step) and row["train_seconds"] == [seconds]
+    assert row["scores"]["test accuracy"]["values"] == [recorded(runs / "b")["accuracy"]]

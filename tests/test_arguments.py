@@ -91,3 +91,9 @@ def test_options_that_the_recipe_leaves_at_their_defaults():
     config, _ = parsed("--config=vision_v2:smoke", "--config.skip.max_deviations=many")
     with pytest.raises(UserError, match=r"config.skip.max_deviations: 'many' is not a number"):
         check_config(config)
+
+
+def test_none_is_none_where_the_recipe_has_a_text():
+    for recipe in ("vision_v1:smoke", "demo:vision,v2"):  # without and with a split of its own
+        config, _ = parsed(f"--config={recipe}", "--config.data.eval_split=None")
+        assert config["data"]["eval_split"] is None

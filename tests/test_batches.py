@@ -114,3 +114,11 @@ def test_stream_starts_anywhere():
     assert len(whole) == 12 and len(tail) == 7
     for a, b in zip(whole[5:], tail, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_too_few_examples_and_none_that_is_long_enough():
+    few, short = np.zeros(5, np.int32), np.full(5, -1, np.int32)
+    with pytest.raises(UserError, match=r"5 examples \(5 long enough\) do not fill one batch of 8"):
+        TrainSampler(few, (100,), 8, seed=0)
+    with pytest.raises(UserError, match=r"none of the 5 examples .* shorter than 100,"):
+        TrainSampler(short, (100,), 8, seed=0)

@@ -723,3 +723,31 @@ def test_errors_of_array_records(tmp_path):
     fails(r"audio is float32 \[9, 2\], needed int16 or float", {"audio": tone(9, 2)}, SPEECH)
     fails(r"image is float32 \[9, 9, 1\], needed uint8", {"image": tone(9, 9)}, VISION)
     fails(r"unreadable image", {"image_bytes": b"?"}, VISION)
+
+
+def test_a_class_that_is_called_like_a_split(tmp_path):
+    """Of vehicles, 'train' is one: to read it alone would lose all the others silently."""
+    for name in ("bus/1", "car/1", "train/1"):
+        write_image(tmp_path / f"{name}.png")
+    one_line(
+        "is 'train' a split, or a class like 'bus' and 'car'", f"folder:{tmp_path}", codec=VISION
+    )
+    (tmp_path / "notes").mkdir()  # nothing to learn from
+    for name in ("bus", "car"):
+        (tmp_path / name).rename(tmp_path / "train" / name)
+    assert len(open_source(f"folder:{tmp_path}", codec=VISION)) == 3
+
+
+def test_a_split_without_examples_of_its_own(tmp_path):
+    for name in ("cat/1", "dog/1"):
+        write_image(tmp_path / f"{name}.png")
+    train = open_source(f"folder:{tmp_path}", codec=VISION)
+    test = open_source(f"folder:{tmp_path}", "test", codec=VISION)
+    with pytest.raises(UserError, match=r"'test' of .* is the training examples themselves"):
+        sources.check_held_out(train, test, "or none: None")
+    sources.check_held_out(train, train, "")  # asked for
+
+
+def test_a_kind_without_a_place():
+    one_line("colon and a place: folder:PLACE", "folder", codec=VISION)
+    one_line("unknown kind 'aaa", "a" * 5000, codec=VISION)

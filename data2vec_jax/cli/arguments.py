@@ -6,6 +6,7 @@ of the user's own. `--config.section.key=value` overrides an option of it.
 
 import argparse
 import ast
+import functools
 import os
 import sys
 import traceback
@@ -95,6 +96,12 @@ def parse(
         for section in sections:
             place = place.setdefault(section, {})
         place[key] = _value(argument.partition("=")[2])
+    for name, argument in changes.items():
+        # ml_collections reads a None as a text where the recipe has one.
+        if argument.partition("=")[2] == "None":
+            *sections, key = name.split(".")[1:]
+            place = functools.reduce(lambda place, section: place[section], sections, config)
+            place[key] = None
     return with_current_names(config), found
 
 

@@ -103,8 +103,14 @@ class TrainSampler:
         self.batches = [int(n) // rows for n, rows in zip(sizes, self.rows, strict=True)]
         self.per_epoch = sum(self.batches)
         if not self.per_epoch:
+            whole = np.count_nonzero(np.asarray(bucket_of) >= 0)
+            if not whole:
+                raise UserError(
+                    f"none of the {len(self.bucket_of)} examples can be used: each is damaged, or "
+                    f"shorter than {min(buckets):,}, the least that config.examples asks for"
+                )
             raise UserError(
-                f"{len(self.bucket_of)} examples ({int(sizes.sum())} long enough) do not fill one "
+                f"{len(self.bucket_of)} examples ({whole} long enough) do not fill one "
                 f"batch of {min(self.rows)}; lower config.data.batch_size"
             )
         self._epoch = functools.lru_cache(maxsize=2)(self._shuffle)

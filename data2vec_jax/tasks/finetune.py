@@ -437,12 +437,8 @@ def make(config: Mapping[str, Any], job: FinetuneSpec) -> Task:
     evals = {}
     for split in filter(None, options.eval_split.split(",")):
         held_out = open_split(options, split, modality.codec, source.label_names)
-        if split != options.split and source.rows and held_out.rows == source.rows:
-            raise UserError(
-                f"config.data.eval_split: '{split}' of {held_out.uri} is the training examples "
-                "themselves; name others (a folder, a file or a column `split` for each split, or "
-                "config.data.eval_source), or none: ''"
-            )
+        if split != options.split:
+            sources.check_held_out(source, held_out, "or config.data.eval_source, or none: ''")
         targets.check(held_out)
         held_out = Examples(inputs_of(held_out, like=inputs, **config["examples"]), targets)
         held_out.inputs.check(model)

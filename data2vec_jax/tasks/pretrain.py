@@ -29,7 +29,7 @@ from data2vec_jax.core.state import select, shapes_of
 from data2vec_jax.core.task import Task
 from data2vec_jax.core.train_step import StepKeys
 from data2vec_jax.data import batches, readers
-from data2vec_jax.data.sources import Source, open_source
+from data2vec_jax.data.sources import Source, check_held_out, open_source
 from data2vec_jax.modalities import contract
 from data2vec_jax.objectives import contract as objectives
 from data2vec_jax.objectives.targets import owns_features
@@ -168,6 +168,7 @@ def make(config: Mapping[str, Any]) -> Task:
     evals = {}
     if options.eval_split and config["eval_every"]:
         held_out = open_source(options.source, options.eval_split, codec=modality.codec)
+        check_held_out(source, held_out, "or none: None")
         held_out = modality.examples(held_out, like=examples, **config["examples"])
         evals["validation"] = validation(task.loss, held_out, options, config["seed"])
 

@@ -20,7 +20,7 @@ import numpy as np
 import optax
 
 from data2vec_jax.core.errors import ExampleError, UserError
-from data2vec_jax.data.sources import Source, open_named, open_source
+from data2vec_jax.data.sources import Source, check_held_out, open_named, open_source
 from data2vec_jax.modalities.contract import Examples, Labelled, Modality
 
 
@@ -32,10 +32,13 @@ def labelled(
     The classes are those of the first split. Raises UserError: a split has no labels that this
     modality can probe, or a class that the first has not.
     """
-    like, names, found = training_examples(modality, config), None, []
+    like, names, found, sources = training_examples(modality, config), None, [], []
     for split in splits:
         source = open_named(config["data"]["source"], split, modality.codec, names)
         modality.check_labels(source)
+        if sources:
+            check_held_out(sources[0], source, "or other data: --set data.source=ADDRESS")
+        sources.append(source)
         names = source.label_names
         found.append(of_source(modality, config, source, like))
         if source.bad:

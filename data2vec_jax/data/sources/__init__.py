@@ -27,7 +27,6 @@ data is a `UserError` that names the file. Sources can be pickled and read from 
 
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from data2vec_jax.core.errors import UserError, nearest
 from data2vec_jax.data.codecs.base import Codec
@@ -51,6 +50,7 @@ __all__ = [
     "TableSource",
     "check_classes",
     "check_field",
+    "check_held_out",
     "class_of",
     "decode_example",
     "encode_example",
@@ -102,7 +102,9 @@ def open_source(
     openers = {**OPENERS, **{name: (opener, ()) for name, opener in codec.kinds.items()}}
     if kind not in openers or not colon:
         hint = nearest(kind, openers)
-        if not colon and Path(uri).expanduser().exists():
+        if kind in openers:
+            hint = f"; it is followed by a colon and a place: {kind}:PLACE"
+        elif not colon and os.path.exists(os.path.expanduser(uri)):
             hint = f"; did you mean 'folder:{uri}' or 'manifest:{uri}'?"
         raise UserError(f"data source '{uri}': unknown kind '{kind}' for {codec.field}{hint}")
     opener, takes = openers[kind]
@@ -119,3 +121,17 @@ def open_named(
     """`open_source` with classes that are known already, unless the data has its own."""
     own = uri.partition(":")[0] not in ("manifest", "folder")
     return open_source(uri, split, codec=codec, key=key, label_names=None if own else names)
+
+
+def check_held_out(source: Source, held_out: Source, otherwise: str) -> None:
+    """Refuses a split of another name that has the examples of `source`, as it has where a folder
+    or a table knows no splits.
+
+    otherwise: what else the user can do, '' or 'or ...'. Raises UserError.
+    """
+    if held_out.split != source.split and source.rows and held_out.rows == source.rows:
+        raise UserError(
+            f"config.data.eval_split: '{held_out.split}' of {held_out.uri} is the training "
+            "examples themselves; name others (a folder, a file or a column `split` for each "
+            f"split), {otherwise}"
+        )

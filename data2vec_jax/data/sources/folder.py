@@ -28,6 +28,15 @@ def open_folder(address: Address) -> TableSource:
         hint = nearest(split, splits.values())
         raise UserError(f"{uri}: no split '{split}' in '{address.place}'{hint}")
     folder = top / splits[split] if splits else top
+    if list(splits) == [split]:
+        others = (name for name in subfolders(top) if name not in splits.values())
+        classes = [n for n in others if next(walk(str(top / n), codec.suffixes), None)]
+        if len(classes) > 1:  # a train may be a vehicle
+            raise UserError(
+                f"{uri}: is '{splits[split]}' a split, or a class like '{classes[0]}' and "
+                f"'{classes[1]}'? Of a class, move all of them into a folder '{split}'; of a "
+                "split, move the others elsewhere"
+            )
 
     paths = sorted(os.path.relpath(path, folder) for path in walk(str(folder), codec.suffixes))
     if not paths:

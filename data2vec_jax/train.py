@@ -94,7 +94,11 @@ def check_same_run(workdir: Path, old: Any, config: Mapping[str, Any]) -> None:
 def make_workdir(workdir: Path) -> None:
     """Makes the folder if it is missing."""
     try:
+        str(workdir.resolve()).encode()  # checkpoints are written by a library that wants text
         workdir.mkdir(parents=True, exist_ok=True)
+    except UnicodeEncodeError:
+        shown = str(workdir).encode(errors="backslashreplace").decode()
+        raise UserError(f"cannot write to --workdir {shown}: its name is not UTF-8") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in it
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot write to --workdir {workdir}: {reason}") from None

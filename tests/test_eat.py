@@ -229,6 +229,9 @@ def test_a_hugging_face_folder(head, tmp_path):
     assert {*again} == {*state}
     assert all(np.array_equal(again[name], state[name]) for name in state)
     assert json.loads((tmp_path / "again/config.json").read_text()) == config
+    told = (tmp_path / "again/README.md").read_text()  # transformers cannot open it as it is
+    assert "A [data2vec 2.0]" in told and "trust_remote_code=True" in told
+    assert "Neither transformers nor this folder has EAT's class" in told
 
 
 def test_a_pretraining_file_as_a_folder(pretraining_file, tmp_path):

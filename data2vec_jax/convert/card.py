@@ -20,6 +20,13 @@ AUTO_CLASSES = {
     "Data2VecAudioForXVector": "AutoModelForAudioXVector",
 }
 
+# What has to be done before the card's first lines work.
+EAT = (
+    "Neither transformers nor this folder has EAT's class. First put the Python files of one of "
+    "its authors' folders into this one, and the `auto_map` of their config.json into that of this "
+    "one. `data2vec_jax.load` reads this folder as it is."
+)
+
 LOGGED = ("step", "loss", "target_std", "pred_std")
 
 
@@ -45,14 +52,15 @@ def card(checkpoint: Checkpoint, layout: Layout, described: Config) -> str:
         "",
         f"# {layout.name}",
         "",
-        f"A {PAPERS[fields.generation(config)]} model for {config['modality']}, written by "
-        "data2vec_jax.",
+        f"A {PAPERS['2.0' if is_eat(described) else fields.generation(config)]} model for "
+        f"{config['modality']}, written by data2vec_jax.",
         "",
         "```python",
         f"from transformers import {name}",
         "",
         f'model = {name}.from_pretrained("THIS_FOLDER"{remote(described)})',
         "```",
+        *(["", EAT] if is_eat(described) else []),
         "",
         "| | |",
         "| --- | --- |",
@@ -66,7 +74,12 @@ def card(checkpoint: Checkpoint, layout: Layout, described: Config) -> str:
 
 def remote(described: Config) -> str:
     """The argument that lets transformers run the model file beside the weights."""
-    return ", trust_remote_code=True" if "auto_map" in described else ""
+    return ", trust_remote_code=True" if "auto_map" in described or is_eat(described) else ""
+
+
+def is_eat(described: Config) -> bool:
+    """Whether an export is of a class that neither transformers nor the export has."""
+    return described.get("model_type") == "eat"
 
 
 def rows(checkpoint: Checkpoint) -> list[str]:

@@ -51,7 +51,7 @@ WEIGHTS = ROOT / "data2vec_jax/reference"
 SEEDS = 3
 ERRORS = "cer", "wer"  # scores of which the lower is the better
 VERSIONS = "v1", "v2"
-ADAPTERS = "lora", "dora"  # of 2.0; variants of a fine-tuning config
+ADAPTERS = "lora", "dora"  # of 2.0
 STARTS = {
     "scratch": "from scratch",
     "v1": "1.0",
@@ -305,8 +305,7 @@ def encoder_of(config: Mapping[str, Any]) -> dict[str, Any]:
 def finetuned(name: str, start: str, share: float) -> dict[str, Any]:
     """Scores on test by seed, with a share of the labels and the rate and updates best on dev."""
     task, network = TASKS[name], config_of(name, "v2")
-    variant = f"{task.finetune}_{start}" if start in ADAPTERS else task.finetune
-    base, _ = parse(["reference", f"--config={variant}", "--workdir=-"])
+    base, _ = parse(["reference", f"--config={task.finetune}", "--workdir=-"])
     base = base | {"model": encoder_of(network)}
     base = with_options(base, {"data.source": network["data"]["source"], **task.options})
     init_from = None
@@ -317,6 +316,9 @@ def finetuned(name: str, start: str, share: float) -> dict[str, Any]:
         version = "v2" if start in ADAPTERS else start
         step = read_json(line_of(name, version))["step"]
         init_from = str(workdir_of(name, version) / "checkpoints" / str(step))
+    if start in ADAPTERS:
+        adapter = {"adapter.targets": ("blocks/",), "adapter.dora": start == "dora"}
+        base = with_options(base, adapter | {"optim.weight_decay": 0.0})
     programs: dict[Any, Any] = {}
 
     def run(rate: float, updates: int, seed: int) -> Path:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import orbax.checkpoint.experimental.v1 as ocp
 
 from data2vec_jax.core import sharding
 from data2vec_jax.core.run import Run
@@ -80,3 +81,18 @@ def assert_close(params, other, limit):
             queries, _, values = np.split(np.stack([a, b]), 3, axis=-1)
             a, b = np.concatenate([queries, values], axis=-1)
         assert np.linalg.norm(a - b) / (np.linalg.norm(a) + 1e-6) < limit, name
+
+
+def state_of(workdir, step):
+    """Every array of a checkpoint, read by orbax alone, on any number of devices."""
+    folder = workdir / f"checkpoints/{step}"
+    shapes = ocp.metadata(folder, checkpointable_name="state").metadata
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
+    found = {}
+    tree = ocp.load(folder, abstract, checkpointable_name="state")
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        found[jax.tree_util.keystr(path)] = np.asarray(leaf)
+    return found

@@ -23,10 +23,13 @@ import tempfile
 import time
 from pathlib import Path
 
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import jax
 import numpy as np
-import orbax.checkpoint.experimental.v1 as ocp
 import pytest
+from configs_for_tests import state_of
 
 from data2vec_jax.core.checkpoints import Checkpoints
 
@@ -85,21 +88,6 @@ def lines(workdir):
     found = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     of_time = ("examples_per_second", "mfu", "goodput")
     return [{k: v for k, v in line.items() if k not in of_time} for line in found]
-
-
-def state_of(workdir, step):
-    """Every array of a checkpoint, read by orbax alone, on any number of devices."""
-    folder = workdir / f"checkpoints/{step}"
-    shapes = ocp.metadata(folder, checkpointable_name="state").metadata
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
-    found = {}
-    tree = ocp.load(folder, abstract, checkpointable_name="state")
-    for path, leaf in jax.tree.leaves_with_path(tree):
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        found[jax.tree_util.keystr(path)] = np.asarray(leaf)
-    return found
 
 
 # One of two is killed -----------------------------------------------------------------------------

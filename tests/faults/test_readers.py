@@ -10,10 +10,9 @@ import sys
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
-import orbax.checkpoint.experimental.v1 as ocp
 import pytest
+from configs_for_tests import state_of
 
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.data import readers
@@ -295,17 +294,6 @@ def reader_ids(process):
         with contextlib.suppress(OSError):
             if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 found.append(pid)
-    return found
-
-
-def state_of(workdir, step):
-    """Every array of a checkpoint, read by orbax alone."""
-    tree = ocp.load(workdir / f"checkpoints/{step}", checkpointable_name="state")
-    found = {}
-    for path, leaf in jax.tree.leaves_with_path(tree):
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        found[jax.tree_util.keystr(path)] = np.asarray(leaf)
     return found
 
 

@@ -44,6 +44,7 @@ from data2vec_jax.modalities.contract import Labelled
 from data2vec_jax.report import page
 from data2vec_jax.report.reference import mean_and_range
 from data2vec_jax.tasks import pretrain, probe
+from data2vec_jax.tasks.registry import task_module
 
 RESULTS = ROOT / "launch/reference"
 RUNS = ROOT / "runs/reference"
@@ -302,23 +303,28 @@ def encoder_of(config: Mapping[str, Any]) -> dict[str, Any]:
 # Fine-tuning --------------------------------------------------------------------------------------
 
 
-def finetuned(name: str, start: str, share: float) -> dict[str, Any]:
-    """Scores on test by seed, with a share of the labels and the rate and updates best on dev."""
+def tuning_config(name: str, start: str) -> dict[str, Any]:
+    """The config of fine-tuning from a start, without share, rate and length."""
     task, network = TASKS[name], config_of(name, "v2")
     base, _ = parse(["reference", f"--config={task.finetune}", "--workdir=-"])
     base = base | {"model": encoder_of(network)}
     base = with_options(base, {"data.source": network["data"]["source"], **task.options})
-    init_from = None
-    if start == "scratch":
-        if base.get("layerwise_lr"):  # slow first blocks keep what they have learned before
-            base = with_options(base, {"layerwise_lr.decay": 1.0})
-    else:
+    if start == "scratch" and base.get("layerwise_lr"):
+        # Slow first blocks keep what they have learned before, which is nothing.
+        return with_options(base, {"layerwise_lr.decay": 1.0})
+    if start in ADAPTERS:
+        adapter = {"adapter.targets": ("blocks/",), "adapter.dora": start == "dora"}
+        return with_options(base, adapter | {"optim.weight_decay": 0.0})
+    return base
+
+
+def finetuned(name: str, start: str, share: float) -> dict[str, Any]:
+    """Scores on test by seed, with a share of the labels and the rate and updates best on dev."""
+    task, base, init_from = TASKS[name], tuning_config(name, start), None
+    if start != "scratch":
         version = "v2" if start in ADAPTERS else start
         step = read_json(line_of(name, version))["step"]
         init_from = str(workdir_of(name, version) / "checkpoints" / str(step))
-    if start in ADAPTERS:
-        adapter = {"adapter.targets": ("blocks/",), "adapter.dora": start == "dora"}
-        base = with_options(base, adapter | {"optim.weight_decay": 0.0})
     programs: dict[Any, Any] = {}
 
     def run(rate: float, updates: int, seed: int) -> Path:
@@ -346,6 +352,27 @@ def finetuned(name: str, start: str, share: float) -> dict[str, Any]:
         "updates": updates,
         "seconds": [evaluate.train_seconds(workdir) for workdir in runs],
         task.metric: [scored(workdir, "test") for workdir in runs],
+    }
+
+
+def of_scratch(name: str, tuned: Mapping[str, Any]) -> dict[str, Any]:
+    """What the file of a pretrained network says, of the one from scratch with most labels.
+
+    Its 'dev_curve' has the lengths that were tried, each with its best score.
+    """
+    metric, share = TASKS[name].metric, max(tuned, key=float)
+    config = tuning_config(name, "scratch")
+    found, shapes = tuned[share], task_module(config).abstract_task(config)
+    best = min if metric in ERRORS else max
+    lengths = sorted({updates for _, updates, _ in found["dev"]})
+    per_step = shapes.mean([shapes.flops(shape) for shape in shapes.shapes])
+    return {
+        "updates": found["updates"],
+        "seconds": statistics.fmean(found["seconds"]),
+        "flops": found["updates"] * per_step,
+        "dev_curve": [[n, best(s for _, u, s in found["dev"] if u == n)] for n in lengths],
+        "test": {metric: found[metric]},
+        "hand_made": read_json(line_of(name, "v2"))["hand_made"],
     }
 
 
@@ -485,6 +512,8 @@ def main() -> None:
                 found = result.setdefault("finetuned", {})
                 if f"{share:g}" not in found:
                     found[f"{share:g}"] = finetuned(name, start, share)
+                    if start == "scratch":
+                        result |= of_scratch(name, found)
                     write_json(line, result)
             write_page(name)
             fill(PAGE, tables())

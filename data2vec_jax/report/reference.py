@@ -43,7 +43,8 @@ def is_reference(summary: Mapping[str, Any]) -> bool:
 def context(workdir: Path, summary: Mapping[str, Any], cards: Cards) -> dict[str, Any]:
     """What reference.html needs. The pictures take a pass over the held-out examples."""
     found = {start: summary[start] for start in NAMES if start in summary}
-    pretrained = {start: result for start, result in found.items() if "dev_curve" in result}
+    probed = {start: result for start, result in found.items() if start != "scratch"}
+    pretrained = {start: result for start, result in probed.items() if "dev_curve" in result}
     charts_of_probes = [_over_updates(probe, pretrained, cards) for probe in PROBES]
     return {
         "kind": "reference",

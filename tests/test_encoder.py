@@ -4,13 +4,14 @@ B batch, T tokens, D width, H heads, L layers.
 """
 
 import math
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data2vec_jax.models.encoder import Encoder, TargetSpec
+from data2vec_jax.models.encoder import Encoder, Source, TargetSpec
 from data2vec_jax.models.layers import convolve
 from data2vec_jax.models.positions import relative_index, token_positions
 from data2vec_jax.objectives.targets import normaliser, regression
@@ -39,7 +40,7 @@ def np_norm(x, p):
 
 
 def np_block(x, p, norm, valid):
-    """One block, head by head, as the paper's figure says."""
+    """A block's output and its parts, head by head, as the paper's figure says."""
     erf = np.vectorize(math.erf)
 
     def attend(x):
@@ -60,12 +61,16 @@ def np_block(x, p, norm, valid):
         return y @ p["down"]["kernel"] + p["down"]["bias"]
 
     if norm == "post":
-        u = np_norm(x + attend(x), p["norm1"])
+        a = attend(x)
+        u = np_norm(x + a, p["norm1"])
         t = feed(u)
-        return np_norm(u + t, p["norm2"]), t
-    u = x + attend(np_norm(x, p["norm1"]))
-    t = feed(np_norm(u, p["norm2"]))
-    return u + t, t
+        y = np_norm(u + t, p["norm2"])
+    else:
+        a = attend(np_norm(x, p["norm1"])) * p.get("layer_scale1", 1)
+        u = x + a
+        t = feed(np_norm(u, p["norm2"])) * p.get("layer_scale2", 1)
+        y = u + t
+    return y, {"attention": a, "ffn": t, "residual": u + t, "block": y}
 
 
 @pytest.mark.parametrize("norm", ["post", "pre"])
@@ -77,11 +82,30 @@ def test_equals_numpy(norm):
     y = np.asarray(x, np.float64)
     for i in range(L):
         layer = jax.tree.map(lambda a, i=i: np.asarray(a[i], np.float64), params["blocks"])
-        y, t = np_block(y, layer, norm, valid)
+        y, parts = np_block(y, layer, norm, valid)
         np.testing.assert_allclose(out.layers[i][valid], y[valid], rtol=2e-4, atol=2e-5)
-        np.testing.assert_allclose(out.ffn[i][valid], t[valid], rtol=2e-4, atol=2e-5)
+        np.testing.assert_allclose(out.ffn[i][valid], parts["ffn"][valid], rtol=2e-4, atol=2e-5)
     np.testing.assert_array_equal(out.x, out.layers[-1])
     np.testing.assert_array_equal(out.first, x)
+
+
+@pytest.mark.parametrize("options", [{}, {"norm": "pre"}, {"norm": "pre", "layer_scale": 0.5}])
+def test_recorded_parts_equal_numpys(options):
+    """Table 5 of the 1.0 paper: where in a block the targets are taken from."""
+    encoder, params, x = setup(**options)
+    valid, averaged = np.ones((B, T), bool), (0, 2)
+    y, wanted = np.asarray(x, np.float64), dict.fromkeys(get_args(Source), 0.0)
+    for i in range(L):
+        layer = jax.tree.map(lambda a, i=i: np.asarray(a[i], np.float64), params["blocks"])
+        y, parts = np_block(y, layer, options.get("norm", "post"), valid)
+        if i in averaged:
+            wanted = {name: wanted[name] + parts[name] / len(averaged) for name in wanted}
+    assert set(wanted) == set(parts)
+    for name, mean in wanted.items():
+        record = TargetSpec(averaged, name, lambda x: x)
+        out = encoder.apply({"params": params}, x, record=record)
+        np.testing.assert_allclose(out.targets, mean, rtol=2e-4, atol=5e-5, err_msg=name)
+        np.testing.assert_allclose(out.x, y, rtol=2e-4, atol=5e-5)
 
 
 @pytest.mark.parametrize("what", ["ffn", "block"])

@@ -39,17 +39,20 @@ class Tokens(NamedTuple):
     valid: Array | None = None
 
 
+# A part of a block, or the block's output.
+Source = Literal["attention", "ffn", "residual", "block"]
+
+
 class TargetSpec(NamedTuple):
     """What the teacher's layers leave behind.
 
     top_k: the uppermost K layers are averaged, or the layers with these numbers (from 0). source:
-    'ffn' (output of the feed-forward part, before dropout, residual and norm) or 'block' (output of
-    the block). normalise: applied to each layer's [B, T, D] before the average. skip: leading
-    tokens (class token) left out.
+    'block' (output of the block), or a part of it, see `Block`. normalise: applied to each layer's
+    [B, T, D] before the average. skip: leading tokens (class token) left out.
     """
 
     top_k: int | tuple[int, ...]
-    source: str
+    source: Source
     normalise: Callable[[Array], Array]
     skip: int = 0
 
@@ -64,8 +67,9 @@ class Encoded(NamedTuple):
     """What an encoder returns.
 
     x: [B, T, D]. targets: mean over the K recorded layers [B, T, D], float32. layers, ffn: outputs
-    of each block and of its feed-forward part [L, B, T, D]. class_tokens: leading tokens [B, E, D].
-    first: the input of the first block [B, T, D], with `layers`.
+    of each block and of its feed-forward part, or of the part that is recorded [L, B, T, D].
+    class_tokens: leading tokens [B, E, D]. first: the input of the first block [B, T, D], with
+    `layers`.
     """
 
     x: Array
@@ -79,8 +83,10 @@ class Encoded(NamedTuple):
 class Block(nn.Module):
     """One Transformer block, post-norm or pre-norm (spec 3.1).
 
-    post: u = LN1(x + DP(Attn(x))); t = FFN(u); y = LN2(u + DP(t))
-    pre:  u = x + DP(g1 * Attn(LN1 x)); t = g2 * FFN(LN2 u); y = u + DP(t)
+    post: a = Attn(x); u = LN1(x + DP(a)); t = FFN(u); y = LN2(u + DP(t))
+    pre:  a = g1 * Attn(LN1 x); u = x + DP(a); t = g2 * FFN(LN2 u); y = u + DP(t)
+
+    Its parts, which a teacher may record: 'attention' a, 'ffn' t, 'residual' u + t.
     """
 
     width: int
@@ -137,21 +143,26 @@ class Block(nn.Module):
         drop_path: Array | None,
         key: Key,
         to_bias: Callable[[Array], Array] | None = None,
+        part: str = "ffn",
     ) -> tuple[Array, Array]:
         """x [B, T, D], bias [H, T, T] or [B, H, T, T], valid [B, T], drop_path scalar rate or None.
 
         to_bias: table of relative positions -> bias [H, T, T], for another grid than the block's.
-        Returns the block's output and the output t of its feed-forward part, both [B, T, D].
+        Returns the block's output y and a `part` of it, both [B, T, D].
         """
         keys = split(key, 6)
         norm1 = LayerNorm(self.eps, dtype=self.dtype, name="norm1")
         norm2 = LayerNorm(self.eps, dtype=self.dtype, name="norm2")
+
+        def wanted(a, u, t):
+            return a if part == "attention" else u + t if part == "residual" else t
+
         if self.norm == "post":
-            y = self._attend(x, bias, valid, keys, to_bias)
-            u = norm1(x + drop_rows(y, drop_path, keys[4]))
+            a = self._attend(x, bias, valid, keys, to_bias)
+            u = norm1(x + drop_rows(a, drop_path, keys[4]))
             t = self._feed_forward(u, keys[2])
             y = drop_rows(dropout(t, self.dropout, keys[3]), drop_path, keys[5])
-            return norm2(u + y), t
+            return norm2(u + y), wanted(a, u, t)
 
         def scaled(y, name):
             if self.layer_scale is None:
@@ -159,10 +170,11 @@ class Block(nn.Module):
             init = nn.initializers.constant(self.layer_scale)
             return y * self.param(name, init, (self.width,)).astype(y.dtype)
 
-        y = scaled(self._attend(norm1(x), bias, valid, keys, to_bias), "layer_scale1")
-        u = x + drop_rows(y, drop_path, keys[4])
+        a = scaled(self._attend(norm1(x), bias, valid, keys, to_bias), "layer_scale1")
+        u = x + drop_rows(a, drop_path, keys[4])
         t = scaled(self._feed_forward(norm2(u), keys[2]), "layer_scale2")
-        return u + drop_rows(dropout(t, self.dropout, keys[3]), drop_path, keys[5]), t
+        y = drop_rows(dropout(t, self.dropout, keys[3]), drop_path, keys[5])
+        return u + y, wanted(a, u, t)
 
 
 def drop_rows(y: Array, rate: Array | None, key: Key) -> Array:
@@ -266,6 +278,7 @@ class Encoder(nn.Module):
         to_bias: see `Block`.
         """
         distances, slopes = alibi or (None, None)
+        part = record.source if record else "ffn"
         rates = None
         if self.drop_path:
             rates = self.drop_path * jnp.arange(self.depth) / max(self.depth - 1, 1)
@@ -285,6 +298,7 @@ class Encoder(nn.Module):
                 rate,
                 block_key,
                 to_bias,
+                part,
             )
             if key is not None and self.layerdrop:
                 y = jnp.where(jax.random.bernoulli(drop_key, self.layerdrop), x, y)
@@ -297,7 +311,7 @@ class Encoder(nn.Module):
             layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
 
         def recorded(y, t):
-            t = (t if record.source == "ffn" else y)[:, record.skip :]
+            t = (y if part == "block" else t)[:, record.skip :]
             return record.normalise(wide(t))
 
         def plain(x, xs):

@@ -12,7 +12,7 @@ B batch, T tokens, N masked positions of a row, D width.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from data2vec_jax import masking
 from data2vec_jax.core.config import NonNegativeFloat
 from data2vec_jax.core.train_step import StepKeys
+from data2vec_jax.models.encoder import Source
 from data2vec_jax.models.layers import gather_tokens, split
 from data2vec_jax.objectives.contract import Intermediates, Objective, ObjectiveConfig
 from data2vec_jax.objectives.targets import (
@@ -45,8 +46,8 @@ class Config(ObjectiveConfig):
     needs_teacher: ClassVar[bool] = True
 
     top_k: TopK  # K uppermost blocks averaged, or the numbers of the blocks
-    # What is averaged: the output of a block's feed-forward part, or of the block ('block').
-    target: Literal["ffn", "block"] = "ffn"
+    # What is averaged: a block's output, or a part of it, see `models.encoder.Block`.
+    target: Source = "ffn"
     layer_norms: Sequence[Norm] = ()  # of each block's output
     final_norms: Sequence[Norm] = ()  # of the average
     beta: NonNegativeFloat = 0.0  # of smooth L1; 0 for squared error

@@ -13,7 +13,7 @@ B batch, M masks of an example, T tokens, V of them visible and N masked, D widt
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from data2vec_jax import masking
 from data2vec_jax.core.config import NonNegativeFloat, Range
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.core.train_step import StepKeys
+from data2vec_jax.models.encoder import Source
 from data2vec_jax.models.layers import gather_tokens, repeat, split
 from data2vec_jax.objectives.contract import Intermediates, Objective, ObjectiveConfig
 from data2vec_jax.objectives.targets import (
@@ -64,8 +65,8 @@ class Config(ObjectiveConfig):
 
     clones: Annotated[int, Range(1, 1024)]  # M, masks of an example
     top_k: TopK  # K uppermost blocks averaged, or the blocks' numbers, from 0
-    # What is averaged: the output of a block's feed-forward part, or of the block ('block').
-    target: Literal["ffn", "block"] = "ffn"
+    # What is averaged: a block's output, or a part of it, see `models.encoder.Block`.
+    target: Source = "ffn"
     layer_norms: Sequence[Norm] = ()  # of each block's output
     final_norms: Sequence[Norm] = ()  # of the average
     beta: NonNegativeFloat = 0.0  # of smooth L1; 0 for squared error

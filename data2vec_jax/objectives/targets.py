@@ -16,7 +16,7 @@ from data2vec_jax.core.config import Length, NonNegativeInt, PositiveFloat, Posi
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.core.state import overlay
 from data2vec_jax.metrics.statistics import channel_std, explained_shares, mean_std
-from data2vec_jax.models.encoder import Encoded, TargetSpec
+from data2vec_jax.models.encoder import Encoded, Source, TargetSpec
 from data2vec_jax.models.layers import normalise, wide
 from data2vec_jax.objectives import contract
 from data2vec_jax.objectives.contract import Intermediates, present_positions
@@ -98,14 +98,15 @@ def owns_features(model: Any, teacher: Mapping[str, Any]) -> bool | None:
 def make_teacher(
     model: Any,
     top_k: int | Sequence[int],
-    target: str,
+    target: Source,
     layer_norms: Sequence[Norm],
     final_norms: Sequence[Norm],
 ) -> Callable[..., tuple[Encoded, Array]]:
     """The targets of both papers: y = norm(1/K sum_l norm(a_l)), over the teacher's top K layers.
 
     a_l: what layer l makes of the whole input, without dropout: the output of its feed-forward part
-    ('ffn') or of the block ('block'). The other options: see `data2vec1.Config`.
+    ('ffn'), of the block ('block') or of another part of it (`encoder.Block`). The other options:
+    see `data2vec1.Config`.
 
     Returns (params, teacher, batch, tokens, collect) -> (what the encoder returned, y [B, T, D]).
     teacher: averaged leaves, which stand in for the student's (`state.ema_update`). tokens: the

@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 import types
+from pathlib import Path
+from unittest.mock import ANY
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 from data2vec_jax.core.config import check_section
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.metrics.collapse import CollapseConfig, CollapseMonitor
-from data2vec_jax.metrics.hardware import peak_flops, peak_of_kind
+from data2vec_jax.metrics.hardware import peak_bytes, peak_flops, peak_of_kind
 from data2vec_jax.metrics.parameters import parameter_table
 from data2vec_jax.metrics.statistics import effective_rank, explained_shares, mean_std
 from data2vec_jax.metrics.throughput import (
@@ -390,6 +392,19 @@ def test_when_this_process_began():
     assert 0 < float(out.stdout) < 5
 
 
+def test_peak_bytes_are_those_of_the_process_or_of_its_fullest_device(monkeypatch):
+    Path("/proc/self/clear_refs").write_text("5")  # Linux forgets the peak
+    before = peak_bytes()
+    held = np.ones(2**24)  # 128 MiB
+    assert 0.9 * held.nbytes < peak_bytes() - before < 1.5 * held.nbytes
+    del held
+    assert peak_bytes() - before > 100 * 2**20
+    stats = [{"peak_bytes_in_use": 7, "bytes_in_use": 9}, None, {"peak_bytes_in_use": 8}]
+    devices = [types.SimpleNamespace(memory_stats=lambda s=s: s) for s in stats]
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+    assert peak_bytes() == 8
+
+
 def test_throughput_leaves_out_compile_eval_and_save(monkeypatch):
     clock = Clock(monkeypatch)
     devices = [types.SimpleNamespace(platform="gpu", device_kind="NVIDIA A100-SXM4-80GB")] * 4
@@ -407,6 +422,7 @@ def test_throughput_leaves_out_compile_eval_and_save(monkeypatch):
         "examples_per_second": 16.0,
         "mfu": 0.5 / 4,
         "goodput": pytest.approx(3 / 154),
+        "peak_bytes": ANY,
     }
     with watch.measure("eval"):
         clock.now += 7

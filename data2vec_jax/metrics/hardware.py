@@ -1,9 +1,12 @@
-"""Peak FLOP/s of devices: from a table by their kind, or measured by a large matrix product."""
+"""Peak FLOP/s of devices: from a table by their kind, or measured by a large matrix product; and
+their peak memory."""
 
 import math
 import re
+import resource
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -82,3 +85,16 @@ def measured_flops(size: int, dtype: Any) -> float:
             product(a).block_until_ready()
             best = min(best, time.perf_counter() - start)
     return 2.0 * size**3 / best
+
+
+def peak_bytes() -> float:
+    """The most that was in use so far: of this process's fullest device, or, where devices do not
+    tell (CPUs), of this process's memory."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    if found := [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]:
+        return float(max(found))
+    try:  # Linux; what `getrusage` says would begin with the parent's
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024.0 * next(int(x.split()[1]) for x in lines if x.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # bytes, on macOS

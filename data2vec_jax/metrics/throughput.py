@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data2vec_jax.metrics.hardware import peak_flops
+from data2vec_jax.metrics.hardware import peak_bytes, peak_flops
 
 WINDOW_SECONDS = 1.0  # speed is measured over at least this time
 
@@ -203,7 +203,8 @@ class Throughput:
         return sum(v for category, v in seconds.items() if category not in NO_STEPS)
 
     def read(self, step: int) -> dict[str, float]:
-        """Finite examples_per_second, mfu (0 to 1) and goodput (0 to 1) after `step` updates.
+        """Finite examples_per_second, mfu (0 to 1) and goodput (0 to 1) after `step` updates, and
+        peak_bytes (see `hardware`).
 
         Measured since the last reading that is at least `WINDOW_SECONDS` old: `Writer.flush` reads
         two steps in quick succession, and the second would seem to have taken no time.
@@ -218,4 +219,5 @@ class Throughput:
             "examples_per_second": rate * self._batch_size,
             "mfu": rate * self._flops / self._peak,
             "goodput": self._watch.goodput,
+            "peak_bytes": peak_bytes(),
         }

@@ -97,23 +97,33 @@ class Cards:
         svg = charts.to_svg(figure, label=f"{title} over updates", key=f"c{self._count}-")
         return Card(title, svg, legend, note, 0)
 
-    def draw_shares(
+    def draw_scores_over(
         self,
         title: str,
-        curves: Mapping[str, tuple[str, Mapping[float, Sequence[float]]]],
+        what: str,
+        curves: Mapping[str, tuple[str, Mapping[Any, Sequence[float]]]],
         unit: str,
+        names: Mapping[Any, str] | None = None,
+        levels: Sequence[charts.Level] = (),
+        joined: bool = True,
     ) -> Card:
-        """The card of scores over shares of the labels: see `charts.share_figure`."""
+        """The card of scores over `what`, see `charts.score_figure`; the number is the last."""
         self._count += 1
         svg = charts.to_svg(
-            charts.share_figure(curves, unit),
-            label=f"{title} over shares of the labels",
+            charts.score_figure(curves, unit, names, levels, joined),
+            label=f"{title} over {what}",
             key=f"c{self._count}-",
         )
+        order = list(names or ())
         legend = [
-            (name, ink, number(float(np.mean(found[max(found)]))))
+            (
+                name,
+                ink,
+                number(float(np.mean(found[max(found, key=order.index if names else None)]))),
+            )
             for name, (ink, found) in curves.items()
         ]
+        legend += [(level.label, level.colour, number(level.value)) for level in levels]
         return Card(title, svg, legend, "", 0)
 
     def draw_blocks(self, probe: ProbeScores, unit: str) -> Card:

@@ -343,33 +343,50 @@ def block_figure(probe: "ProbeScores", unit: str = "") -> "Figure":
     return figure
 
 
-def share_figure(
-    curves: Mapping[str, tuple[str, Mapping[float, Sequence[float]]]], unit: str = ""
+def score_figure(
+    curves: Mapping[str, tuple[str, Mapping[Any, Sequence[float]]]],
+    unit: str = "",
+    names: Mapping[Any, str] | None = None,
+    levels: Sequence[Level] = (),
+    joined: bool = True,
 ) -> "Figure":
-    """Scores after fine-tuning over shares of the labels, which are equally far apart.
+    """Scores over named places, which are equally far apart, or over FLOPs, on a logarithmic axis.
 
-    curves: name -> (name of its colour, {share: scores by seed}); the line joins the means, and
-    there is a dot for each seed.
+    curves: name -> (name of its colour, {place: scores by seed}), a dot for each seed and a line
+    through the means, if they are `joined`. names: of the places, in order; None for FLOPs.
     """
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import LogLocator, MaxNLocator
 
-    shares = sorted({share for _, found in curves.values() for share in found})
+    places = list(names or sorted({x for _, found in curves.values() for x in found}))
     values = [v for _, found in curves.values() for scores in found.values() for v in scores]
+    values += [level.value for level in levels]
     figure, axes = _figure(WIDTH, HEIGHT, MARGINS)
-    axes.set_xlim(-0.3, len(shares) - 0.7)
     axes.set_ylim(*_padded(min(values), max(values), ()))
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    if names is None:
+        axes.set_xscale("log")
+        axes.set_xlim(0.9 * places[0], 1.1 * places[-1])
     _style(axes, grid="y", unit=unit)
-    axes.set_xticks(range(len(shares)), [f"{100 * share:g} %" for share in shares])
+    if names is None:
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
+    else:
+        axes.set_xlim(-0.3, len(places) - 0.7)
+        axes.set_xticks(range(len(places)), list(names.values()))
+    for level in levels:
+        title = f"{TOOLTIP}{level.label}: {number(level.value)}{unit}"
+        axes.axhline(level.value, color=LIGHT[level.colour], dashes=(4, 3), gid=title)
     for name, (ink, found) in curves.items():
-        means = {shares.index(s): statistics.fmean(found[s]) for s in sorted(found)}
+        ordered = sorted(found, key=places.index)
+        at = {place: places.index(place) if names else place for place in ordered}
+        means = [statistics.fmean(found[place]) for place in at]
         style = {"color": LIGHT[ink], "linewidth": 2, "label": name}
-        axes.plot(list(means), list(means.values()), **style)
-        for share, scores in found.items():
-            for value in scores:
-                title = f"{name}, {100 * share:g} % of the labels: {number(value)}{unit}"
-                place = shares.index(share), value
-                _dot(axes, *place, title, 6, color=LIGHT[ink], markeredgewidth=0)
+        style |= {} if joined else {"linestyle": "", "marker": "_", "markersize": 24}
+        axes.plot(list(at.values()), means, **style)
+        for place, x in at.items():
+            for value in found[place]:
+                where = names[place] if names else f"{number(place)} FLOPs"
+                title = f"{name}, {where}: {number(value)}{unit}"
+                _dot(axes, x, value, title, 6, color=LIGHT[ink], markeredgewidth=0)
     return figure
 
 

@@ -13,7 +13,7 @@ from data2vec_jax.cli.arguments import Arguments, user_path
 from data2vec_jax.core.errors import UserError, nearest
 from data2vec_jax.metrics.collapse import WARNINGS
 from data2vec_jax.metrics.writer import FILE
-from data2vec_jax.report import charts, reference
+from data2vec_jax.report import charts, reference, study
 from data2vec_jax.report.cards import Card, Cards, Chart, curve_of
 from data2vec_jax.report.charts import number
 from data2vec_jax.report.runs import (
@@ -368,6 +368,8 @@ def build(workdir: Path) -> str:
         summary = read_json(workdir / SUMMARY) if has_summary else {}
         if reference.is_reference(summary):
             return _render(workdir, "reference run", reference.context(workdir, summary, Cards()))
+        if study.is_study(summary):
+            return _render(workdir, summary["study"], study.context(summary, Cards()))
         context = _demo_context(summary, groups)
         if not (groups or context["probes"] or context["number_columns"]):
             raise UserError(f"'{workdir}' holds no scores and no runs yet")

@@ -156,7 +156,13 @@ def _over_shares(found: Mapping[str, Any], cards: Cards) -> list[Card]:
                 curves = metrics.setdefault(metric, {})
                 _, points = curves.setdefault(NAMES[start], (INKS[start], {}))
                 points[float(share)] = [100 * score for score in scores]
-    return [cards.draw_shares(metric, curves, UNIT) for metric, curves in metrics.items()]
+    drawn = []
+    for metric, curves in metrics.items():
+        shares = sorted({share for _, found in curves.values() for share in found})
+        names = {share: f"{100 * share:g} %" for share in shares}
+        what = "shares of the labels"
+        drawn.append(cards.draw_scores_over(metric, what, curves, UNIT, names))
+    return drawn
 
 
 # Pictures -----------------------------------------------------------------------------------------

@@ -274,9 +274,9 @@ def start(folder, workers):
 
 
 def lines(workdir):
-    """The lines of metrics, without what depends on the clock."""
+    """The lines of metrics, without what depends on the machine."""
     found = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    of_time = ("examples_per_second", "mfu", "goodput")
+    of_time = ("examples_per_second", "mfu", "goodput", "peak_bytes")
     return [{k: v for k, v in line.items() if k not in of_time} for line in found]
 
 

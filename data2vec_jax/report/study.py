@@ -1,0 +1,125 @@
+"""The page and the table of a study: scores of its points beside the paper's finding, and costs.
+
+Its summary.json, which `data2vec_jax.ablate` writes, has 'study', 'points' {name: one run a seed,
+as of `ablate.measured`}, and of an ablation 'finding', 'paper' {point: word error rate} and
+'ordered'. A point 'A x B' stands over A, on the curve of B.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from data2vec_jax.report import charts
+from data2vec_jax.report.cards import Card, Cards
+from data2vec_jax.report.charts import Level
+from data2vec_jax.report.reference import UNIT, mean_and_range
+
+Runs = Sequence[Mapping[str, Any]]
+
+PROBES = {"linear_probe": "Linear probe", "knn": "k-NN"}
+BASELINES = {"untrained": "muted", "hand_made": "ink"}
+# What a row says beside the scores: the mean over seeds.
+COSTS = {
+    "updates": lambda run: run["updates"],
+    "FLOPs": lambda run: run["updates"] * run["flops"],
+    "seconds": lambda run: run["seconds"],
+} | {
+    name: lambda run, name=name: run["scalars"].get(name)
+    for name in ("peak_bytes", "target_std", "target_by_position", "feature_rank")
+}
+
+
+def is_study(summary: Mapping[str, Any]) -> bool:
+    """Whether a summary.json is that of a study."""
+    return "study" in summary and isinstance(summary.get("points"), Mapping)
+
+
+def last(run: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The probes of a run's newest checkpoint."""
+    return run["probes"][str(run["updates"])]
+
+
+def baseline(runs: Runs, side: str) -> Runs:
+    """The probes of an untrained encoder or of hand-made features, of the runs that have them."""
+    return [run["probes"][side] for run in runs if run["probes"].get(side)]
+
+
+def table(summary: Mapping[str, Any]) -> list[list[str]]:
+    """Head and rows: points, and what they are compared with. Columns without a cell are left out.
+
+    Scores are those of the test split, in per cent.
+    """
+    rows: list[dict[str, str]] = []
+    for name, runs in summary["points"].items():
+        known = {k: [v for v in map(cost, runs) if v is not None] for k, cost in COSTS.items()}
+        costs = {k: charts.short(float(f"{np.mean(v):.3g}")) for k, v in known.items() if v}
+        paper = {"paper, WER": str(summary.get("paper", {}).get(name, ""))}
+        rows.append({"": name} | paper | _scores([last(run) for run in runs]) | costs)
+        for side in BASELINES:
+            if found := baseline(runs, side):
+                of = "" if "finding" in summary else f"{name}: "
+                rows.append({"": of + side.replace("_", "-")} | _scores(found))
+    head = [key for key in rows[0] if not key or any(row.get(key) for row in rows)]
+    return [head, *([row.get(key, "") for key in head] for row in rows)]
+
+
+def _scores(probed: Runs) -> dict[str, str]:
+    blocks = dict.fromkeys(result["blocks"]["linear_probe"] for result in probed)
+    scores = {PROBES[key]: mean_and_range([r[key] for r in probed], "") for key in PROBES}
+    return {"runs": str(len(probed))} | scores | {"read from": ", ".join(blocks)}
+
+
+def markdown(summary: Mapping[str, Any]) -> str:
+    """The finding and the table, as a file of its own."""
+    head, *rows = table(summary)
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+    finding = [f"The paper: {summary['finding']}.", ""] if "finding" in summary else []
+    return "\n".join([f"# {summary['study']}", "", *finding, *lines]) + "\n"
+
+
+def context(summary: Mapping[str, Any], cards: Cards) -> dict[str, Any]:
+    """What study.html needs. Only an ablation has a finding."""
+    points, finding = summary["points"], summary.get("finding")
+    first, drawn = next(iter(points.values())), []
+    for key, title in PROBES.items() if finding else ():
+        scores = {name: [100 * last(run)[key] for run in runs] for name, runs in points.items()}
+        levels = [
+            Level(side, statistics.fmean(100 * result[key] for result in found), ink)
+            for side, ink in BASELINES.items()
+            if (found := baseline(first, side))
+        ]
+        drawn.append(_over_points(title, scores, levels, summary, cards))
+    if finding and summary["paper"]:
+        errors = {name: [value] for name, value in summary["paper"].items()}
+        drawn.append(_over_points("The paper: word error rate", errors, (), summary, cards))
+    costs = {run["flops"] for runs in points.values() for run in runs}
+    if not finding or len(costs) > 1:
+        drawn += [_over_flops(key, points, cards) for key in PROBES]
+    return {"kind": "study", "finding": finding, "cards": drawn, "table_rows": table(summary)}
+
+
+def _over_points(
+    title: str, scores: Any, levels: Sequence[Level], summary: Mapping[str, Any], cards: Cards
+) -> Card:
+    curves: dict[str, tuple[str, dict[Any, Sequence[float]]]] = {}
+    for name, values in scores.items():
+        place, _, size = name.partition(" x ")
+        label = f"x {size}" if size else title
+        curves.setdefault(label, (charts.colour(len(curves)), {}))[1][place] = values
+    names = {place: place for _, found in curves.values() for place in found}
+    what, joined = summary["study"], summary["ordered"]
+    return cards.draw_scores_over(title, what, curves, UNIT, names, levels, joined)
+
+
+def _over_flops(key: str, points: Mapping[str, Runs], cards: Cards) -> Card:
+    """Scores of dev, with the best block, at each checkpoint that was probed."""
+    curves: dict[str, tuple[str, dict[Any, list[float]]]] = {}
+    for name, runs in points.items():
+        found = curves.setdefault(name, (charts.colour(len(curves)), {}))[1]
+        for run in runs:
+            for step in sorted(int(step) for step in run["probes"] if step.isdigit()):
+                best = max(run["probes"][str(step)]["dev"][key].values())
+                found.setdefault(step * run["flops"], []).append(100 * best)
+    return cards.draw_scores_over(f"{PROBES[key]}, dev", "FLOPs of training", curves, UNIT)

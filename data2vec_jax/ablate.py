@@ -16,7 +16,6 @@ import contextlib
 import functools
 import itertools
 import json
-import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -65,20 +64,22 @@ def top_k(config: Mapping[str, Any]) -> Points:
 
 
 def masking(config: Mapping[str, Any]) -> Points:
-    """The config's rate, at half and at twice the odds (of spans the paper's: .5 and .8 beside
-    .65), with spans or blocks of its size, of a half, and of one and a half."""
+    """The config's rate, and a half and twice of its odds (of spans and rectangles less and more by
+    23 %: the paper's .5 and .8 beside .65); with spans or blocks of its size, half, one and a half
+    of it."""
     mask, found = config["mask"], {}
-    if not (rate := next((name for name in ("prob", "ratio") if name in mask), None)):
-        raise UserError(f"config.mask: {mask['kind']} has neither prob nor ratio to vary")
-    size = next((name for name in ("width", "side") if name in mask), None)
+    if not (rate := next((name for name in ("prob", "ratio", "count") if name in mask), None)):
+        raise UserError(f"config.mask: {mask['kind']} has no prob, ratio or count to vary")
+    size = next((name for name in ("width", "side", "min_patches") if name in mask), None)
     own, sizes = mask[rate], [max(1, round(f * mask[size])) for f in (0.5, 1, 1.5)] if size else [0]
     rates = [round(own * odds / (1 + own * (odds - 1)), 3) for odds in (0.5, 1, 2)]
-    if rate == "prob":
-        rates = [round(own * factor, 2) for factor in (0.77, 1, 1.23)]
+    if rate != "ratio":
+        rates = [type(own)(round(own * factor, 2)) for factor in (0.77, 1, 1.23)]
     for r, s in itertools.product(rates, sizes):
         options = {f"mask.{rate}": r} | ({f"mask.{size}": s} if size else {})
-        if "masked" in mask:  # spans with such a `prob` cover 1 - exp(-prob)
-            options["mask.masked"] = mask["masked"] * math.expm1(-r) / math.expm1(-own)
+        if "masked" in mask:  # what such spans cover, compared with the config's
+            of_own, of_these = (1 - (1 - p / w) ** w for p, w in ((own, mask[size]), (r, s)))
+            options["mask.masked"] = mask["masked"] * of_these / of_own
         found[f"{r:g} x {s}" if size else f"{r:g}"] = options
     return found
 
@@ -158,6 +159,7 @@ def configs_of(name: str, config: Mapping[str, Any]) -> dict[str, dict[str, Any]
 # What a run has cost and learned ------------------------------------------------------------------
 
 KEPT = "probes.json"  # in a workdir
+NOTED = ("peak_bytes", "target_std", "target_by_position", "feature_rank")
 
 
 @functools.lru_cache(maxsize=1)
@@ -172,8 +174,8 @@ def measured(workdir: str | Path, labels: int, curve: bool, baseline: bool) -> d
     labels: at most, of a probe. curve: of every kept checkpoint, not of the newest alone.
     baseline: of an untrained encoder and of hand-made features, too.
 
-    Returns 'updates', 'flops' of an update, 'seconds' in updates, 'scalars' (the last of training,
-    peak_bytes among them) and 'probes' {step, 'untrained' or 'hand_made': as `tasks.probe.judge`}.
+    Returns 'updates', their 'FLOPs' and 'seconds', the last of the scalars `NOTED` (None for those
+    that it has not) and 'probes' {step, 'untrained' or 'hand_made': as of `tasks.probe.judge`}.
     Raises UserError: it is no such run, or has no checkpoint.
     """
     folder, config, mesh = evaluate.open_run(str(workdir), {})
@@ -193,10 +195,8 @@ def measured(workdir: str | Path, labels: int, curve: bool, baseline: bool) -> d
             kept["flops"] = task.mean([task.flops(s) for s in task.shapes])
             for name in missing:
                 if name == "hand_made":
-                    made = probe.probe_hand_made(
-                        contract.get(config["modality"]), *splits, limit=labels
-                    )
-                    kept["probes"][name] = made
+                    modality = contract.get(config["modality"])
+                    kept["probes"][name] = probe.probe_hand_made(modality, *splits, limit=labels)
                     continue
                 if name == "untrained":
                     key = jax.random.key(config["seed"])
@@ -205,9 +205,14 @@ def measured(workdir: str | Path, labels: int, curve: bool, baseline: bool) -> d
                     params = checkpoints.load_params(folder / "checkpoints" / name)
                 kept["probes"][name] = probe.probe(encode, params, *splits, limit=labels)
         path.write_text(as_json(kept))
-    probes = {name: kept["probes"][name] for name in wanted}
-    cost = {"updates": steps[-1], "flops": kept["flops"], "seconds": evaluate.train_seconds(folder)}
-    return cost | {"scalars": (read_run(folder).train or [{}])[-1], "probes": probes}
+    scalars = (read_run(folder).train or [{}])[-1]
+    return {
+        "updates": steps[-1],
+        "FLOPs": steps[-1] * kept["flops"],
+        "seconds": evaluate.train_seconds(folder),
+        **{name: scalars.get(name) for name in NOTED},
+        "probes": {name: kept["probes"][name] for name in wanted},
+    }
 
 
 # The command --------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ LAYERS = {
     "train": 4,
     "train_ngram": 4,
     "evaluate": 4,
+    "ablate": 4,
     "plan": 4,
     "bench": 4,
     "report": 4,

@@ -114,14 +114,11 @@ class Cards:
             label=f"{title} over {what}",
             key=f"c{self._count}-",
         )
-        order = list(names or ())
+        place = list(names).index if names else float
+        lasts = [number(float(np.mean(f[max(f, key=place)]))) for _, f in curves.values()]
         legend = [
-            (
-                name,
-                ink,
-                number(float(np.mean(found[max(found, key=order.index if names else None)]))),
-            )
-            for name, (ink, found) in curves.items()
+            (name, ink, value if joined else "")
+            for (name, (ink, _)), value in zip(curves.items(), lasts, strict=True)
         ]
         legend += [(level.label, level.colour, number(level.value)) for level in levels]
         return Card(title, svg, legend, "", 0)

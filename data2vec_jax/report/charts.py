@@ -363,15 +363,14 @@ def score_figure(
     figure, axes = _figure(WIDTH, HEIGHT, MARGINS)
     axes.set_ylim(*_padded(min(values), max(values), ()))
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-    if names is None:
-        axes.set_xscale("log")
-        axes.set_xlim(0.9 * places[0], 1.1 * places[-1])
+    axes.set_xscale("linear" if names else "log")
     _style(axes, grid="y", unit=unit)
-    if names is None:
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
-    else:
+    if names:
         axes.set_xlim(-0.3, len(places) - 0.7)
         axes.set_xticks(range(len(places)), list(names.values()))
+    else:
+        axes.set_xlim(0.9 * places[0], 1.1 * places[-1])
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
     for level in levels:
         title = f"{TOOLTIP}{level.label}: {number(level.value)}{unit}"
         axes.axhline(level.value, color=LIGHT[level.colour], dashes=(4, 3), gid=title)

@@ -5,7 +5,6 @@ as of `ablate.measured`}, and of an ablation 'finding', 'paper' {point: word err
 'ordered'. A point 'A x B' stands over A, on the curve of B.
 """
 
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,16 +18,7 @@ from data2vec_jax.report.reference import UNIT, mean_and_range
 Runs = Sequence[Mapping[str, Any]]
 
 PROBES = {"linear_probe": "Linear probe", "knn": "k-NN"}
-BASELINES = {"untrained": "muted", "hand_made": "ink"}
-# What a row says beside the scores: the mean over seeds.
-COSTS = {
-    "updates": lambda run: run["updates"],
-    "FLOPs": lambda run: run["updates"] * run["flops"],
-    "seconds": lambda run: run["seconds"],
-} | {
-    name: lambda run, name=name: run["scalars"].get(name)
-    for name in ("peak_bytes", "target_std", "target_by_position", "feature_rank")
-}
+BASELINES = {"untrained": "muted", "hand_made": "ink"}  # what runs are compared with
 
 
 def is_study(summary: Mapping[str, Any]) -> bool:
@@ -51,16 +41,18 @@ def table(summary: Mapping[str, Any]) -> list[list[str]]:
 
     Scores are those of the test split, in per cent.
     """
-    rows: list[dict[str, str]] = []
+    rows, others = [], []
     for name, runs in summary["points"].items():
-        known = {k: [v for v in map(cost, runs) if v is not None] for k, cost in COSTS.items()}
-        costs = {k: charts.short(float(f"{np.mean(v):.3g}")) for k, v in known.items() if v}
+        numbers = {k: [run[k] for run in runs if run[k] is not None] for k in runs[0]}
+        del numbers["probes"]
+        costs = {k: charts.short(float(f"{np.mean(v):.3g}")) for k, v in numbers.items() if v}
         paper = {"paper, WER": str(summary.get("paper", {}).get(name, ""))}
         rows.append({"": name} | paper | _scores([last(run) for run in runs]) | costs)
         for side in BASELINES:
             if found := baseline(runs, side):
                 of = "" if "finding" in summary else f"{name}: "
-                rows.append({"": of + side.replace("_", "-")} | _scores(found))
+                others.append({"": of + side.replace("_", "-")} | _scores(found))
+    rows += others
     head = [key for key in rows[0] if not key or any(row.get(key) for row in rows)]
     return [head, *([row.get(key, "") for key in head] for row in rows)]
 
@@ -68,7 +60,7 @@ def table(summary: Mapping[str, Any]) -> list[list[str]]:
 def _scores(probed: Runs) -> dict[str, str]:
     blocks = dict.fromkeys(result["blocks"]["linear_probe"] for result in probed)
     scores = {PROBES[key]: mean_and_range([r[key] for r in probed], "") for key in PROBES}
-    return {"runs": str(len(probed))} | scores | {"read from": ", ".join(blocks)}
+    return {"runs": str(len(probed))} | scores | {"read from": "; ".join(blocks)}
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
@@ -86,7 +78,7 @@ def context(summary: Mapping[str, Any], cards: Cards) -> dict[str, Any]:
     for key, title in PROBES.items() if finding else ():
         scores = {name: [100 * last(run)[key] for run in runs] for name, runs in points.items()}
         levels = [
-            Level(side, statistics.fmean(100 * result[key] for result in found), ink)
+            Level(side.replace("_", "-"), float(np.mean([100 * one[key] for one in found])), ink)
             for side, ink in BASELINES.items()
             if (found := baseline(first, side))
         ]
@@ -94,8 +86,7 @@ def context(summary: Mapping[str, Any], cards: Cards) -> dict[str, Any]:
     if finding and summary["paper"]:
         errors = {name: [value] for name, value in summary["paper"].items()}
         drawn.append(_over_points("The paper: word error rate", errors, (), summary, cards))
-    costs = {run["flops"] for runs in points.values() for run in runs}
-    if not finding or len(costs) > 1:
+    if not finding or len({run["FLOPs"] for runs in points.values() for run in runs}) > 1:
         drawn += [_over_flops(key, points, cards) for key in PROBES]
     return {"kind": "study", "finding": finding, "cards": drawn, "table_rows": table(summary)}
 
@@ -121,5 +112,6 @@ def _over_flops(key: str, points: Mapping[str, Runs], cards: Cards) -> Card:
         for run in runs:
             for step in sorted(int(step) for step in run["probes"] if step.isdigit()):
                 best = max(run["probes"][str(step)]["dev"][key].values())
-                found.setdefault(step * run["flops"], []).append(100 * best)
+                flops = step / run["updates"] * run["FLOPs"]
+                found.setdefault(flops, []).append(100 * best)
     return cards.draw_scores_over(f"{PROBES[key]}, dev", "FLOPs of training", curves, UNIT)

@@ -1,0 +1,171 @@
+"""`python -m data2vec_jax.ablate`: points of the papers, runs in parts, tables and pictures."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from configs_for_tests import config_of
+
+from data2vec_jax import ablate, train
+from data2vec_jax.core.config import differences
+from data2vec_jax.core.errors import UserError
+from data2vec_jax.report import study
+from data2vec_jax.tasks import pretrain
+
+
+def points(name, recipe, variant):
+    return ablate.STUDIES[name].points(config_of(recipe, variant).to_dict())
+
+
+def test_points_are_the_papers():
+    """Figure 2 and Tables 5, 7 and 8 of 1.0, on its recipe of speech."""
+    assert [*points("top_k", "speech_v1", "base")] == [f"K={k}" for k in (1, 2, 3, 4, 6, 8, 10, 12)]
+    for name in ("target", "masking", "beta"):
+        assert {*ablate.STUDIES[name].paper} <= {*points(name, "speech_v1", "base")}
+    assert points("target", "speech_v1", "base")["residual"] == {"objective.target": "residual"}
+    assert points("beta", "speech_v1", "base")["0.25"] == {"objective.beta": 0.25}
+    masks = points("masking", "speech_v1", "base")
+    assert len(masks) == 9
+    own = config_of("speech_v1", "base").mask
+
+    def covered(prob, width):
+        """The share of a long row that random spans cover."""
+        starts = np.random.default_rng(0).random(500_000) < prob / width
+        return np.mean(np.convolve(starts, np.ones(width)) > 0)
+
+    for name, options in masks.items():
+        prob, width = options["mask.prob"], options["mask.width"]
+        assert name == f"{prob:g} x {width}"
+        wanted = own.masked * covered(prob, width) / covered(own.prob, own.width)
+        assert options["mask.masked"] == pytest.approx(wanted, rel=0.01)
+    assert masks["0.65 x 10"]["mask.masked"] == own.masked
+
+
+def test_rates_of_blocks_are_odds():
+    masks = points("masking", "vision_v2", "base")  # .8 is 4 to 1
+    assert {o["mask.ratio"] for o in masks.values()} == {0.667, 0.8, 0.889}
+    assert {o["mask.width"] for o in masks.values()} == {2, 3, 4}
+    assert [*points("masking", "text_v2", "base")] == ["0.316", "0.48", "0.649"]
+    assert [*points("masking", "vision_v1", "base")] == ["92", "120", "147"]  # rectangles
+    with pytest.raises(UserError, match=r"^config\.mask: mine has no prob, ratio or count to vary"):
+        ablate.masking({"mask": {"kind": "mine"}})
+
+
+def test_decays_vary_the_horizon():
+    found = points("decay", "vision_v2", "base")  # 0.9998 to 0.99999
+    ends = {(o["ema.start"], round(o["ema.end"], 7)) for o in found.values()}
+    own, held = (0.9998, 0.99999), {(0.9998, 0.9998), (0.99999, 0.99999)}
+    assert ends == {own, *held, (0.0, 0.0), (0.9998, 0.99996), (0.9998, 0.9999975)}
+    assert next(iter(found)) == "0.9998 to 0.99999"
+
+
+def test_what_does_not_fit_is_left_out_or_refused(capsys):
+    config = config_of("vision_v2").to_dict()
+    found = ablate.configs_of("masking", config)  # a grid of 7 x 7
+    assert "masking 0.889 x 4 is left out: config.mask.width" in capsys.readouterr().err
+    assert "0.8 x 3" in found and "0.889 x 4" not in found
+    changed = differences(config, found["0.667 x 2"])
+    assert changed == ["collapse.action", "mask.ratio", "mask.width"]
+    with pytest.raises(UserError, match=r"^config\.objective\.clones: no such option"):
+        ablate.configs_of("clones", config_of("vision_v1").to_dict())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("top_q --workdir=x", "invalid choice: 'top_q'"),
+        ("top_k --config=vision_v1:smoke", "--workdir"),
+        ("top_k --workdir=x --part=3/2", "--part: invalid part_of value: '3/2'"),
+        ("top_k --workdir=x --seeds=0", "--seeds: invalid count value: '0'"),
+        ("top_k --workdir=x", "--config=NAME:VARIANT is missing"),
+        ("top_k --workdir=x --config=vision_v1:smoke --config.no.such=1", "config.no"),
+        ("compare --workdir=x", "compare takes"),
+        ("compare nowhere --workdir=x", "nowhere: not a workdir"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as error:
+        ablate.main(["ablate", *arguments.split()])
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two points of a study, two seeds, in three parts of which the second ends last."""
+    folder = tmp_path_factory.mktemp("ablate")
+    arguments = [
+        "--config=vision_v1:smoke",
+        "--config.total_steps=2",
+        "--config.checkpoint.every=1",
+    ]
+    arguments += ["--config.checkpoint.keep=2", "--seeds=2", "--labels=200", f"--workdir={folder}"]
+    arguments.append("--config.model.encoder.depth=2")
+    for part in ("3/3", "1/3"):
+        ablate.main(["ablate", "top_k", *arguments, f"--part={part}"])
+        assert not (folder / "top_k/summary.json").exists()
+    ablate.main(["ablate", "top_k", *arguments, "--part=2/3"])
+    return folder, arguments
+
+
+def test_parts_make_a_study_and_the_last_draws(folder, monkeypatch):
+    folder, arguments = folder
+    found = json.loads((folder / "top_k/summary.json").read_text())
+    own = config_of("vision_v1").seed
+    assert [*found["points"]] == ["K=1", "K=2"] and found["study"] == "top_k"
+    for k, runs in enumerate(found["points"].values(), 1):
+        for seed, run in enumerate(runs):
+            config = json.loads((folder / f"top_k/K={k}/seed{seed}/config.json").read_text())
+            assert (config["objective"]["top_k"], config["seed"]) == (k, own + seed)
+            assert run["updates"] == 2 and run["seconds"] > 0
+            task = pretrain.abstract_task(config)
+            assert run["FLOPs"] == 2 * task.flops(task.shapes[0]) > 1e6
+            assert run["peak_bytes"] > 2**27 and 0 < run["target_std"] < 2
+            assert ("untrained" in run["probes"]) == ("hand_made" in run["probes"]) == (k == 1)
+            assert 0 <= run["probes"]["2"]["linear_probe"] <= 1 and "1" not in run["probes"]
+
+    def never(*_, **__):
+        raise AssertionError("what is done is not done again")
+
+    page, table = folder / "top_k/report.html", (folder / "top_k/summary.md").read_text()
+    before = (folder / "top_k/summary.json").read_text()
+    page.unlink()
+    monkeypatch.setattr(train, "train", never)
+    monkeypatch.setattr(ablate.probe, "probe", never)
+    ablate.main(["ablate", "top_k", *arguments])
+    assert (folder / "top_k/summary.json").read_text() == before
+    head, _, *rows = re.findall(r"^\|.*\|$", table, re.M)
+    cells = [line.strip("| ").split(" | ") for line in rows]
+    assert [c[0] for c in cells] == ["K=1", "K=2", "untrained", "hand-made"]
+    scores = [run["probes"]["2"]["linear_probe"] for run in found["points"]["K=2"]]
+    low, high = (f"{100 * x:.1f}" for x in (min(scores), max(scores)))
+    assert f"({low} to {high})" in cells[1][2] and "peak_bytes" in head
+    assert table.startswith("# top_k\n\nThe paper: 1.0, Figure 2, plotted only")
+    text = page.read_text()
+    assert text.count("<svg") == 2 and "K=2, " not in text and "strongly in speech" in text
+    assert "Linear probe, K=2: " in text and "untrained: " in text
+
+
+def test_finished_runs_compare_by_cost(folder):
+    runs, out = folder[0] / "top_k", folder[0] / "out"
+    ablate.main(
+        f"ablate compare two={runs}/K=2 one={runs}/K=1/seed1 --workdir={out} --labels=200".split()
+    )
+    found = json.loads((out / "summary.json").read_text())
+    assert [len(rows) for rows in found["points"].values()] == [2, 1]
+    curve = found["points"]["two"][0]["probes"]
+    assert [*curve] == ["1", "2", "untrained", "hand_made"]  # every kept checkpoint
+    flops = found["points"]["two"][0]["FLOPs"]
+    names = {row[0] for row in study.table(found)[1:]}
+    rows = ("", ": untrained", ": hand-made")
+    assert names == {name + row for name in ("two", "one") for row in rows}
+    means = [
+        100 * np.mean([max(r["probes"][s]["dev"]["knn"].values()) for r in found["points"]["two"]])
+        for s in "12"
+    ]
+    drawn = study.context(found, ablate.study.Cards())["cards"]
+    assert [card.title for card in drawn] == ["Linear probe, dev", "k-NN, dev"]
+    assert float(drawn[1].legend[0][2]) == pytest.approx(means[1], rel=1e-3)
+    assert f"two, {study.charts.number(flops)} FLOPs" in drawn[1].svg

@@ -47,7 +47,10 @@ def test_rates_of_blocks_are_odds():
     assert {o["mask.ratio"] for o in masks.values()} == {0.667, 0.8, 0.889}
     assert {o["mask.width"] for o in masks.values()} == {2, 3, 4}
     assert [*points("masking", "text_v2", "base")] == ["0.316", "0.48", "0.649"]
-    assert [*points("masking", "vision_v1", "base")] == ["92", "120", "147"]  # rectangles
+    rectangles = points("masking", "vision_v1", "base").values()
+    assert {(o["mask.count"], o["mask.min_patches"]) for o in rectangles} == {
+        (count, least) for count in (92, 120, 147) for least in (8, 16, 24)
+    }
     with pytest.raises(UserError, match=r"^config\.mask: mine has no prob, ratio or count to vary"):
         ablate.masking({"mask": {"kind": "mine"}})
 
@@ -92,6 +95,15 @@ def test_mistakes_are_one_line(arguments, message, tmp_path, monkeypatch):
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_probes():
+    """One classifier for each block."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, choices in {"MIDDLE": (1.0,), "PRIORS": (1.0,), "SCALINGS": ("each",)}.items():
+            patch.setattr(ablate.probe, name, choices)
+        yield
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Two points of a study, two seeds, in three parts of which the second ends last."""
@@ -101,7 +113,7 @@ def folder(tmp_path_factory):
         "--config.total_steps=2",
         "--config.checkpoint.every=1",
     ]
-    arguments += ["--config.checkpoint.keep=2", "--seeds=2", "--labels=200", f"--workdir={folder}"]
+    arguments += ["--config.checkpoint.keep=2", "--seeds=2", "--labels=100", f"--workdir={folder}"]
     arguments.append("--config.model.encoder.depth=2")
     for part in ("3/3", "1/3"):
         ablate.main(["ablate", "top_k", *arguments, f"--part={part}"])
@@ -151,7 +163,7 @@ def test_parts_make_a_study_and_the_last_draws(folder, monkeypatch):
 def test_finished_runs_compare_by_cost(folder):
     runs, out = folder[0] / "top_k", folder[0] / "out"
     ablate.main(
-        f"ablate compare two={runs}/K=2 one={runs}/K=1/seed1 --workdir={out} --labels=200".split()
+        f"ablate compare two={runs}/K=2 one={runs}/K=1/seed1 --workdir={out} --labels=100".split()
     )
     found = json.loads((out / "summary.json").read_text())
     assert [len(rows) for rows in found["points"].values()] == [2, 1]

@@ -110,8 +110,13 @@ STUDIES = {
         masking,
         "1.0, Table 8, speech: the length of spans matters, their probability hardly [P1]; 2.0, "
         "vision: block masks do worse than inverse blocks [2H]",
-        dict(zip(("0.65 x 10", "0.8 x 10", "0.5 x 10"), (17.1, 17.2, 17.3), strict=True))
-        | {"0.65 x 5": 22.1, "0.65 x 15": 18.9},
+        {
+            "0.5 x 10": 17.3,
+            "0.65 x 5": 22.1,
+            "0.65 x 10": 17.1,
+            "0.65 x 15": 18.9,
+            "0.8 x 10": 17.2,
+        },
     ),
     "decay": Study(
         decay,

@@ -86,7 +86,8 @@ def context(summary: Mapping[str, Any], cards: Cards) -> dict[str, Any]:
     if finding and summary["paper"]:
         errors = {name: [value] for name, value in summary["paper"].items()}
         drawn.append(_over_points("The paper: word error rate", errors, (), summary, cards))
-    if not finding or len({run["FLOPs"] for runs in points.values() for run in runs}) > 1:
+    costs = [run["FLOPs"] for runs in points.values() for run in runs]
+    if not finding or max(costs) > 1.1 * min(costs):
         drawn += [_over_flops(key, points, cards) for key in PROBES]
     return {"kind": "study", "finding": finding, "cards": drawn, "table_rows": table(summary)}
 
@@ -94,12 +95,13 @@ def context(summary: Mapping[str, Any], cards: Cards) -> dict[str, Any]:
 def _over_points(
     title: str, scores: Any, levels: Sequence[Level], summary: Mapping[str, Any], cards: Cards
 ) -> Card:
-    curves: dict[str, tuple[str, dict[Any, Sequence[float]]]] = {}
+    found: dict[str, dict[str, Sequence[float]]] = {}
     for name, values in scores.items():
         place, _, size = name.partition(" x ")
-        label = f"x {size}" if size else title
-        curves.setdefault(label, (charts.colour(len(curves)), {}))[1][place] = values
-    names = {place: place for _, found in curves.values() for place in found}
+        found.setdefault(f"x {size}" if size else title, {})[place] = values
+    sizes = sorted(found, key=lambda size: (len(size), size))  # ours and the paper's in one order
+    curves = {size: (charts.colour(i), found[size]) for i, size in enumerate(sizes)}
+    names = {place: place for place in (name.partition(" x ")[0] for name in scores)}
     what, joined = summary["study"], summary["ordered"]
     return cards.draw_scores_over(title, what, curves, UNIT, names, levels, joined)
 

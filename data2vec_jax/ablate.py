@@ -167,6 +167,12 @@ KEPT = "probes.json"  # in a workdir
 NOTED = ("peak_bytes", "target_std", "target_by_position", "feature_rank")
 
 
+def is_probed(workdir: Path, step: int) -> bool:
+    """Whether the checkpoint of this update was probed; `compare` may have probed others."""
+    path = workdir / KEPT
+    return path.exists() and str(step) in read_json(path).get("probes", {})
+
+
 @functools.lru_cache(maxsize=1)
 def _encoder(sections: str) -> tuple[Any, list[Any], Any]:
     """What `evaluate.frozen_encoder` returns for a config as JSON: all points have the same."""
@@ -209,7 +215,8 @@ def measured(workdir: str | Path, labels: int, curve: bool, baseline: bool) -> d
                 else:
                     params = checkpoints.load_params(folder / "checkpoints" / name)
                 kept["probes"][name] = probe.probe(encode, params, *splits, limit=labels)
-        path.write_text(as_json(kept))
+        path.with_suffix(".tmp").write_text(as_json(kept))
+        path.with_suffix(".tmp").replace(path)  # a kill leaves the old one whole
     scalars = (read_run(folder).train or [{}])[-1]
     return {
         "updates": steps[-1],
@@ -238,14 +245,14 @@ def ablate(name: str, config: Mapping[str, Any], folder: Path, options: Any) -> 
     (part, parts), first = options.part, next(iter(configs))  # which has the baselines
     programs: dict[str, dict[Any, Any]] = {}
     for point, seed, workdir in runs[len(runs) * (part - 1) // parts : len(runs) * part // parts]:
-        if not (workdir / KEPT).exists():
+        if not is_probed(workdir, config["total_steps"]):
             with contextlib.suppress(OSError):  # Linux: the peak is that of this run
                 Path("/proc/self/clear_refs").write_text("5")
             programs = {point: programs.get(point, {})}  # those of another are of no use
             changed = with_options(configs[point], {"seed": config["seed"] + seed})
             train.train(changed, workdir, programs=programs[point], verbose=False)
         measured(workdir, options.labels, False, point == first)
-    if left := [workdir for *_, workdir in runs if not (workdir / KEPT).exists()]:
+    if left := [w for *_, w in runs if not is_probed(w, config["total_steps"])]:
         say(f"{len(left)} of {len(runs)} runs are left for other parts, such as {left[0]}")
         return
     rows: dict[str, list[Any]] = {point: [] for point in configs}

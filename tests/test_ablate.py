@@ -138,6 +138,9 @@ def test_parts_make_a_study_and_the_last_draws(folder, monkeypatch):
             assert ("untrained" in run["probes"]) == ("hand_made" in run["probes"]) == (k == 1)
             assert 0 <= run["probes"]["2"]["linear_probe"] <= 1 and "1" not in run["probes"]
 
+    one = folder / "top_k/K=1/seed0"
+    assert ablate.is_probed(one, 2) and not ablate.is_probed(one, 3)  # not done if it goes on
+
     def never(*_, **__):
         raise AssertionError("what is done is not done again")
 

@@ -4,8 +4,9 @@
 
 writes WORKDIR/report.html. A workdir is one run (config.json, metrics.jsonl), or the folder of a
 demo: `summary.json` and one run for each recipe and seed in `*/seed*/`; or the folder of a
-reference run, whose page has pictures of what its checkpoints make of held-out examples. The page
-is one file without scripts; it loads nothing, and follows the browser's light or dark mode.
+reference run, whose page has pictures of what its checkpoints make of held-out examples; or that of
+a study of `python -m data2vec_jax.ablate`. The page is one file without scripts; it loads nothing,
+and follows the browser's light or dark mode.
 """
 
 from data2vec_jax.cli.output import run_main

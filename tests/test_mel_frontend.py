@@ -107,7 +107,7 @@ def test_padding_is_part_of_the_mean_unless_exact(padding):
     batch = {"audio": whole, "length": np.array([len(row) for row in rows])}
     params = model.init(jax.random.key(0), batch)["params"]
     mask = np.arange(max(valid)) < np.array(valid)[:, None]
-    _, inner = model.apply({"params": params}, whole, mask, method="extract")
+    _, inner, _ = model.apply({"params": params}, whole, mask, method="extract")
     tokens = model.apply({"params": params}, batch, method="features")
     np.testing.assert_array_equal(tokens.valid, mask)
     for row, (wave, count) in enumerate(zip(whole, valid, strict=True)):

@@ -22,6 +22,17 @@ def without_teacher(c: ConfigDict, name: str, **options: Any) -> None:
     c.collapse = dict(min_pred_std=0.0)  # targets stay, and first predictions are a constant
 
 
+def wav2vec2_base(c: ConfigDict) -> None:
+    """Makes model, crops and rate of `speech_v1` those of wav2vec 2.0 base, which are HuBERT's too
+    (baselines spec 4 and 5)."""
+    c.model.frontend = dict(norm="group", gradient=0.1)
+    c.model.positions = dict(depth=1, kernel=128, groups=16, norm="weight", initializer="wav2vec2")
+    c.model.feature_dropout = 0.1
+    c.examples.crops = (2.0, 4.0, 8.0, 12.0, 15.625)  # theirs: the shortest row of a batch
+    c.data.rows_multiple_of = 16
+    c.schedule = dict(kind="linear", peak=5e-4, warmup=32_000 / 400_000)
+
+
 def finetuning(
     *, task: str, modality: str, steps: int, eval_every: int, seed: int = 0
 ) -> ConfigDict:

@@ -2,13 +2,24 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from data2vec_jax.models import decoder, encoder, pretext
 from data2vec_jax.models.layers import Array, Key
+
+
+class Local(NamedTuple):
+    """A front end's output, and what it is a projection of: [B, T, C], normed and before that norm.
+
+    None: the front end does not say, or nothing of it is learned.
+    """
+
+    tokens: encoder.Tokens
+    normed: Array | None = None
+    raw: Array | None = None
 
 
 class Model(nn.Module):
@@ -53,18 +64,24 @@ class Model(nn.Module):
     def predict(self, x: Array) -> Array:  # [..., C] -> [..., D]
         return self.head(x)
 
-    def solve(self, encoded: encoder.Encoded, mask: Array, places: Array) -> Array:
+    def local(self, batch: Mapping[str, Array], key: Key = None) -> Local:
+        """`features`, and what they are made of if the front end says so."""
+        return Local(self.features(batch, key))
+
+    def solve(self, encoded: encoder.Encoded, mask: Array, places: Array, **inputs: Any) -> Any:
         """What `pretext` makes of `pretext.Inputs`: predictions [B, N, ...]."""
-        return self.pretext(pretext.Inputs(encoded, mask, places, self.token_table()))
+        return self.pretext(pretext.Inputs(encoded, mask, places, self.token_table(), **inputs))
 
     def __call__(self, batch: Mapping[str, Array]) -> Array:
         """Touches every parameter: for initialisation."""
-        tokens = self.features(batch)
+        local = self.local(batch)
+        tokens = local.tokens
         mask = jnp.zeros(tokens.x.shape[:2], bool)
         masked = self.decoder is not None or getattr(self, "mask_embedding_used", False)
         encoded = self.encode(tokens, mask if masked else None)
         if self.pretext is not None:
-            return self.solve(encoded, mask, jnp.zeros((len(mask), 1), jnp.int32))
+            places = jnp.zeros((len(mask), 1), jnp.int32)
+            return self.solve(encoded, mask, places, normed=local.normed)
         x = encoded.x
         return self.predict(x if self.decoder is None else self.decode(x, mask, x))
 

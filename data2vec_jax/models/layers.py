@@ -68,6 +68,12 @@ def normalise(x: Array, eps: float, axes: int | tuple[int, ...] = -1) -> Array:
     return centred * lax.rsqrt(jnp.mean(jnp.square(centred), axes, keepdims=True) + eps)
 
 
+def unit_length(x: Array) -> Array:
+    """Vectors [..., D] divided by their lengths, but at least 1e-8, in float32."""
+    x = wide(x)
+    return x * lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), -1, keepdims=True), 1e-16))
+
+
 class LayerNorm(nn.Module):
     """Layer norm over the last axis, computed in float32, returned in `dtype`."""
 
@@ -182,6 +188,7 @@ class Conv(nn.Module):
     groups: int = 1
     bias: bool = True
     kernel_init: Callable | None = None  # None: PyTorch's default
+    bias_init: Callable | None = None  # None: PyTorch's default
     axes: int = 1
     weight_norm: bool = False
     dtype: Any = jnp.float32
@@ -203,7 +210,8 @@ class Conv(nn.Module):
             groups=self.groups,
         )
         if self.bias:
-            y = y + self.param("bias", default, (self.channels,)).astype(self.dtype)
+            bias = self.param("bias", self.bias_init or default, (self.channels,))
+            y = y + bias.astype(self.dtype)
         return y
 
 

@@ -3,6 +3,7 @@
 B batch, T tokens, D width, H heads, L layers.
 """
 
+import math
 from typing import Annotated, Any, Literal
 
 import flax.linen as nn
@@ -29,7 +30,8 @@ class ConvPositions(nn.Module):
     or `kernel`, if that is given. An even kernel pads one more at the left than its output needs
     and drops the last frame. norm: 'layer', or 'weight' (of the kernel: one convolution without
     layer norm, as in wav2vec 2.0). input_norm: a layer norm of the input. activation: a name of
-    `ACTIVATIONS`.
+    `ACTIVATIONS`. initializer: 'torch' (its default), or wav2vec 2.0's: N(0, 4 / (kernel D)), and
+    biases of 0.
     """
 
     depth: Annotated[int, Range(0, 100)] = 5
@@ -39,6 +41,7 @@ class ConvPositions(nn.Module):
     input_norm: bool = False
     kernel: Annotated[int, Range(1, 100_000)] | None = None
     activation: Activation = "gelu"
+    initializer: Literal["torch", "wav2vec2"] = "torch"
     exact_padding: bool = True
     dtype: Any = jnp.float32
 
@@ -61,6 +64,10 @@ class ConvPositions(nn.Module):
             x = LayerNorm(1e-5, dtype=self.dtype, name="norm")(x)
         if valid is not None:
             x = jnp.where(valid[..., None], x, 0)
+        inits = {}
+        if self.initializer == "wav2vec2":
+            std = 2.0 / math.sqrt(self.taps * channels)
+            inits = dict(kernel_init=nn.initializers.normal(std), bias_init=nn.initializers.zeros)
         convs = [
             Conv(
                 channels,
@@ -70,6 +77,7 @@ class ConvPositions(nn.Module):
                 dtype=self.dtype,
                 weight_norm=self.norm == "weight",
                 name=f"conv{i}" if self.norm == "layer" else "conv",
+                **inits,
             )
             for i in range(self.depth)
         ]

@@ -1,7 +1,7 @@
 """Parameters that only an objective has, in the subtree `pretext/` of a model's.
 
 B rows, V visible of T tokens, N predicted positions of a row, E class tokens, D encoder's width,
-C width of a decoder, P numbers of a patch.
+C width of a decoder or channels of a front end, P numbers of a patch, G groups of V code words.
 
 Such a module takes the place of a model's head and decoder. It is called with `Inputs` and returns
 its predictions at `places`; `flops(width, tokens, masked)` counts its forward pass on one row:
@@ -12,12 +12,23 @@ behind.
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from data2vec_jax.core.config import Depth, PositiveFloat, Size
+from data2vec_jax.core.errors import UserError
 from data2vec_jax.models import encoder, heads
 from data2vec_jax.models.decoder import fill
-from data2vec_jax.models.layers import Array, LayerNorm, bert_init, dense, gather_tokens
+from data2vec_jax.models.layers import (
+    Array,
+    Key,
+    LayerNorm,
+    bert_init,
+    dense,
+    gather_tokens,
+    unit_length,
+    wide,
+)
 from data2vec_jax.models.positions import sincos
 
 
@@ -32,6 +43,12 @@ class Inputs(NamedTuple):
     """int [B, N]: where to predict."""
     table: Array | None = None
     """[V, D]: the model's token embeddings, as the blocks see them; None if it has none."""
+    normed: Array | None = None
+    """[B, T, C]: see `base.Local`."""
+    temperature: Array | float = 1.0
+    """Of the quantiser's softmax."""
+    key: Key = None
+    """Of the quantiser's noise; None for none."""
 
 
 class Linear(nn.Module):
@@ -64,6 +81,90 @@ class TokenLogits(heads.MaskedLm):
     def flops(self, *, width: int, tokens: int, masked: int) -> float:
         """See the module's docstring."""
         return 2.0 * masked * width * (width + self.vocab_size)
+
+
+class ClassCosines(nn.Module):
+    """HuBERT's head (baselines spec 5): cosines of a projection of `size` numbers and the vector of
+    each of `classes`, divided by `temperature`."""
+
+    classes: int
+    size: int
+    temperature: float
+    dtype: Any = jnp.float32
+    visible_only: ClassVar[bool] = False
+
+    @nn.compact
+    def __call__(self, inputs: Inputs) -> Array:  # [B, N, classes]
+        x = gather_tokens(inputs.encoded.x, inputs.places)
+        x = dense(self.size, x.shape[-1], "torch", self.dtype, "output")(x)
+        vectors = self.param("classes", nn.initializers.uniform(1.0), (self.classes, self.size))
+        x, vectors = unit_length(x), unit_length(vectors)
+        return jnp.matmul(x, vectors.T, precision="highest") / self.temperature
+
+    def flops(self, *, width: int, tokens: int, masked: int) -> float:
+        """See the module's docstring."""
+        return 2.0 * masked * self.size * (width + self.classes)
+
+
+class Quantised(NamedTuple):
+    """Context vectors and targets [B, N, F], numbers of their code words int [B, N, G], and logits
+    of all code words [B, N, G, V]; float32."""
+
+    context: Array
+    target: Array
+    codes: Array
+    logits: Array
+
+
+class Quantiser(nn.Module):
+    """wav2vec 2.0's product quantiser (arXiv 2006.11477, baselines spec 4), and the projection of
+    what the encoder makes of masked positions to its size.
+
+    In each of G groups a code word is chosen, the one with the largest logit plus Gumbel noise. The
+    gradient is that of the softmax at the temperature.
+    """
+
+    channels: int  # C
+    codes: Size = 320  # V
+    groups: Size = 2  # G
+    code_size: Size = 256  # of a code word of all groups together
+    size: Size = 256  # F
+    dtype: Any = jnp.float32
+    visible_only: ClassVar[bool] = False
+
+    def __post_init__(self):
+        if self.code_size % self.groups:
+            raise UserError(
+                f"config.objective.quantiser.code_size: {self.code_size} is no multiple of "
+                f"groups={self.groups}"
+            )
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, inputs: Inputs) -> Quantised:
+        x = gather_tokens(inputs.encoded.x, inputs.places)
+        context = dense(self.size, x.shape[-1], "torch", self.dtype, "output")(x)
+        z = gather_tokens(inputs.normed, inputs.places)
+        shape = (self.groups, self.codes)
+        init = nn.initializers.normal(1.0)
+        logits = nn.Dense(self.groups * self.codes, kernel_init=init, name="logits")(wide(z))
+        logits = logits.reshape(*z.shape[:-1], *shape)  # [B, N, G, V]
+        noise = 0.0 if inputs.key is None else jax.random.gumbel(inputs.key, logits.shape)
+        noisy = logits + noise
+        soft = nn.softmax(noisy / inputs.temperature)
+        codes = jnp.argmax(noisy, -1)
+        hard = nn.one_hot(codes, self.codes)
+        chosen = hard + (soft - jax.lax.stop_gradient(soft))  # exactly `hard`, with a gradient
+        part = self.code_size // self.groups
+        words = self.param("codes", nn.initializers.uniform(1.0), (*shape, part))
+        q = jnp.einsum("bngv,gvp->bngp", chosen, words).reshape(*z.shape[:-1], -1)
+        q = dense(self.size, self.code_size, "torch", self.dtype, "target")(q.astype(self.dtype))
+        return Quantised(wide(context), wide(q), codes, logits)
+
+    def flops(self, *, width: int, tokens: int, masked: int) -> float:
+        """See the module's docstring; with the cosines of all pairs of masked positions."""
+        quantise = self.codes * (self.groups * self.channels + self.code_size)
+        return 2.0 * masked * (quantise + self.size * (width + self.code_size + masked))
 
 
 class PatchDecoder(nn.Module):

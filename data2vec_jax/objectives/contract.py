@@ -34,11 +34,13 @@ class ObjectiveConfig:
     needs_teacher: a moving average of the student, by the sections `averaged` and `ema`.
     needs_decoder: the model's own, which fills in what the student did not see (2.0). predicts:
     the model's `content` must be this ('ids' or 'numbers', see `models.base.Model`); None for any.
+    needs_labels: a label of each position, the array `labels` of an example.
     """
 
     needs_teacher: ClassVar[bool] = False
     needs_decoder: ClassVar[bool] = False
     predicts: ClassVar[str | None] = None
+    needs_labels: ClassVar[bool] = False
 
     def check(self, model: Any) -> None:
         """Raises UserError: options that do not fit the model."""

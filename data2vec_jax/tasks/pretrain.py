@@ -240,6 +240,11 @@ def _outline(config):
     options = DataConfig(**config["data"])
     check_section("examples", config["examples"], modality.layout)
     layout = modality.layout(**config["examples"])
+    if objective_of(config)[1].needs_labels and "labels" not in layout.shapes[0]:
+        raise UserError(
+            f"config.examples.labels: {config['objective']['name']} predicts labels; give the "
+            "folder that `python -m data2vec_jax.cluster` has written them to"
+        )
     rows = batches.rows_of(layout.buckets, options.batch_size, options.rows_multiple_of)
     shapes = [batches.batch_shapes(s, n) for s, n in zip(layout.shapes, rows, strict=True)]
     for shape in shapes:

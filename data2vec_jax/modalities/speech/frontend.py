@@ -88,6 +88,11 @@ class ConvFrontend(nn.Module):
         return self.norm == "group"
 
     @property
+    def channels(self) -> int:
+        """C."""
+        return self.convs[-1][0]
+
+    @property
     def hop(self) -> int:
         return hop(self.convs)
 
@@ -109,8 +114,9 @@ class ConvFrontend(nn.Module):
         return total + 2.0 * length * channels * self.width
 
     @nn.compact
-    def __call__(self, audio: Array, valid: Array | None = None) -> tuple[Array, Array]:
-        """[B, S] -> the projection [B, T, D] and what it projects [B, T, C]."""
+    def __call__(self, audio: Array, valid: Array | None = None) -> tuple[Array, Array, Array]:
+        """[B, S] -> the projection [B, T, D], what it projects [B, T, C], and that before its norm,
+        behind the factor on the gradient."""
         del valid  # a frame knows nothing of others, but for 'group', which takes all of a row
         x = audio[..., None].astype(self.dtype)
         for i, (channels, kernel, stride) in enumerate(self.convs):
@@ -130,8 +136,9 @@ class ConvFrontend(nn.Module):
             x = ACTIVATIONS[self.activation](x)
         if self.gradient != 1.0:
             x = self.gradient * x + jax.lax.stop_gradient((1.0 - self.gradient) * x)
-        x = LayerNorm(self.eps, dtype=self.dtype, name="norm")(x)
-        return dense(self.width, x.shape[-1], "torch", self.dtype, "projection")(x), x
+        normed = LayerNorm(self.eps, dtype=self.dtype, name="norm")(x)
+        project = dense(self.width, x.shape[-1], "torch", self.dtype, "projection")
+        return project(normed), normed, x
 
 
 class MelFrontend(nn.Module):
@@ -155,6 +162,11 @@ class MelFrontend(nn.Module):
     reach = 400
 
     @property
+    def channels(self) -> int:
+        """C."""
+        return self.bins
+
+    @property
     def fbank(self) -> Fbank:
         return Fbank(bins=self.bins, length=self.reach, shift=self.hop)
 
@@ -171,8 +183,9 @@ class MelFrontend(nn.Module):
         return 2.0 * self.frames(samples) * self.bins * self.width
 
     @nn.compact
-    def __call__(self, audio: Array, valid: Array | None = None) -> tuple[Array, Array]:
-        """[B, S] -> the projection [B, T, D] and what it projects [B, T, C].
+    def __call__(self, audio: Array, valid: Array | None = None) -> tuple[Array, Array, None]:
+        """[B, S] -> the projection [B, T, D], what it projects [B, T, C], and None: before the norm
+        nothing is learned.
 
         valid: bool [B, T], the frames whose mean is removed; None for all.
         """
@@ -182,7 +195,7 @@ class MelFrontend(nn.Module):
         count = jnp.maximum(jnp.sum(counted, 1, keepdims=True), 1)  # a row may have no valid frame
         x = x - jnp.sum(jnp.where(counted, x, 0.0), 1, keepdims=True) / count
         x = LayerNorm(self.eps, dtype=self.dtype, name="norm")(x)
-        return dense(self.width, self.bins, "torch", self.dtype, "projection")(x), x
+        return dense(self.width, self.bins, "torch", self.dtype, "projection")(x), x, None
 
 
 KINDS = {"waveform": ConvFrontend, "mel": MelFrontend}

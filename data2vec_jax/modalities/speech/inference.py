@@ -26,7 +26,7 @@ def forward(
     if inputs.get("padding") is not None:
         lengths = model.frontend.frames(jnp.sum(~inputs["padding"], -1))
         valid = heads.valid_mask(lengths, model.frontend.frames(audio.shape[-1]))
-    x, extracted = model.apply(variables, audio, valid, method="extract")
+    x, extracted, _ = model.apply(variables, audio, valid, method="extract")
     if valid is None and head_name(config) == "ctc":
         # As in Hugging Face, the loss covers the encoder's frames only: the adapter's padding adds
         # some at the end.

@@ -41,6 +41,7 @@ class SpeechModel(base.Model):
     decoder: Decoder | None = None
     alibi: Alibi | None = None
     dropout: float = 0.0
+    feature_dropout: float = 0.0
     padding: str = "exact"
     mask_embedding_used: bool = True
     dtype: Any = jnp.float32
@@ -56,8 +57,11 @@ class SpeechModel(base.Model):
         """Frames T of examples of these shapes: the length of a mask."""
         return self.frontend.frames(shapes["audio"].shape[-1])
 
-    def extract(self, audio: Array, valid: Array | None = None) -> tuple[Array, Array]:
-        """[B, S] -> features [B, T, D], and the normalised ones before the projection [B, T, C].
+    def extract(
+        self, audio: Array, valid: Array | None = None
+    ) -> tuple[Array, Array, Array | None]:
+        """[B, S] -> features [B, T, D], what they are a projection of [B, T, C], and that before
+        its norm, if it is learned.
 
         valid: bool [B, T], frames that are not padding; None for all.
         """
@@ -69,16 +73,28 @@ class SpeechModel(base.Model):
 
     def features(self, batch: Batch, key: Key = None) -> Tokens:
         """audio [B, S] (normalised), maybe length [B] in samples -> x [B, T, D], valid [B, T]."""
+        return self.local(batch, key).tokens
+
+    def local(self, batch: Batch, key: Key = None) -> base.Local:
+        """`features`, and what they are made of."""
+        valid = self._valid(batch)
+        x, normed, raw = self.extract(batch["audio"], valid)
+        keys = split(key, 2)
+        x, normed = (
+            dropout(y, self.feature_dropout, k) for y, k in zip((x, normed), keys, strict=True)
+        )
+        return base.Local(Tokens(x, valid), normed, raw)
+
+    def _valid(self, batch):
         if "length" not in batch:
-            return Tokens(self.extract(batch["audio"])[0])
+            return None
         if self.frontend.pads_statistics and self.padding == "exact":
             raise UserError(
                 "config.model.frontend.norm: 'group' takes statistics over whole rows, and these "
                 "have padding: use norm='layer', rows of one length, or model.padding='reference'"
             )
         count = self.frontend.frames(batch["audio"].shape[-1])
-        valid = jnp.arange(count) < self.valid_lengths(batch)[:, None]
-        return Tokens(self.extract(batch["audio"], valid)[0], valid)
+        return jnp.arange(count) < self.valid_lengths(batch)[:, None]
 
     def encode(
         self,
@@ -131,6 +147,8 @@ class SpeechConfig:
     decoder: Options | None = None
     alibi: Options | None = None  # of `Alibi`; None for none
     dropout: DropRate = 0.0  # after positions and norm, before the blocks
+    # Of the front end's output, and apart from it of the features that wav2vec 2.0 quantises.
+    feature_dropout: DropRate = 0.0
     # 'exact': padded frames are zeroed before every convolution over frames, and take part in no
     # statistic. 'reference': zeroed before the first only, and part of all statistics.
     # 'attention': kept out of attention only.
@@ -164,6 +182,7 @@ class SpeechConfig:
                 Alibi, "model.alibi", self.alibi, layers=encoder.depth, heads=encoder.heads
             ),
             dropout=self.dropout,
+            feature_dropout=self.feature_dropout,
             padding=self.padding,
             mask_embedding_used=self.mask_embedding,
             dtype=self.dtype,

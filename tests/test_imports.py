@@ -29,6 +29,7 @@ LAYERS = {
     "tasks": 3,
     "train": 4,
     "train_ngram": 4,
+    "cluster": 4,
     "evaluate": 4,
     "ablate": 4,
     "plan": 4,
@@ -88,6 +89,7 @@ def test_modalities_do_not_know_each_other():
 
 # Files outside modalities/ that may name a modality, or the array that it reads, and why.
 MAY_NAME = {
+    "cluster.py": "labels of frames of speech",
     "configs/*": "a recipe is of a modality",
     "convert/beit.py": "layout of others: BEiT's vision checkpoints",
     "convert/eat.py": "layout of others: EAT's checkpoints of sound, which call it an image",

@@ -181,3 +181,29 @@ def _split_frames(audio: jax.Array, count: int, options: Fbank) -> jax.Array:
     pieces = jnp.pad(audio, rest).reshape(*audio.shape[:-1], -1, options.shift)
     joined = jnp.concatenate([pieces[..., i : i + count, :] for i in range(parts)], axis=-1)
     return joined[..., : options.length]
+
+
+def mfcc(audio: np.ndarray, options: Fbank = Fbank(bins=23), number: int = 13) -> np.ndarray:
+    """Kaldi's MFCC: waveform [S] -> float32 [F, number], in float64 on the host.
+
+    The orthonormal cosine transform (II) of the log-mel frames; coefficient k is then multiplied by
+    1 + 11 sin(pi k / 22). The first is no energy (baselines spec 5).
+    """
+    k, bins = np.arange(number), options.bins
+    transform = np.cos(np.pi / bins * np.outer(np.arange(bins) + 0.5, k)) * np.sqrt(2 / bins)
+    transform[:, 0] = np.sqrt(1 / bins)
+    lifter = 1 + 11 * np.sin(np.pi * k / 22)
+    return (log_mel(audio, options).astype(np.float64) @ transform * lifter).astype(np.float32)
+
+
+def with_differences(x: np.ndarray) -> np.ndarray:
+    """[F, D] -> [F, 3 D]: with first and second differences in time, regressions over 5 frames."""
+
+    def difference(x):
+        x = np.pad(x, ((2, 2), (0, 0)), "edge")
+        return (x[3:-1] - x[1:-3] + 2 * (x[4:] - x[:-4])) / 10
+
+    if not len(x):
+        return np.zeros((0, 3 * x.shape[1]), np.float32)
+    first = difference(x)
+    return np.concatenate([x, first, difference(first)], axis=1)

@@ -85,9 +85,10 @@ class TokenLogits(heads.MaskedLm):
 
 class ClassCosines(nn.Module):
     """HuBERT's head (baselines spec 5): cosines of a projection of `size` numbers and the vector of
-    each of `classes`, divided by `temperature`."""
+    each class, divided by `temperature`. Classes are the `reserved` ones, then `clusters`."""
 
-    classes: int
+    clusters: int
+    reserved: int
     size: int
     temperature: float
     dtype: Any = jnp.float32
@@ -97,13 +98,14 @@ class ClassCosines(nn.Module):
     def __call__(self, inputs: Inputs) -> Array:  # [B, N, classes]
         x = gather_tokens(inputs.encoded.x, inputs.places)
         x = dense(self.size, x.shape[-1], "torch", self.dtype, "output")(x)
-        vectors = self.param("classes", nn.initializers.uniform(1.0), (self.classes, self.size))
+        shape = (self.reserved + self.clusters, self.size)
+        vectors = self.param("classes", nn.initializers.uniform(1.0), shape)
         x, vectors = unit_length(x), unit_length(vectors)
         return jnp.matmul(x, vectors.T, precision="highest") / self.temperature
 
     def flops(self, *, width: int, tokens: int, masked: int) -> float:
         """See the module's docstring."""
-        return 2.0 * masked * self.size * (width + self.classes)
+        return 2.0 * masked * self.size * (width + self.reserved + self.clusters)
 
 
 class Quantised(NamedTuple):

@@ -24,4 +24,9 @@ def scale_length(config: dict[str, Any], share: float) -> dict[str, Any]:
     return config
 
 
-BENCH = Bench(one_length=one_length, length=length, scale_length=scale_length)
+BENCH = Bench(
+    one_length=one_length,
+    integers=lambda model: (0, 2),  # labels, of which there are two clusters at least
+    length=length,
+    scale_length=scale_length,
+)

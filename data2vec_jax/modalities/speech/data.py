@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 from data2vec_jax.core.config import Length, PositiveFloat, Range
 from data2vec_jax.core.errors import ExampleError, UserError
 from data2vec_jax.data.fbank import Fbank, log_mel
+from data2vec_jax.data.frame_labels import FrameLabels
 from data2vec_jax.modalities.contract import (
     Examples,
     Labelled,
@@ -18,6 +20,7 @@ from data2vec_jax.modalities.contract import (
     with_bad_ones,
 )
 from data2vec_jax.modalities.speech.codec import RATE
+from data2vec_jax.modalities.speech.samples import SAMPLES
 
 Lengths = Annotated[Sequence[Annotated[float, Range(above=0, most=3600)]], Length()]
 # Of hand-made features: frames as long and as far apart as those of the labels, and how many
@@ -32,6 +35,9 @@ class CropConfig:
 
     crops: Lengths  # lengths in seconds, ascending
     max_seconds: PositiveFloat = 3600.0  # longer utterances are left out
+    # Folder of labels of frames, which HuBERT predicts (`data.frame_labels`); 'samples' for those
+    # of the speech shipped inside. None: there are none.
+    labels: str | None = None
     padded: ClassVar[bool] = False
 
     def __post_init__(self):
@@ -47,7 +53,11 @@ class CropConfig:
 
     @property
     def shapes(self) -> list[dict[str, jax.ShapeDtypeStruct]]:
-        return [{"audio": jax.ShapeDtypeStruct((n,), np.float32)} for n in self.buckets]
+        shapes = [{"audio": jax.ShapeDtypeStruct((n,), np.float32)} for n in self.buckets]
+        if self.labels:
+            for n, shape in zip(self.buckets, shapes, strict=True):
+                shape["labels"] = jax.ShapeDtypeStruct((FBANK.frames(n),), np.int32)
+        return shapes
 
 
 def normalise(audio: np.ndarray) -> np.ndarray:
@@ -73,11 +83,15 @@ class SpeechExamples(Examples):
         self.lengths = measured(source, longest, "config.examples.max_seconds", frame)
         bucket_of = np.searchsorted(self.layout.buckets, self.lengths, "right") - 1
         self.bucket_of = with_bad_ones(bucket_of, source.bad)
+        self.labels = None
+        if folder := self.layout.labels:
+            folder = SAMPLES / "speech" / "labels" if folder == "samples" else Path(folder)
+            self.labels = FrameLabels(folder.expanduser(), source)
 
     def load(self, index: int, bucket: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """{'audio': float32 [S]} of the bucket's length."""
+        """{'audio': float32 [S]} of the bucket's length, maybe {'labels': int32 [T]}."""
         length, whole = self.layout.buckets[bucket], int(self.lengths[index])
-        read = max(WHOLE, length)
+        read, first = max(WHOLE, length), 0
         if whole > read:
             start = self._start(whole - length, rng)
             first = min(max(start - (read - length) // 2, 0), whole - read)
@@ -89,7 +103,11 @@ class SpeechExamples(Examples):
                 raise ExampleError(self.source.location(index), "too short", text)
             start = self._start(len(audio) - length, rng)
         check_varies(audio, self.source, index)
-        return {"audio": normalise(audio)[start : start + length]}
+        found = {"audio": normalise(audio)[start : start + length]}
+        if self.labels:
+            count, hop = FBANK.frames(length), FBANK.shift / RATE
+            found["labels"] = self.labels.crop(index, (first + start) / RATE, count, hop)
+        return found
 
     def _start(self, spare, rng):
         return spare // 2 if self.fixed else int(rng.integers(spare + 1))
@@ -99,6 +117,19 @@ class SpeechExamples(Examples):
         samples = self.layout.buckets[0]
         if model.mask_shape(self.layout.shapes[0]) < 1:
             raise UserError(f"config.examples.crops: {samples} samples are less than one frame")
+        if not self.labels:
+            return
+        if (model.frontend.hop, model.frontend.reach) != (FBANK.shift, FBANK.length):
+            raise UserError(
+                f"config.examples.labels: they are of frames every {FBANK.shift} samples, made of "
+                f"{FBANK.length}; the model's are every {model.frontend.hop}"
+            )
+        known = getattr(model.pretext, "clusters", self.labels.clusters)
+        if known != self.labels.clusters:
+            raise UserError(
+                f"config.objective.clusters: {known}, but {self.layout.labels} has labels of "
+                f"{self.labels.clusters} clusters"
+            )
 
 
 def check_labels(source: Any) -> None:

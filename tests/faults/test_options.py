@@ -33,6 +33,8 @@ SMOKE = (
     "text_v2:smoke",
     "sound_v2:smoke",
     "text_mlm:smoke",
+    "speech_wav2vec2:smoke",
+    "speech_hubert:smoke",
     "vision_mae:smoke",
     "vision_simmim:smoke",
     "demo:speech",

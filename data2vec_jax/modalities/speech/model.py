@@ -79,7 +79,7 @@ class SpeechModel(base.Model):
         """`features`, and what they are made of."""
         valid = self._valid(batch)
         x, normed, raw = self.extract(batch["audio"], valid)
-        keys = split(key, 2)
+        keys = split(key if self.feature_dropout else None, 2)
         x, normed = (
             dropout(y, self.feature_dropout, k) for y, k in zip((x, normed), keys, strict=True)
         )

@@ -32,6 +32,8 @@ class FrameLabels:
     """Labels of the examples of a source. Raises UserError: they are of others, or damaged."""
 
     def __init__(self, folder: Path, source: Source):
+        if not (folder / ABOUT).is_file():
+            raise UserError(f"{folder}: no labels; `python -m data2vec_jax.cluster` writes them")
         self.source, about = source, read_json(folder / ABOUT)
         try:
             self.rate, self.clusters = int(about["rate"]), int(about["clusters"])

@@ -7,8 +7,9 @@ makes of the whole input (baselines spec 5).
 
 Then train with --config.examples.labels=LABELS. Needs scikit-learn. MFCC have 13 numbers with first
 and second differences, 100 times a second; frames of a checkpoint are 50 a second, in pieces of up
-to 32 s. Centroids are fitted to --share of the examples of the first of --splits. The same command
-goes on where it was stopped, and with other --splits adds them.
+to 32 s. Centroids are fitted to --share of the examples of the first of --splits, whose frames are
+held in memory: a tenth of 960 h is 5 GB of MFCC, and 53 GB of a base model's frames. The same
+command goes on where it was stopped, and with other --splits adds them.
 """
 
 import json

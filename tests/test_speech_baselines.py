@@ -452,7 +452,7 @@ def test_wrong_labels_are_named(tmp_path):
     np.save(folder / "train.labels.npy", np.zeros(249, np.int16))
     with pytest.raises(UserError, match="249 labels of 'train' are not all"):
         FrameLabels(folder, source)
-    with pytest.raises(UserError, match="nowhere: no labels; `python -m data2vec_jax.cluster`"):
+    with pytest.raises(UserError, match=r"nowhere: no labels; `python -m data2vec_jax\.cluster`"):
         FrameLabels(tmp_path / "nowhere", source)
 
 

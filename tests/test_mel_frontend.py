@@ -64,7 +64,8 @@ def model_of(dtype=jnp.float32, **options):
 @pytest.mark.parametrize("bins", [80, 40])
 def test_it_is_the_filterbank_without_its_mean_normalised_and_projected(bins):
     wave, front = audio()[0], make_frontend(MEL | dict(bins=bins), D)
-    (x, inner), variables = front.init_with_output(jax.random.key(0), wave[None])
+    (x, inner, raw), variables = front.init_with_output(jax.random.key(0), wave[None])
+    assert raw is None  # nothing is learned before the norm
     expected = by_numpy(wave, bins=bins)
     assert_close(inner[0], expected)
     kernel, bias = (variables["params"]["projection"][name] for name in ("kernel", "bias"))

@@ -1,5 +1,7 @@
 """Schedules, AdamW, clipping and the teacher's decay against plain numpy."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from data2vec_jax.core import optimizer
 from data2vec_jax.core.config import check_section
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.core.state import Decay, ema_decay, ema_update, overlay, select
+from data2vec_jax.core.train_step import choose
 
 
 def make_optimizer(schedule, **options):
@@ -127,6 +130,41 @@ def test_clip_no_decay_and_frozen():
     np.testing.assert_array_equal(kept["w"], jnp.array([0.3, 0.4]))
 
 
+def test_clip_of_each_parameter():
+    """Of stacked layers each by its own norm; the global norm would scale all alike."""
+    random = np.random.default_rng(0)
+    grads = {"encoder": {"blocks": {"w": random.normal(size=(3, 4, 5))}}, "v": np.ones(4) * 0.1}
+    grads["encoder"]["blocks"]["w"] *= np.array([0.01, 1, 100])[:, None, None]
+    clip = optimizer.clip_by_norm(3.0, each=True)
+    found, _ = clip.update(jax.tree.map(jnp.float32, grads), clip.init({}))
+    for own, g in zip(
+        found["encoder"]["blocks"]["w"], grads["encoder"]["blocks"]["w"], strict=True
+    ):
+        factor = min(1, 3 / (np.linalg.norm(g) + 1e-6))
+        np.testing.assert_allclose(own, g * factor, rtol=1e-5)
+    np.testing.assert_allclose(found["v"], 0.1, rtol=1e-6)
+    assert np.linalg.norm(found["encoder"]["blocks"]["w"][2]) == pytest.approx(3, rel=1e-5)
+
+
+def test_weight_decay_has_a_schedule():
+    """Half a cosine from 0.04 to 0.4; its clock goes on where an update is not applied."""
+    steps, options = 10, dict(weight_decay=0.04, weight_decay_end=0.4, no_decay=("bias$",))
+    config = optimizer.OptimizerConfig(**options)
+    tx = optimizer.make_optimizer(lambda n: jnp.float32(0.1), config, steps)
+    params = {"kernel": jnp.ones(3), "bias": jnp.ones(3)}
+    zero, state = jax.tree.map(jnp.zeros_like, params), tx.init(params)
+    for n in range(steps):
+        updates, new = tx.update(zero, state, params)
+        decay = 0.4 - 0.18 * (1 + math.cos(math.pi * n / steps))
+        np.testing.assert_allclose(updates["kernel"], -0.1 * decay, rtol=1e-5)
+        np.testing.assert_array_equal(updates["bias"], 0)
+        applied = n % 3 != 1
+        state = choose(jnp.bool_(applied), new, state)
+        assert int(state[0].count) == sum(m % 3 != 1 for m in range(n + 1))  # Adam's does not
+    plain = optimizer.make_optimizer(lambda n: 0.1, optimizer.OptimizerConfig(weight_decay=0.04))
+    assert len(jax.tree.leaves(plain.init(params))) == len(jax.tree.leaves(state)) - 1
+
+
 def test_rates_by_path_and_by_stacked_layer():
     tx = make_optimizer(
         lambda n: jnp.float32(0.1), rates=(("^blocks/", (0.25, 0.5)), ("^table$", 0.0))
@@ -144,6 +182,17 @@ def test_decay_of_the_teacher():
         assert float(decay(step).value) == pytest.approx(value, rel=1e-7)
     lagging = ema_decay(400_000, start=0.999, end=0.9999, anneal=30_000 / 400_000, lag=1)
     assert float(lagging(1).value) == pytest.approx(0.999, rel=1e-7)
+
+
+def test_cosine_decay_of_the_teacher():
+    """BYOL's and DINO's, 1 - (1 - start)(1 + cos(pi n / N)) / 2 after update n + 1, in float64."""
+    steps = 250_000
+    decay = ema_decay(steps, start=0.996, end=1.0, anneal=1.0, lag=1, kind="cosine")
+    for n in (0, 1, 1_000, 125_000, 200_000, 249_900, 249_999):
+        exact = 0.004 * math.cos(math.pi * n / (2 * steps)) ** 2
+        assert float(decay(n + 1).complement) == pytest.approx(exact, rel=2e-4, abs=1e-14)
+        assert float(decay(n + 1).value) == pytest.approx(1 - exact, rel=1e-7)
+    assert float(decay(steps + 1).complement) == 0.0
 
 
 @pytest.mark.parametrize("start, end", [(0.9997, 1.0), (0.999, 0.99999), (1.0, 0.999)])

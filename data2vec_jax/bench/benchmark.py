@@ -125,8 +125,9 @@ def data_wait(subject: Subject) -> float | None:
 def formula(subject: Subject) -> str:
     """How `flops_per_step` comes about, with its numbers (see `pretrain.step_flops`)."""
     own = owns_features(subject.model, subject.state.teacher)
+    settings = pretrain.objective_of(subject.config)[1]
     parts = pretrain.flops_by_part(
-        subject.modality, subject.model, subject.sampler, subject.shapes, own
+        subject.modality, subject.model, subject.sampler, subject.shapes, own, settings
     )
     f, s, t = (f"{parts[k] / 1e9:.4g}" for k in ("frontend", "student", "teacher"))
     return (

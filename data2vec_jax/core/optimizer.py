@@ -210,15 +210,38 @@ def watching_norm(tx: optax.GradientTransformation) -> optax.GradientTransformat
     return optax.GradientTransformation(init, update)
 
 
-def clip_by_norm(limit: float) -> optax.GradientTransformation:
-    """Scales gradients by min(1, limit / (norm + 1e-6)), as PyTorch does (spec 9.1)."""
+def clip_by_norm(limit: float, each: bool = False) -> optax.GradientTransformation:
+    """Scales gradients by min(1, limit / (norm + 1e-6)), as PyTorch does (spec 9.1).
+
+    each: every parameter by its own norm, of stacked layers every layer (baselines spec 6).
+    """
+
+    def one(key_path, g):
+        axes = tuple(range("/blocks/" in f"/{path_name(key_path)}", g.ndim))
+        norm = jnp.sqrt(jnp.sum(jnp.square(g), axes, keepdims=True))
+        return g * jnp.minimum(1.0, limit / (norm + 1e-6))
 
     def update(grads, state, params=None):
         del params
+        if each:
+            return jax.tree_util.tree_map_with_path(one, grads), state
         factor = jnp.minimum(1.0, limit / (optax.tree.norm(grads) + 1e-6))
         return jax.tree.map(lambda g: g * factor, grads), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def decayed_weights(value: Schedule) -> optax.GradientTransformation:
+    """Adds value(completed updates) * p to the direction of each parameter p."""
+
+    def update(updates, state, params=None):
+        added = jax.tree.map(lambda u, p: u + value(state.count) * p, updates, params)
+        return added, optax.ScaleByScheduleState(state.count + 1)
+
+    # This state is a clock, which goes on where an update is not applied.
+    return optax.GradientTransformation(
+        lambda params: optax.ScaleByScheduleState(jnp.zeros([], jnp.int32)), update
+    )
 
 
 def by_path(params: Any, patterns: Sequence[str]) -> Any:
@@ -258,18 +281,30 @@ class OptimizerConfig:
     # Decoupled: lr * weight_decay * p; in 'sgd' and 'lars' a part of the gradients.
     weight_decay: NonNegativeFloat = 0.0
     no_decay: Sequence[Pattern] = ()  # path patterns of parameters that do not decay
+    # The weight decay goes there in half a cosine over all updates; None: it stays.
+    weight_decay_end: NonNegativeFloat | None = None
     clip: NonNegativeFloat | None = None  # limit of the global gradient norm, None for none
+    # Or of the norm of each parameter's gradient; stacked layers are parameters of their own.
+    clip_each: bool = False
     frozen: Sequence[Pattern] = ()  # path patterns of parameters that never change
     # (path pattern, factor of the learning rate, or one for each stacked layer); the first match
     # counts, 1 where none does.
     rates: Sequence[tuple[Pattern, NonNegativeFloat | Sequence[NonNegativeFloat]]] = ()
 
 
-def make_optimizer(schedule: Schedule, config: OptimizerConfig) -> optax.GradientTransformation:
-    """Clip, direction, decay, learning rate. schedule: completed updates -> learning rate."""
+def make_optimizer(
+    schedule: Schedule, config: OptimizerConfig, total_steps: int | None = None
+) -> optax.GradientTransformation:
+    """Clip, direction, decay, learning rate. schedule: completed updates -> learning rate.
+    total_steps: of the run, for the schedule of the weight decay."""
     no_decay, frozen, rates = config.no_decay, config.frozen, config.rates
     decay, decayed = [], lambda params: jax.tree.map(lambda m: not m, by_path(params, no_decay))
-    if config.weight_decay:
+    if config.weight_decay_end is not None:
+        # From start to end: a cosine whose floor may be above its peak.
+        ends = dict(peak=config.weight_decay, floor=config.weight_decay_end)
+        value = cosine(total_steps, warmup=0.0, **ends)
+        decay = [optax.masked(decayed_weights(value), decayed)]
+    elif config.weight_decay:
         decay = [optax.add_decayed_weights(config.weight_decay, decayed)]
     matrices = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)  # noqa: E731
     slow = optax.masked(optax.scale_by_trust_ratio(trust_coefficient=config.trust), matrices)
@@ -278,7 +313,7 @@ def make_optimizer(schedule: Schedule, config: OptimizerConfig) -> optax.Gradien
         "sgd": [*decay, optax.trace(config.momentum)],
         "lars": [*decay, slow, optax.trace(config.momentum)],
     }
-    steps = [clip_by_norm(config.clip)] if config.clip else []
+    steps = [clip_by_norm(config.clip, config.clip_each)] if config.clip else []
     steps += directions[config.kind]
     steps.append(optax.scale_by_learning_rate(schedule))
     if rates:

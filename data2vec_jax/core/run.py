@@ -38,7 +38,9 @@ class Run:
         schedule = optimizer.make_schedule(steps, **config["schedule"])
         if rate != 1:
             schedule = optimizer.scaled(schedule, rate)
-        self.tx = optimizer.make_optimizer(schedule, optimizer.OptimizerConfig(**config["optim"]))
+        self.tx = optimizer.make_optimizer(
+            schedule, optimizer.OptimizerConfig(**config["optim"]), steps
+        )
         self.skip = SkipConfig(**config.get("skip", {}))
         if self.skip.max_deviations:
             self.tx = optimizer.watching_norm(self.tx)

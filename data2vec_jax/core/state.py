@@ -8,7 +8,7 @@ one list of path patterns.
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import flax.struct
 import jax
@@ -90,8 +90,10 @@ def ema_decay(
     end: Share,
     anneal: Share,
     lag: Annotated[int, Range(0, 1)] = 0,
+    kind: Literal["linear", "cosine"] = "linear",
 ) -> Callable[[jax.Array | int], Decay]:
-    """Decay of the n-th average, n = completed updates: linear from `start` to `end`.
+    """Decay of the n-th average, n = completed updates: from `start` to `end`, on a line or (BYOL,
+    DINO) in half a cosine.
 
     `anneal` is the share of `total_steps` after which the decay stays at `end`. The average taken
     after update n uses decay(n - lag): lag 0 in fairseq, 1 in the 1.0 vision code
@@ -102,6 +104,9 @@ def ema_decay(
     def decay(n):
         done = jnp.asarray(n, jnp.int32) - lag
         past, left = (x.astype(jnp.float32) for x in (done, steps - done))
+        if kind == "cosine":  # by squares, which keep their digits at the end
+            angle = 0.5 * jnp.pi / max(steps, 1)
+            past, left = (jnp.square(jnp.sin(angle * x)) * steps for x in (past, left))
         ramp = start + (end - start) * past / max(steps, 1)
         # A mean of two positive numbers, weighted by whole numbers of steps: nothing cancels.
         complement = ((1.0 - start) * left + (1.0 - end) * past) / max(steps, 1)

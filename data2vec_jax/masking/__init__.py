@@ -5,9 +5,17 @@ the papers are in `spans` (speech), `tokens` (text) and `blocks` (vision), what 
 `sampler`.
 """
 
-from data2vec_jax.masking.blocks import blocks, cells, inverse_blocks
+from data2vec_jax.masking.blocks import blocks, cells, inverse_blocks, multiblock
 from data2vec_jax.masking.kinds import KINDS, make
-from data2vec_jax.masking.sampler import Sampler, drop, equalise, kept, positions, sample
+from data2vec_jax.masking.sampler import (
+    BlockSampler,
+    Sampler,
+    drop,
+    equalise,
+    kept,
+    positions,
+    sample,
+)
 from data2vec_jax.masking.spans import block_spans, spans
 from data2vec_jax.masking.tokens import KEEP, MASK, REPLACE, bert_roles, independent, token_spans
 
@@ -16,6 +24,7 @@ __all__ = [
     "KINDS",
     "MASK",
     "REPLACE",
+    "BlockSampler",
     "Sampler",
     "bert_roles",
     "block_spans",
@@ -27,6 +36,7 @@ __all__ = [
     "inverse_blocks",
     "kept",
     "make",
+    "multiblock",
     "positions",
     "sample",
     "spans",

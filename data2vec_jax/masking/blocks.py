@@ -1,10 +1,11 @@
-"""Proposals for grids: BEiT's rectangles (vision 1.0), kept squares (vision 2.0).
+"""Proposals for grids: BEiT's rectangles (vision 1.0), kept squares (vision 2.0), SimMIM's squares,
+I-JEPA's blocks.
 
 T positions of a row; a mask is bool [T], True = masked. See `sampler`.
 """
 
 import math
-from typing import Annotated
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,19 @@ import numpy as np
 
 from data2vec_jax.core.config import Inside, PositiveInt, Range, Share, Size, Span
 from data2vec_jax.core.errors import UserError
-from data2vec_jax.masking.sampler import Sampler, choose, require, table
+from data2vec_jax.masking.sampler import (
+    BlockSampler,
+    Sampler,
+    choose,
+    ranks,
+    require,
+    smallest,
+    table,
+)
 from data2vec_jax.masking.spans import _windows
+
+AreaShare = Annotated[float, Range(above=0, most=1)]
+Aspect = Annotated[float, Range(0.01, 100)]
 
 
 def inverse_blocks(
@@ -111,3 +123,75 @@ def blocks(
 
     counts = table(rows * columns, lambda valid: min(count, valid))
     return Sampler(rows * columns, propose, counts, grid=(rows, columns))
+
+
+def _shapes(
+    grid: tuple[int, int], scale: tuple[float, float], aspect: tuple[float, float], most: int
+) -> np.ndarray:
+    """Heights and widths of blocks, int [4096, 2], in steps of the one random number that sets both
+    area and aspect, as in the authors' code; `most`: rows less than the grid's that a block has."""
+    u = np.linspace(0, 1, 4096)
+    area = np.floor(math.prod(grid) * (scale[0] + u * (scale[1] - scale[0])))
+    ratio = aspect[0] + u * (aspect[1] - aspect[0])
+    sides = np.round(np.stack([np.sqrt(area * ratio), np.sqrt(area / ratio)], 1)).astype(np.int32)
+    return np.clip(sides, 1, np.asarray(grid) - most)
+
+
+def multiblock(
+    grid: tuple[int, int],
+    *,
+    kept: Inside = 0.4,
+    targets: Annotated[int, Range(1, 64)] = 4,
+    scale: tuple[Inside, Inside] = (0.15, 0.2),
+    aspect: tuple[Aspect, Aspect] = (0.75, 1.5),
+    context: tuple[AreaShare, AreaShare] = (0.85, 1.0),
+    corners: Literal["all", "authors"] = "all",
+) -> BlockSampler:
+    """I-JEPA: K = `targets` rectangles are predicted from a large square without them (baselines
+    spec 7), of which the student sees exactly int(kept * T) patches.
+
+    scale, aspect: range of the share of the grid that a target covers, and of its height / width;
+    all targets of a mask have one shape. context: range of the square's share. If it leaves more
+    patches than are kept, some are dropped at random. If it leaves less, others are kept: random
+    ones outside of targets, and if even these are too few, random ones of targets, which are then
+    no part of their targets any more. corners: 'authors' leaves out the last place of a block, so
+    that no target has a patch of the grid's last row or column.
+    """
+    (rows, columns), T, short = grid, math.prod(grid), int(corners == "authors")
+    for name, (low, high) in (("scale", scale), ("aspect", aspect), ("context", context)):
+        require(low <= high, name, (low, high), "a range")
+    number = int(kept * T)
+    require(number > 0, "kept", kept, f"a patch or more of {T}")
+    require(min(grid) > 1, "kind", "'multiblock'", f"for a grid of {grid}: it needs two rows")
+    target_shapes = _shapes(grid, scale, aspect, short)
+    context_shapes = _shapes(grid, context, (1.0, 1.0), short)
+    row, column = np.indices(grid)  # each [rows, columns]
+
+    def block(key, shape):  # bool [T]: a block somewhere
+        top, left = jax.random.randint(key, (2,), 0, jnp.asarray(grid) - shape + 1 - short)
+        inside = (row >= top) & (row < top + shape[0])
+        inside &= (column >= left) & (column < left + shape[1])
+        return inside.reshape(-1)
+
+    def draw(key, valid):
+        del valid  # A grid has no padding.
+        key_targets, key_context, key_kept = jax.random.split(key, 3)
+        sizes = (jnp.asarray(x) for x in (target_shapes, context_shapes))
+        keys = jax.random.split(key_targets, targets + 1), jax.random.split(key_context, 2)
+        target, whole = (jax.random.choice(k[0], s) for k, s in zip(keys, sizes, strict=True))
+        blocks = jax.vmap(block, (0, None))(keys[0][1:], target)  # [K, T]
+        wanted = blocks.any(0)
+        group = jnp.where(wanted, 2, jnp.where(block(keys[1][1], whole), 0, 1))
+        hidden = ~smallest(ranks(key_kept, group), number)
+        return jnp.concatenate([hidden[None], blocks & hidden])
+
+    largest = int(target_shapes.prod(1).max())
+    every = dict(length=T, exact=True, grid=(rows, columns))
+    return BlockSampler(
+        **every,
+        propose=lambda key, valid: draw(key, valid)[0],
+        counts=(T - number,) * (T + 1),
+        targets=targets,
+        largest=largest,
+        parts=Sampler(**every, propose=draw, counts=(largest,) * (T + 1)),
+    )

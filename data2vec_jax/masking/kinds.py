@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from data2vec_jax.core.config import check_section, choose
-from data2vec_jax.masking.blocks import blocks, cells, inverse_blocks
+from data2vec_jax.masking.blocks import blocks, cells, inverse_blocks, multiblock
 from data2vec_jax.masking.sampler import Sampler, require
 from data2vec_jax.masking.spans import block_spans, spans
 from data2vec_jax.masking.tokens import independent, token_spans
@@ -21,6 +21,7 @@ KINDS: dict[str, Callable[..., Sampler]] = {
     "inverse_blocks": inverse_blocks,
     "blocks": blocks,
     "cells": cells,
+    "multiblock": multiblock,
 }
 
 

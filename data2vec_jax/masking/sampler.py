@@ -51,6 +51,19 @@ class Sampler:
         return jnp.asarray(self.counts, jnp.int32)[valid]
 
 
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class BlockSampler(Sampler):
+    """A sampler of masks in which there are K = `targets` blocks, which are predicted one by one.
+
+    largest: the most positions of a block. parts: proposes [1 + K, T]: the same mask, and its
+    blocks, whose positions are all masked.
+    """
+
+    targets: int
+    largest: int
+    parts: Sampler
+
+
 def ranks(key: jax.Array, group: jax.Array) -> jax.Array:
     """uint32 [T], no two the same, that sort by `group` [T] (0 to 3), at random within a group.
 

@@ -26,6 +26,7 @@ from data2vec_jax.models.layers import (
     bert_init,
     dense,
     gather_tokens,
+    repeat,
     unit_length,
     wide,
 )
@@ -49,6 +50,8 @@ class Inputs(NamedTuple):
     """Of the quantiser's softmax."""
     key: Key = None
     """Of the quantiser's noise; None for none."""
+    valid: Array | None = None
+    """bool of the shape of `places`: those that mean something; None for all."""
 
 
 class Linear(nn.Module):
@@ -184,28 +187,65 @@ class PatchDecoder(nn.Module):
     eps: PositiveFloat = 1e-6
     dtype: Any = jnp.float32
     visible_only: ClassVar[bool] = True
+    initializer: ClassVar[str] = "xavier"
 
     def _blocks(self):
         sizes = dict(depth=self.depth, width=self.width, heads=self.heads, mlp=self.mlp)
-        options = dict(norm="pre", eps=self.eps, initializer="xavier", dtype=self.dtype)
+        options = dict(norm="pre", eps=self.eps, initializer=self.initializer, dtype=self.dtype)
         return encoder.Encoder(**sizes, **options, name="encoder")
 
     @nn.compact
     def __call__(self, inputs: Inputs) -> Array:  # [B, N, out]
         seen, first = inputs.encoded.x, inputs.encoded.class_tokens
-        embed = dense(self.width, seen.shape[-1], "xavier", self.dtype, "embed")
+        embed = dense(self.width, seen.shape[-1], self.initializer, self.dtype, "embed")
         hidden = self.param("mask_token", bert_init, (self.width,))
         hidden = jnp.broadcast_to(hidden, (*inputs.mask.shape, self.width))
         x = fill(embed(seen), inputs.mask, hidden)
         x = x + sincos(self.grid, self.width).astype(x.dtype)  # class tokens have none
         x = jnp.concatenate([embed(first), x], axis=1)
         x = self._blocks()(x).x[:, first.shape[1] :]
-        x = gather_tokens(x, inputs.places)  # the rest works on each position alone
+        # The rest works on each position alone.
+        return self._output(gather_tokens(x, inputs.places))
+
+    def _output(self, x):
         x = LayerNorm(self.eps, dtype=self.dtype, name="norm")(x)
-        return dense(self.out, self.width, "xavier", self.dtype, "output")(x)
+        return dense(self.out, self.width, self.initializer, self.dtype, "output")(x)
 
     def flops(self, *, width: int, tokens: int, masked: int) -> float:
         """See the module's docstring."""
         sizes = dict(depth=self.depth, width=self.width, mlp=self.mlp)
         ends = 2.0 * self.width * ((tokens - masked) * width + masked * self.out)
         return ends + encoder.flops(**sizes, tokens=tokens)
+
+
+class BlockPredictor(PatchDecoder):
+    """I-JEPA's predictor (arXiv 2301.08243, baselines spec 7): pre-norm blocks of width C see what
+    the encoder made of visible patches, and one learned vector at each place of one target, with
+    fixed positions. The K targets of an example are adjacent rows of `places`.
+    """
+
+    width: Size = 384  # C
+    depth: Depth = 6
+    heads: Size = 12
+    mlp: Size = 1536
+    initializer: ClassVar[str] = "bert"
+
+    @nn.compact
+    def __call__(self, inputs: Inputs) -> Array:  # [B * K, N, out]
+        seen, rows = inputs.encoded.x, len(inputs.places)
+        V, positions = seen.shape[1], jnp.asarray(sincos(self.grid, self.width), self.dtype)
+        embed = dense(self.width, seen.shape[-1], self.initializer, self.dtype, "embed")
+        hidden = self.param("mask_token", bert_init, (self.width,)).astype(self.dtype)
+        places = jnp.argsort(inputs.mask, axis=-1, stable=True)[:, :V]  # of visible patches
+        x = repeat(embed(seen) + positions[places], rows)
+        x = jnp.concatenate([x, hidden + positions[inputs.places]], axis=1)
+        valid = inputs.valid
+        if valid is not None:
+            valid = jnp.concatenate([jnp.ones((rows, V), bool), valid], axis=1)
+        return self._output(self._blocks()(x, valid=valid).x[:, V:])
+
+    def flops(self, *, width: int, tokens: int, masked: int, targets: int = 1) -> float:
+        """Of K = `targets` of `masked` positions each; tokens: visible ones."""
+        sizes = dict(depth=self.depth, width=self.width, mlp=self.mlp)
+        one = 2.0 * self.width * masked * self.out + encoder.flops(**sizes, tokens=tokens + masked)
+        return 2.0 * self.width * tokens * width + targets * one

@@ -16,6 +16,8 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from data2vec_jax import masking
+from data2vec_jax.core.errors import UserError
 from data2vec_jax.metrics.statistics import effective_rank, mean_std
 
 Array = jax.Array
@@ -34,13 +36,14 @@ class ObjectiveConfig:
     needs_teacher: a moving average of the student, by the sections `averaged` and `ema`.
     needs_decoder: the model's own, which fills in what the student did not see (2.0). predicts:
     the model's `content` must be this ('ids' or 'numbers', see `models.base.Model`); None for any.
-    needs_labels: a label of each position, the array `labels` of an example.
+    needs_labels: a label of each position, the array `labels` of an example. masks: the kind of the section `mask`; None for any.
     """
 
     needs_teacher: ClassVar[bool] = False
     needs_decoder: ClassVar[bool] = False
     predicts: ClassVar[str | None] = None
     needs_labels: ClassVar[bool] = False
+    masks: ClassVar[str | None] = None
 
     def check(self, model: Any) -> None:
         """Raises UserError: options that do not fit the model."""
@@ -54,6 +57,27 @@ class ObjectiveConfig:
         """The module of its own parameters (`models.pretext`), which takes the place of the head;
         None for none. model: a modality's."""
         return None
+
+    def forward_flops(
+        self, model: Any, sample: masking.Sampler, forward: Callable[..., Mapping[str, float]]
+    ) -> Mapping[str, float]:
+        """Forward FLOPs of one example, as of `contract.Modality.flops`, of which 'encoder' is what
+        a teacher computes. forward: (model, masked positions, tokens that the student sees) ->
+        these FLOPs of one pass."""
+        masked = sample.count(sample.length)
+        return forward(model, masked, sample.length - (0 if model.sees_masked else masked))
+
+
+def check_few_patches(model: Any) -> None:
+    """Raises UserError: a model of patches has parts that need all of them, or a vector of no use,
+    and its encoder sees some patches only."""
+    if model.shared_relative or model.encoder.relative:
+        raise UserError(
+            "config.model.shared_relative: the encoder sees few patches, and relative position "
+            "biases are of all; use shared_relative=False, encoder.relative=None, sincos=True"
+        )
+    if model.mask_embedding_used:
+        raise UserError("config.model.mask_embedding: masked patches are not seen; use False")
 
 
 class Intermediates(NamedTuple):

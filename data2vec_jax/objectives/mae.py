@@ -18,11 +18,10 @@ import jax.numpy as jnp
 
 from data2vec_jax import masking
 from data2vec_jax.core.config import check_section
-from data2vec_jax.core.errors import UserError
 from data2vec_jax.models import pretext
 from data2vec_jax.models.layers import wide
 from data2vec_jax.objectives import reconstruction
-from data2vec_jax.objectives.contract import Objective, ObjectiveConfig
+from data2vec_jax.objectives.contract import Objective, ObjectiveConfig, check_few_patches
 
 Array = jax.Array
 
@@ -37,14 +36,8 @@ class Config(ObjectiveConfig):
     predicts: ClassVar[str] = "numbers"
 
     def check(self, model: Any) -> None:
-        """Raises UserError: the model has parts that need all patches, or a vector of no use."""
-        if model.shared_relative or model.encoder.relative:
-            raise UserError(
-                "config.model.shared_relative: the encoder sees few patches, and relative position "
-                "biases are of all; use shared_relative=False, encoder.relative=None, sincos=True"
-            )
-        if model.mask_embedding_used:
-            raise UserError("config.model.mask_embedding: masked patches are not seen; use False")
+        """See `check_few_patches`."""
+        check_few_patches(model)
 
     def pretext(self, model: Any) -> pretext.PatchDecoder:
         """The decoder of a model of patches."""

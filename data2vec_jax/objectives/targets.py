@@ -105,8 +105,9 @@ def make_teacher(
     """The targets of both papers: y = norm(1/K sum_l norm(a_l)), over the teacher's top K layers.
 
     a_l: what layer l makes of the whole input, without dropout: the output of its feed-forward part
-    ('ffn'), of the block ('block') or of another part of it (`encoder.Block`). The other options:
-    see `data2vec1.Config`.
+    ('ffn'), of the block ('block') or of another part of it (`encoder.Block`). target 'output' is
+    what the encoder returns after its last norm, and neither averages nor normalises layers. The
+    other options: see `data2vec1.Config`.
 
     Returns (params, teacher, batch, tokens, collect) -> (what the encoder returned, y [B, T, D]).
     teacher: averaged leaves, which stand in for the student's (`state.ema_update`). tokens: the
@@ -122,8 +123,10 @@ def make_teacher(
         whole = jax.lax.stop_gradient(whole)
         counted = whole.valid if model.padding == "exact" else None
         record = TargetSpec(top_k, target, normaliser(layer_norms, counted))
+        record = None if target == "output" else record
         encoded = model.apply(average, whole, record=record, collect=collect, method="encode")
-        return encoded, jax.lax.stop_gradient(normaliser(final_norms, counted)(encoded.targets))
+        averaged = wide(encoded.x) if record is None else encoded.targets
+        return encoded, jax.lax.stop_gradient(normaliser(final_norms, counted)(averaged))
 
     return teach
 

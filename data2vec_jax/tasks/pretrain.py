@@ -123,6 +123,11 @@ def make_objective(config: Mapping[str, Any], modality: contract.Modality, model
     """(objective, sampler of a batch's shapes) from the sections `objective` and `mask`."""
     module, settings = objective_of(config)
     kind = choose("mask", config["mask"], "kind", masking.KINDS)
+    if settings.masks not in (None, kind):
+        raise UserError(
+            f"config.mask.kind: {config['objective']['name']} needs '{settings.masks}', not "
+            f"'{kind}'"
+        )
     masked = {key: value for key, value in config["mask"].items() if key != "kind"}
 
     @functools.cache
@@ -250,7 +255,7 @@ def _outline(config):
     for shape in shapes:
         sampler(shape)  # refuses masks that are impossible
     init, averaged = initialiser(model, shapes[0]), tuple(config.get("averaged", ()))
-    clones = config["objective"].get("clones", 1)
+    clones, settings = config["objective"].get("clones", 1), objective_of(config)[1]
     params = shapes_of(init)
     check_averaged(params, averaged)
     own_front = owns_features(model, select(params, averaged))
@@ -261,7 +266,9 @@ def _outline(config):
         init=init,
         loss=objective.loss,
         averaged=averaged,
-        flops=lambda batch: step_flops(modality, model, sampler, batch, own_front, clones),
+        flops=lambda batch: step_flops(
+            modality, model, sampler, batch, own_front, clones, settings
+        ),
     )
     return task, options, modality, model
 
@@ -319,19 +326,26 @@ def check_rows(shapes: Any, config: Mapping[str, Any]) -> None:
 
 
 def flops_by_part(
-    modality: contract.Modality, model: Any, sampler: Any, batch: Any, own_front: bool | None
+    modality: contract.Modality,
+    model: Any,
+    sampler: Any,
+    batch: Any,
+    own_front: bool | None,
+    settings: objectives.ObjectiveConfig | None = None,
 ) -> dict[str, float]:
     """Forward FLOPs of one example: 'frontend', 'student' (of one masked input) and 'teacher'.
 
     With a decoder, a student sees only what is not masked. The teacher has neither decoder nor
     head, and shares the front end unless it has its own (`own_front`, see `owns_features`; None
-    without a teacher).
+    without a teacher). settings: of the objective, which may count otherwise.
     """
     example = {k: jax.ShapeDtypeStruct(s.shape[1:], s.dtype) for k, s in batch.items()}
-    sample = sampler(batch)
-    masked = sample.count(sample.length)
-    seen = sample.length - (0 if model.sees_masked else masked)
-    parts = modality.flops(model, example, masked, seen)
+
+    def forward(model, masked, seen):
+        return modality.flops(model, example, masked, seen)
+
+    settings = settings or objectives.ObjectiveConfig()
+    parts = settings.forward_flops(model, sampler(batch), forward)
     return {
         "frontend": parts["frontend"],
         "student": parts["student"],
@@ -346,13 +360,14 @@ def step_flops(
     batch: Any,
     own_front: bool | None,
     clones: int = 1,
+    settings: objectives.ObjectiveConfig | None = None,
 ) -> float:
     """FLOPs of a train step: B (3 (F + M S) + T), see `flops_by_part`.
 
     B rows; F front end and S each of the M = `clones` students, forward and backward (twice a
     forward); T teacher, forward only.
     """
-    parts = flops_by_part(modality, model, sampler, batch, own_front)
+    parts = flops_by_part(modality, model, sampler, batch, own_front, settings)
     trained = parts["frontend"] + clones * parts["student"]
     return batch["example_id"].shape[0] * (3.0 * trained + parts["teacher"])
 

@@ -37,6 +37,7 @@ SMOKE = (
     "speech_hubert:smoke",
     "vision_mae:smoke",
     "vision_simmim:smoke",
+    "vision_ijepa:smoke",
     "demo:speech",
     "finetune_imagenet:smoke",
     "finetune_imagenet:demo_mae",
@@ -61,7 +62,7 @@ def prepare(config):
     config = module.resolve_config(config)
     sharding.make_mesh(**config["mesh"])
     schedule = optimizer.make_schedule(config["total_steps"], **config["schedule"])
-    optimizer.make_optimizer(schedule, optimizer.OptimizerConfig(**config["optim"]))
+    optimizer.make_optimizer(schedule, optimizer.OptimizerConfig(**config["optim"]), 10)
     return module.abstract_task(config)
 
 

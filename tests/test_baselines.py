@@ -359,9 +359,10 @@ def test_flops_have_no_teacher(name):
         assert parts["student"] == blocks + decoder + ends
 
 
-def test_a_run_resumes_and_is_left_behind(tmp_path, monkeypatch):
-    """A run in two parts equals one; conversion and `load` leave the decoder of MAE behind."""
-    config = config_of("vision_mae").to_dict()
+@pytest.mark.parametrize("name", ["vision_mae", "vision_ijepa"])
+def test_a_run_resumes_and_is_left_behind(name, tmp_path, monkeypatch):
+    """A run in two parts equals one; conversion and `load` leave decoder or predictor behind."""
+    config = config_of(name).to_dict()
     programs, stops = {}, distributed.Interrupt.stops
     train.train(config, tmp_path / "whole", programs=programs, verbose=False)
     monkeypatch.setattr(distributed.Interrupt, "stops", lambda self, step: step == 2)

@@ -78,6 +78,7 @@ GRIDS = {
         (10, 6), ratio=0.6, adjust=0.1, width=2, inverse=False
     ),
     "blocks": lambda: masking.blocks((14, 10), count=80),
+    "multiblock": lambda: masking.multiblock((10, 6), kept=0.4),
     "limited_blocks": lambda: masking.blocks((5, 16), count=40, min_patches=4, max_patches=12),
 }
 

@@ -167,21 +167,22 @@ def multiblock(
     context_shapes = _shapes(grid, context, (1.0, 1.0), short)
     row, column = np.indices(grid)  # each [rows, columns]
 
-    def block(key, shape):  # bool [T]: a block somewhere
-        top, left = jax.random.randint(key, (2,), 0, jnp.asarray(grid) - shape + 1 - short)
-        inside = (row >= top) & (row < top + shape[0])
-        inside &= (column >= left) & (column < left + shape[1])
-        return inside.reshape(-1)
-
     def draw(key, valid):
         del valid  # A grid has no padding.
-        key_targets, key_context, key_kept = jax.random.split(key, 3)
-        sizes = (jnp.asarray(x) for x in (target_shapes, context_shapes))
-        keys = jax.random.split(key_targets, targets + 1), jax.random.split(key_context, 2)
-        target, whole = (jax.random.choice(k[0], s) for k, s in zip(keys, sizes, strict=True))
-        blocks = jax.vmap(block, (0, None))(keys[0][1:], target)  # [K, T]
-        wanted = blocks.any(0)
-        group = jnp.where(wanted, 2, jnp.where(block(keys[1][1], whole), 0, 1))
+        key_blocks, key_kept = jax.random.split(key)
+        # Shapes of targets and context, then a corner for each of these K + 1 blocks.
+        u = jax.random.uniform(key_blocks, (targets + 2, 2))
+        target, whole = (
+            jnp.asarray(shapes)[(share * len(shapes)).astype(jnp.int32)]
+            for share, shapes in zip(u[0], (target_shapes, context_shapes), strict=True)
+        )
+        sides = jnp.concatenate([jnp.tile(target, (targets, 1)), whole[None]])  # [K + 1, 2]
+        first = (u[1:] * (np.asarray(grid) - sides + 1 - short)).astype(jnp.int32)
+        (top, left), (below, right) = (x.T[..., None, None] for x in (first, first + sides))
+        inside = (row >= top) & (row < below) & (column >= left) & (column < right)
+        *blocks, square = inside.reshape(targets + 1, T)
+        blocks = jnp.stack(blocks)  # [K, T]
+        group = jnp.where(blocks.any(0), 2, jnp.where(square, 0, 1))
         hidden = ~smallest(ranks(key_kept, group), number)
         return jnp.concatenate([hidden[None], blocks & hidden])
 

@@ -191,6 +191,24 @@ def test_anchors_of_ijepa():
     assert round(paper.schedule.warmup * paper.total_steps) == 25_000
 
 
+def test_heads_read_all_patches_of_a_model_without_a_class_token():
+    """As `paper` is: the mean of the patches stands where others have a class token."""
+    from data2vec_jax.models import heads
+    from data2vec_jax.models.encoder import Encoded
+
+    x = np.random.default_rng(0).normal(size=(2, 5, 8)).astype(np.float32)
+    found = heads.all_tokens(Encoded(x, class_tokens=x[:, :0]))
+    np.testing.assert_allclose(found[:, 0], x.mean(1), rtol=1e-5)
+    np.testing.assert_array_equal(found[:, 1:], x)
+    probe = heads.LinearProbe(classes=3)
+    variables = probe.init(jax.random.key(0), heads.Features(found))
+    kernel = variables["params"]["output"]["kernel"]
+    logits = probe.apply(variables, heads.Features(found))["logits"]
+    np.testing.assert_allclose(logits, x.mean(1) @ kernel, rtol=1e-4, atol=1e-5)
+    one = heads.all_tokens(Encoded(x, class_tokens=x[:, :1]))
+    np.testing.assert_array_equal(one, np.concatenate([x[:, :1], x], 1))
+
+
 # In the loop --------------------------------------------------------------------------------------
 
 SPLITS = {"vision_ijepa": (((4, 2), 1), ((1, 1), 2))}

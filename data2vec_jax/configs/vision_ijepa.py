@@ -5,8 +5,7 @@
 
 Variants: like (everything but masks, predictor, targets and loss is `vision_v2:base`, and an image
 has one mask), paper (the authors' recipe of ViT-H/14, 300 epochs), smoke (4 steps on the digits
-shipped inside). Numbers: baselines spec 7. Fine-tuning of `paper`, which has no class token, takes
-the first patch for one.
+shipped inside). Numbers: baselines spec 7.
 """
 
 from ml_collections import ConfigDict

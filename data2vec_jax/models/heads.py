@@ -30,6 +30,7 @@ from data2vec_jax.core.config import (
     choose,
 )
 from data2vec_jax.core.errors import UserError
+from data2vec_jax.models.encoder import Encoded
 from data2vec_jax.models.layers import Array, Conv, Key, LayerNorm, bert_init, dropout, gelu, split
 from data2vec_jax.models.losses import Problem, cross_entropy, ctc_losses, problem_loss
 from data2vec_jax.models.segmentation import Auxiliary, Segmentation
@@ -48,6 +49,16 @@ class Features(NamedTuple):
     """int [B]: valid frames or tokens of `x`; None without padding."""
     table: Array | None = None
     """[V, D]: token embeddings, which the output of a tied language model shares."""
+
+
+def all_tokens(encoded: Encoded) -> Array:
+    """[B, E + T, D]: class tokens, then all others. Heads take the first token of an image for its
+    class token; where the model has none, the mean of the patches stands in for it."""
+    first, x = encoded.class_tokens, encoded.x
+    if first is None:
+        return x
+    first = first if first.shape[1] else jnp.mean(x, 1, keepdims=True)
+    return jnp.concatenate([first, x], axis=1)
 
 
 def valid_mask(lengths: Array, size: int) -> Array:

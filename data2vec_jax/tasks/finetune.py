@@ -227,12 +227,8 @@ def encode(
     tokens = change(apply(batch, keys[0], method="features"))
     weighted = getattr(head, "weighted", False)
     out = apply(tokens, None, keys[1], method="encode", collect=weighted)
-    x, states = out.x, None
-    if out.class_tokens is not None:
-        x = jnp.concatenate([out.class_tokens, out.x], axis=1)
-    if weighted:
-        states = jnp.concatenate([out.first[None], out.layers])
-    return Features(x, states, model.valid_lengths(batch))
+    states = jnp.concatenate([out.first[None], out.layers]) if weighted else None
+    return Features(heads.all_tokens(out), states, model.valid_lengths(batch))
 
 
 def initialiser(model: Any, head: Any, sites: Sequence[adapters.Site], shapes: Mapping[str, Any]):

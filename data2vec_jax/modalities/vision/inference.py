@@ -13,7 +13,7 @@ import numpy as np
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.modalities.contract import Inference
 from data2vec_jax.modalities.vision.model import VisionModel
-from data2vec_jax.models.heads import Features
+from data2vec_jax.models.heads import Features, all_tokens
 from data2vec_jax.models.outputs import Inputs, Outputs, Params, head_name, outputs, states_of
 
 
@@ -31,8 +31,7 @@ def forward(
     encoded = model.apply(
         {"params": params}, tokens, inputs.get("mask"), collect=True, grid=grid, method="encode"
     )
-    x = jnp.concatenate([encoded.class_tokens, encoded.x], 1)
-    features = Features(x, states_of(encoded))
+    features = Features(all_tokens(encoded), states_of(encoded))
     mapped = {"grid": grid} if head_name(config) == "segmentation" else {}
     return outputs(config, params, encoded, features, mapped)
 

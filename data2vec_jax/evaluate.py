@@ -18,6 +18,10 @@ whether pretraining has brought anything. `data.split` and `data.eval_split` (by
 default test) must have labels: a class, or another label that the modality can probe (aligned
 phones). --features=FILE.npz writes the features of one such run, for methods that need no
 training: neighbours, retrieval, clusters.
+
+Beside a pretraining run, an argument may be another checkpoint of its modality, in any format that
+`data2vec_jax.load` opens: `--compare runs/ours BERT=bert-base-uncased`. It is probed on the data of
+the first such run, with images of its own size and its own tokenizer.
 """
 
 import json
@@ -32,9 +36,10 @@ import numpy as np
 import optax
 from etils import epath
 
+import data2vec_jax
 from data2vec_jax.cli.arguments import Arguments, user_path
 from data2vec_jax.cli.output import as_json, run_main
-from data2vec_jax.core import checkpoints, sharding, step_folder
+from data2vec_jax.core import checkpoints, files, sharding, step_folder
 from data2vec_jax.core.config import check_section, with_options
 from data2vec_jax.core.errors import UserError, nearest
 from data2vec_jax.core.state import TrainState, matches, path_name, shapes_of
@@ -72,11 +77,16 @@ def open_run(
     return place, config, sharding.make_mesh(**config["mesh"])
 
 
-def evaluate(workdir: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+def evaluate(
+    workdir: str, changes: Mapping[str, Any], beside: Sequence[str] = ()
+) -> dict[str, Any]:
     """Scores of one run's newest checkpoint: {'scores': {split: {name: value}}, ...}.
 
-    changes: of its config, 'section.key' -> value.
+    changes: of its config, 'section.key' -> value. beside: workdirs; where `workdir` is another
+    checkpoint, it is probed on the data of the first pretraining run of its modality.
     """
+    if not is_run(workdir):
+        return probe_other(workdir, changes, beside)
     folder, config, mesh = open_run(workdir, changes)
     if "task" not in config:
         return probe_run(workdir, folder, config, mesh)
@@ -107,24 +117,76 @@ def probe_run(
 
     'probes' of the record has the whole results of `tasks.probe`, by network.
     """
-    splits, labelled, encode = frozen_encoder(config)
-    scores, probes = {}, {}
+    frozen = frozen_encoder(config)
     with jax.set_mesh(mesh):
         task = pretrain.abstract_task(config)
         params = load_params(workdir, task, config, mesh)
         untrained = init_state(task, optax.identity(), jax.random.key(config["seed"])).params
-        for name, tree in (("", params), (" untrained", untrained)):
-            probes[name] = probe.probe(encode, tree, *labelled)
-            if labelled[0].labels.ndim == 1:
-                parts = (probe.tokens(encode, tree, part) for part in labelled)
-                scores[f"attentive_probe{name}"] = probe.attentive(*parts)
-        modality = contract.get(config["modality"])
-        if found := probe.probe_hand_made(modality, *labelled):
-            probes[" hand-made"] = found
+        return probed(folder, config, frozen, params, untrained)
+
+
+def is_run(folder: str) -> bool:
+    """Whether a folder is a training run's, not a checkpoint of another kind."""
+    path = Path(folder) / "config.json"
+    return not path.is_file() or "total_steps" in files.read_json(path)
+
+
+def probe_other(folder: str, changes: Mapping[str, Any], beside: Sequence[str]) -> dict[str, Any]:
+    """As `probe_run`, of a checkpoint that is no run; see `evaluate`.
+
+    Raises UserError: no run of its modality is beside it, or it cannot read the data.
+    """
+    loaded = data2vec_jax.load(folder)
+    if "adapters" in loaded.config:
+        raise UserError(f"{folder}: merge its adapters first (convert ... --to=jax --merge)")
+    kind = loaded.config["modality"]
+    runs = (open_run(path, changes) for path in beside if is_run(path))
+    alike = (x for x in runs if x[1]["modality"] == kind and "task" not in x[1])
+    found = next(alike, None)
+    if found is None:
+        raise UserError(
+            f"{folder} is not a training run: name a pretraining run of {kind} beside it, on whose "
+            "data it is probed"
+        )
+    _, host, mesh = found
+    config = {key: value for key, value in host.items() if key != "objective"}
+    config["model"] = loaded.config["model"]
+    modality, model = pretrain.make_model(config)
+    config["examples"] = config["examples"] | modality.inference.examples(model, folder)
+    frozen = frozen_encoder(config)
+    for part in frozen[1]:
+        modality.inference.prepare(model, part.inputs)
+        places = np.prod(model.mask_shape(part.inputs))
+        if part.labels.ndim == 2 and part.labels.shape[1] != places:
+            raise UserError(f"{folder}: {places} frames for {part.labels.shape[1]} labels")
+    params = {key: value for key, value in loaded.params.items() if key != "task"}
+    with jax.set_mesh(mesh):
+        init = pretrain.initialiser(model, frozen[1][0].inputs)
+        key, _ = jax.random.split(jax.random.key(config["seed"]))  # as `init_state` does
+        untrained = jax.jit(init)(key)
+        return probed(Path(folder), config, frozen, params, untrained) | {"is_run": False}
+
+
+def probed(
+    folder: Path, config: Mapping[str, Any], frozen: Any, params: Any, untrained: Any
+) -> dict[str, Any]:
+    """The record of a frozen encoder. frozen: what `frozen_encoder` returns."""
+    splits, labelled, encode = frozen
+    scores, probes = {}, {}
+    for name, tree in (("", params), (" untrained", untrained)):
+        probes[name] = probe.probe(encode, tree, *labelled)
+        if labelled[0].labels.ndim == 1:
+            parts = (probe.tokens(encode, tree, part) for part in labelled)
+            scores[f"attentive_probe{name}"] = probe.attentive(*parts)
+    modality, model = pretrain.make_model(config)
+    if found := probe.probe_hand_made(modality, *labelled):
+        probes[" hand-made"] = found
     for name, found in probes.items():
         scores |= {f"{key}{name}": found[key] for key in probe.PROBES}
     run = record(folder, config, {splits[1]: dict(sorted(scores.items()))}, params)
-    return run | {"probes": probes}
+    example = {k: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for k, x in labelled[0].inputs.items()}
+    flops = modality.flops(model, example, 0, 0)
+    return run | {"probes": probes, "forward_flops": flops["frontend"] + flops["encoder"]}
 
 
 def frozen_encoder(config: Mapping[str, Any]) -> tuple[tuple[str, str], list[Labelled], Any]:
@@ -288,6 +350,7 @@ def summary(name: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "scores": scores,
         **words,
         **{key: first[key] for key in ("parameters", "trained_parameters")},
+        **({"forward_flops": first["forward_flops"]} if "forward_flops" in first else {}),
         "train_seconds": [run["train_seconds"] for run in runs],
     }
 
@@ -333,7 +396,8 @@ def cell(name: str, score: Mapping[str, Any]) -> str:
 def table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """Head and cells: a line for each row, a column for each score."""
     names = list(dict.fromkeys(name for row in rows for name in row["scores"]))
-    lines = [["", "runs", *names, "trained parameters", "seconds"]]
+    costs = ["forward MFLOPs"] if any("forward_flops" in row for row in rows) else []
+    lines = [["", "runs", *names, "trained parameters", *costs, "seconds"]]
     for row in rows:
         seconds = [s for s in row["train_seconds"] if s is not None]
         lines.append(
@@ -342,6 +406,10 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
                 str(len(row["seeds"])),
                 *(cell(n, row["scores"][n]) if n in row["scores"] else "" for n in names),
                 f"{row['trained_parameters']:,} of {row['parameters']:,}",
+                *(
+                    f"{row['forward_flops'] / 1e6:,.3g}" if "forward_flops" in row else ""
+                    for _ in costs
+                ),
                 f"{statistics.fmean(seconds):.0f}" if seconds else "",
             ]
         )
@@ -371,9 +439,15 @@ def markdown(lines: Sequence[Sequence[str]], rows: Sequence[Mapping[str, Any]], 
     if any(score["paper"] is not None for row in rows for score in row["scores"].values()):
         text.append("The paper's scores are as known to us, not checked again.")
     for row in rows:
-        config = runs[row["workdirs"][0]]["config"]
+        run = runs[row["workdirs"][0]]
+        config = run["config"]
         data, how = config["data"], config.get("init_from") or "scratch"
         share = "" if data.get("share", 1.0) == 1 else f" ({100 * data['share']:g} % of it)"
+        if not run.get("is_run", True):
+            where = f"probed on `{data['source']}` {data['split']}."
+            said = (f"\n{text}." for text in sentences(row))
+            text += ["", f"`{row['name']}`: the checkpoint {run['workdir']}, {where}", *said]
+            continue
         text += [
             "",
             f"`{row['name']}`: {config.get('task', 'pretraining')} on `{data['source']}` "
@@ -449,7 +523,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         write("features", options.features, lambda path: np.savez(path, **found))
         return
     once = dict.fromkeys(path for _, paths in places for path in paths)
-    runs = {path: evaluate(path, changes) for path in once}
+    runs = {path: evaluate(path, changes, tuple(once)) for path in once}
     if options.compare:
         groups = [(name, [runs[path] for path in paths]) for name, paths in places]
     else:

@@ -138,7 +138,7 @@ def damaged(folder, kind):
         )
         (folder / "new").replace(weights)
     elif kind == "another architecture":
-        change(source, architectures=["RobertaModel"], model_type="roberta")
+        change(source, architectures=["T5Model"], model_type="t5")
     elif kind == "another head":
         change(source, architectures=["Data2VecTextForMaskedLM"])
     elif kind == "senseless config":

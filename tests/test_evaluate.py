@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 from configs_for_tests import config_of
 
 from data2vec_jax import evaluate, train
+from data2vec_jax.convert import export, ours
+from data2vec_jax.convert.tables import entries_of
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.metrics.writer import FILE, read_lines
 from data2vec_jax.tasks import probe
@@ -85,14 +88,65 @@ def test_other_examples_than_in_training(runs, tmp_path):
         evaluate.main([str(runs / "b"), f"--features={tmp_path}/x.npz"])
 
 
-def test_a_pretrained_encoder_is_probed_beside_an_untrained_one(tmp_path):
-    """At a rate of 0 they are the same encoder."""
-    config = config_of("vision_v1", "smoke")
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """A pretraining run at a rate of 0."""
+    config, folder = config_of("vision_v1", "smoke"), tmp_path_factory.mktemp("pretrained") / "a"
     config.update(total_steps=1, seed=3)
     config.schedule.update(peak=0.0, floor=0.0)
     config.data.eval_split = None
-    train.train(config.to_dict(), tmp_path / "a", verbose=False)
-    run = evaluate.evaluate(str(tmp_path / "a"), {})
+    train.train(config.to_dict(), folder, verbose=False)
+    return folder
+
+
+def fingerprint(encode, params, train, test):
+    """In place of `probe.probe`: means of features, which differ more than scores do."""
+    x, _ = probe.features(encode, params, test.take(np.arange(64)))
+    assert test.inputs["image"].dtype == np.uint8 and len(train.labels) > len(test.labels) > 64
+    found = dict.fromkeys(probe.PROBES, float(np.mean(x * np.arange(x.shape[1]))))
+    words = dict.fromkeys(probe.PROBES, "output")
+    return found | {"blocks": words, "dev": dict.fromkeys(probe.PROBES, {"output": 0.0})}
+
+
+def test_other_checkpoints_are_probed_on_the_data_of_a_run(
+    pretrained, tmp_path, capsys, monkeypatch
+):
+    """A run's weights in another format; then a network of another size and number of channels."""
+    monkeypatch.setattr(probe, "probe", fingerprint)
+    monkeypatch.setattr(probe, "probe_hand_made", lambda *_: None)
+    monkeypatch.setattr(probe, "tokens", lambda encode, params, part: part)
+    monkeypatch.setattr(probe, "attentive", lambda train, test: 0.0)
+    checkpoint = ours.open_checkpoint(pretrained)
+    export.export(checkpoint, tmp_path / "same", "hf")
+    options = dict(width=8, image=10, patch=5, shared_relative=False, absolute=True)
+    options["encoder"] = dict(depth=1, heads=2, mlp=8, norm="pre", qkv_bias="qv")
+    config = {"modality": "vision", "model": options}
+    zeros = {path: np.zeros(shape, np.float32) for path, shape in ours.shapes_of(config).items()}
+    small = replace(checkpoint, config=config, entries=entries_of(zeros))
+    export.export(small, tmp_path / "small", "jax")
+    for name in ("same", "small"):
+        with pytest.raises(UserError, match="name a pretraining run of vision beside it"):
+            evaluate.evaluate(str(tmp_path / name), {})
+    rows = [str(pretrained), f"same={tmp_path}/same", f"small={tmp_path}/small"]
+    files = [f"--json={tmp_path}/a.json", f"--markdown={tmp_path}/a.md"]
+    evaluate.main(["--compare", *rows, *files])
+    first, same, small = json.loads((tmp_path / "a.json").read_text())
+    for metric, score in first["scores"].items():
+        found = same["scores"][metric]["values"]
+        assert score["values"] == pytest.approx(found, rel=1e-3, abs=1e-5), metric
+    assert same["forward_flops"] == first["forward_flops"]
+    N, D = 5, 8  # four patches of 5 x 5 x 3 numbers and a class token
+    assert small["forward_flops"] == 2 * 4 * 75 * D + N * (8 * D**2 + 4 * N * D + 4 * D * 8)
+    assert small["parameters"] == sum(x.size for x in zeros.values())
+    assert small["scores"]["test knn"]["values"] == [0.0]  # its weights are zeros
+    table = capsys.readouterr().out
+    assert "forward MFLOPs" in table and "\nsmall, knn: " in table
+    assert f"`small`: the checkpoint {tmp_path}/small, probed on" in (tmp_path / "a.md").read_text()
+
+
+def test_a_pretrained_encoder_is_probed_beside_an_untrained_one(pretrained, tmp_path):
+    """At a rate of 0 they are the same encoder."""
+    run = evaluate.evaluate(str(pretrained), {})
     scores, probes = run["scores"]["test"], ("linear_probe", "knn")
     both = {*probes, "attentive_probe"}
     wanted = (
@@ -123,14 +177,14 @@ def test_a_pretrained_encoder_is_probed_beside_an_untrained_one(tmp_path):
     (block,) = row["scores"]["test knn"]["blocks"]
     assert evaluate.cell("test knn", two["scores"]["test knn"]).endswith(f"), {block}")
     file = tmp_path / "features.npz"
-    evaluate.main([str(tmp_path / "a"), f"--features={file}"])
+    evaluate.main([str(pretrained), f"--features={file}"])
     with np.load(file) as kept:
         assert set(kept) == {"train_x", "train_y", "test_x", "test_y"}
         assert kept["test_x"].shape == (len(kept["test_y"]), 32)
         parts = [(kept[f"{name}_x"], kept[f"{name}_y"]) for name in ("train", "test")]
     assert probe.knn(*parts) > 0.15
     with pytest.raises(UserError, match="takes one run"):
-        evaluate.main([str(tmp_path / "a"), str(tmp_path / "a"), f"--features={file}"])
+        evaluate.main([str(pretrained), str(pretrained), f"--features={file}"])
     (tmp_path / "texts.csv").write_text("text\none\ntwo\n")
     with pytest.raises(UserError, match="no labels"):
         config = config_of("text_v1", "smoke")

@@ -302,7 +302,7 @@ def test_fairseq_has_one_segment(tmp_path):
         (dict(is_decoder=True), "'is_decoder' = True is not supported"),
         (dict(architectures=["Data2VecTextForCausalLM"]), "'Data2VecTextForCausalLM' is not supp"),
         (dict(architectures=["BertModel"]), "'BertModel' is not supported"),
-        (dict(model_type="bert"), "not data2vec"),
+        (dict(model_type="t5"), "not data2vec"),
         (dict(hidden_act="gelu_neu"), "activation: no 'gelu_neu'; did you mean"),
         (dict(hidden_size=20), "does not fit the config"),
         (dict(num_hidden_layers=5), "does not fit the config"),

@@ -565,3 +565,31 @@ def test_padding():
 def test_kinds(trained, roberta):
     assert isinstance(trained, SentencePiece) and isinstance(roberta, ByteLevelBPE)
     assert isinstance(trained, Tokenizer) and isinstance(roberta, Tokenizer)
+
+
+@pytest.mark.parametrize("lower", [True, False])
+def test_wordpiece_is_that_of_bert(lower, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    letters = sorted({c for text in ODD + TEXTS[:3] for c in text.lower() + text if c > " "})
+    words = ["the", "two", "blank", "##s", "##ing", *letters, *(f"##{c}" for c in letters)]
+    vocabulary = ["[PAD]", "unused", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    (tmp_path / "vocab.txt").write_text("\n".join(vocabulary) + "\n", "utf-8")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": lower}))
+    theirs = transformers.BertTokenizerFast(
+        vocab={word: row for row, word in enumerate(vocabulary)}, do_lower_case=lower
+    )
+    theirs.save_pretrained(tmp_path / "single")
+    (tmp_path / "single/vocab.txt").unlink(missing_ok=True)
+    load(tmp_path).save(tmp_path / "saved")
+    for folder in (tmp_path, tmp_path / "single", tmp_path / "saved"):
+        tokenizer = pickle.loads(pickle.dumps(load(folder)))
+        assert (tokenizer.pad, tokenizer.unk, tokenizer.mask) == (0, 2, 5)
+        assert tokenizer.vocab_size == len(vocabulary)
+        for text in ODD + TEXTS[:3]:
+            row = [tokenizer.bos, *tokenizer.encode(text, literal=True), tokenizer.eos]
+            assert row == theirs(text)["input_ids"]
+        ids, spans = tokenizer.encode_with_offsets("The blanks")
+        assert len(ids) == len(spans) and spans[-1] == (9, 10)
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[CLS]\nword\n")
+    with pytest.raises(UserError, match="WordPiece without the token"):
+        load(tmp_path)

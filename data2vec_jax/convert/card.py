@@ -14,6 +14,7 @@ PAPERS = {
     "1.0": "[data2vec](https://arxiv.org/abs/2202.03555)",
     "2.0": "[data2vec 2.0](https://arxiv.org/abs/2212.07525)",
 }
+AS_THEY_WERE = ("bert", "roberta", "vit", "wav2vec2", "hubert")  # not data2vec
 # Classes whose `Auto*` class has a name of its own.
 AUTO_CLASSES = {
     "Data2VecAudioForSequenceClassification": "AutoModelForAudioClassification",
@@ -42,18 +43,20 @@ def auto_class(described: Config) -> str:
 def card(checkpoint: Checkpoint, layout: Layout, described: Config) -> str:
     """Markdown: kind of model, sizes, source, metrics, and how to load it."""
     config, name = checkpoint.config, auto_class(described)
+    others = layout.name in AS_THEY_WERE
+    generation = "2.0" if is_eat(described) else fields.generation(config)
+    paper = layout.name if others else PAPERS[generation]
     lines = [
         "---",
         "library_name: transformers",
         "tags:",
-        "- data2vec",
+        f"- {layout.name if others else 'data2vec'}",
         f"- {config['modality']}",
         "---",
         "",
         f"# {layout.name}",
         "",
-        f"A {PAPERS['2.0' if is_eat(described) else fields.generation(config)]} model for "
-        f"{config['modality']}, written by data2vec_jax.",
+        f"A {paper} model for {config['modality']}, written by data2vec_jax.",
         "",
         "```python",
         f"from transformers import {name}",

@@ -315,6 +315,7 @@ TEXT_FIXED = {
     "model.input_norm": False,
     "model.decoder": None,
     "model.alibi": None,
+    "model.count_pads": False,
 }
 
 

@@ -11,6 +11,7 @@ from data2vec_jax.convert import fields
 from data2vec_jax.convert.fields import Config, Field
 from data2vec_jax.convert.layouts import Layout, Source
 from data2vec_jax.convert.tables import (
+    CONV1D,
     FUSED_BIAS,
     FUSED_LINEAR,
     LINEAR,
@@ -254,13 +255,21 @@ def speech_table(config: Config) -> Table:
     layer, block = f"{p}encoder.layers.{{l}}", "encoder/blocks"
     qkv = [f"{layer}.attention.{x}_proj" for x in "qkv"]
     conv = f"{p}feature_extractor.conv_layers.{{i}}"
+    norms = norm(f"{conv}.layer_norm", "frontend/norm{i}")
+    if fields.get(config, "model.frontend.norm") == "group":
+        norms = norm(conv.replace("{i}", "0") + ".layer_norm", "frontend/time_norm")
+    one = f"{p}encoder.pos_conv_embed.conv"
     rows = [
         Row(f"{p}masked_spec_embed", "mask_embedding"),
         *conv1d(f"{conv}.conv", "frontend/conv{i}"),
-        *norm(f"{conv}.layer_norm", "frontend/norm{i}"),
+        *norms,
         *norm(f"{p}feature_projection.layer_norm", "frontend/norm"),
         *linear(f"{p}feature_projection.projection", "frontend/projection"),
         *conv1d(f"{p}encoder.pos_conv_embed.layers.{{i}}.conv", "positions/conv{i}"),
+        # A single positional convolution has normalised weights.
+        Row(f"{one}.weight_g", "positions/conv/gain", CONV1D),
+        Row(f"{one}.weight_v", "positions/conv/kernel", CONV1D),
+        Row(f"{one}.bias", "positions/conv/bias"),
         *norm(f"{p}encoder.layer_norm", "norm"),
         Row(tuple(f"{x}.weight" for x in qkv), f"{block}/qkv/kernel", FUSED_LINEAR),
         Row(tuple(f"{x}.bias" for x in qkv), f"{block}/qkv/bias", FUSED_BIAS),
@@ -324,6 +333,7 @@ TEXT_ONLY = {
     "model.input_norm": False,
     "model.decoder": None,
     "model.alibi": None,
+    "model.count_pads": False,
     "model.encoder.activation_dropout": 0.0,
     "model.encoder.layerdrop": 0.0,
 }
@@ -416,9 +426,9 @@ def text_table(config: Config) -> Table:
     return Table(rows, ignored)
 
 
-def both_biases(state: Mapping[str, Any], config: Config) -> dict[str, Any]:
+def both_biases(state: Mapping[str, Any], head: str = "lm_head.") -> dict[str, Any]:
     """A language model's bias under both of its names, of which a file may have one."""
-    names, state = ("lm_head.bias", "lm_head.decoder.bias"), dict(state)
+    names, state = (f"{head}bias", f"{head}decoder.bias"), dict(state)
     for name, other in (names, names[::-1]):
         if name in state:
             state.setdefault(other, state[name])
@@ -488,7 +498,7 @@ LAYOUTS = [
         describe=describe_text,
         drops=PRETRAINING,
         holds=first,
-        rename=lambda state, config: both_biases(_text_prefix(state, config), config),
+        rename=lambda state, config: both_biases(_text_prefix(state, config)),
         constants=text_constants,
         arguments=lambda inputs: {"input_ids": inputs["tokens"].astype(np.int64)},
     ),

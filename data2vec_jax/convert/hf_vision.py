@@ -22,6 +22,7 @@ from data2vec_jax.convert.hf import (
 from data2vec_jax.convert.layouts import Layout, Source
 from data2vec_jax.convert.tables import (
     CONV2D,
+    FUSED_BIAS,
     FUSED_LINEAR,
     LEAD1,
     LEAD2,
@@ -224,7 +225,8 @@ def _refuse_other_grids(model: Config, theirs: Config, image: list[int], patch: 
 
 def prefix(config: Config) -> str:
     """Prefix of the encoder's names."""
-    return "" if fields.get(config, "head.name") in (None, "image_pooler") else "data2vec_vision."
+    bare = (None, "image_pooler", "pooler")
+    return "" if fields.get(config, "head.name") in bare else "data2vec_vision."
 
 
 def table(config: Config) -> Table:
@@ -233,6 +235,13 @@ def table(config: Config) -> Table:
     layer, block = f"{p}encoder.layer.{{l}}", "encoder/blocks"
     inner, bias = f"{layer}.attention.attention", "relative_position_bias_table"
     qkv = tuple(f"{inner}.{name}.weight" for name in ("query", "key", "value"))
+    biases = [
+        Row(f"{inner}.query.bias", f"{block}/q_bias"),
+        Row(f"{inner}.value.bias", f"{block}/v_bias"),
+    ]
+    if fields.get(config, "model.encoder.qkv_bias", "qkv") == "qkv":
+        names = tuple(name.replace(".weight", ".bias") for name in qkv)
+        biases = [Row(names, f"{block}/qkv/bias", FUSED_BIAS)]
     patches = f"{p}embeddings.patch_embeddings.projection"
     rows = [
         Row(f"{p}embeddings.cls_token", "class_token", LEAD2),
@@ -242,8 +251,7 @@ def table(config: Config) -> Table:
         Row(f"{p}encoder.relative_position_bias.{bias}", "relative_bias"),
         *norm(f"{layer}.layernorm_before", f"{block}/norm1"),
         Row(qkv, f"{block}/qkv/kernel", FUSED_LINEAR),
-        Row(f"{inner}.query.bias", f"{block}/q_bias"),
-        Row(f"{inner}.value.bias", f"{block}/v_bias"),
+        *biases,
         Row(f"{inner}.relative_position_bias.{bias}", f"{block}/relative_bias"),
         *linear(f"{layer}.attention.output.dense", f"{block}/out"),
         Row(f"{layer}.lambda_1", f"{block}/layer_scale1"),
@@ -257,6 +265,7 @@ def table(config: Config) -> Table:
         rows += _segmentation_rows()
     else:
         rows += norm(f"{p}pooler.layernorm", "task/norm") + linear("classifier", "task/output")
+        rows += linear(f"{p}pooler.dense", "task/pooler")
     return Table(rows, {r"relative_position_index$": "computed from the grid"})
 
 

@@ -77,7 +77,7 @@ class Layout:
 
 
 # Modules with a list `LAYOUTS` each; a source is of the first layout that claims it.
-MODULES = ("eat", "hf", "hf_vision", "hf_v2", "fairseq_v2", "fairseq", "beit")
+MODULES = ("eat", "hf", "hf_vision", "hf_others", "hf_v2", "fairseq_v2", "fairseq", "beit")
 
 
 def layouts() -> list[Layout]:
@@ -96,8 +96,11 @@ def find_layout(source: Source) -> Layout:
     for layout in layouts():
         if layout.kind == source.kind and layout.claims(source):
             return layout
-    names = [n for n in source.state][:2]
-    raise UserError(f"{source.path}: not data2vec; its weights are of another model ({names} ...)")
+    names, kind = [n for n in source.state][:2], source.config.get("model_type")
+    raise UserError(
+        f"{source.path}: not data2vec; its weights are of another model than those that open here "
+        f"({f'{kind}: ' if kind else ''}{names} ...)"
+    )
 
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")

@@ -37,6 +37,7 @@ PROCESSORS = (
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
+    "vocab.txt",
     "merges.txt",
     "tokenizer.json",
     "sentencepiece.model",

@@ -138,6 +138,9 @@ class Inference:
     prepare: Callable[..., Mapping[str, np.ndarray]] = same_inputs
     """(model, inputs) -> inputs in the form that `forward` reads (channels last, ...). Raises
     UserError for arrays that the model cannot read."""
+    examples: Callable[[Any, str], dict[str, Any]] = lambda model, folder: {}
+    """(model, folder of its checkpoint) -> options of section `examples` that it reads alone: the
+    size of images, its tokenizer."""
     random_inputs: Callable[..., Mapping[str, np.ndarray]] | None = None
     """(config, model, random generator) -> a small random batch, for `convert --verify`; None for
     two rows of normal numbers in the shapes of `example`."""

@@ -71,5 +71,10 @@ def random_inputs(
 
 
 INFERENCE = Inference(
-    input="tokens", example=example, forward=forward, prepare=prepare, random_inputs=random_inputs
+    input="tokens",
+    example=example,
+    forward=forward,
+    prepare=prepare,
+    examples=lambda model, folder: {"tokenizer": folder},
+    random_inputs=random_inputs,
 )

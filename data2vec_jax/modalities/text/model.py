@@ -52,6 +52,7 @@ class Embeddings(nn.Module):
     ("Attention is all you need", 3.4) instead of 0.02. zero_pads: pads are zero vectors; otherwise
     what the norm makes of zero vectors, or, with `pad_rows`, of the tables' rows. types: rows of a
     table of segments, 0 for none. pad: index of <pad> in the vocabulary and in the position table.
+    count_pads: positions count every token of the row from 0, pads too (BERT).
     """
 
     width: int
@@ -63,6 +64,7 @@ class Embeddings(nn.Module):
     pad_rows: bool = False
     types: int = 0
     pad: int = PAD
+    count_pads: bool = False
     eps: float = 1e-5
     dtype: Any = jnp.float32
 
@@ -74,14 +76,19 @@ class Embeddings(nn.Module):
         init = without_pad(self.pad)
         token_init = unit_without_pad(self.pad) if self.scale else init
         table = self.param("tokens", token_init, (self.vocab_size, self.width))
-        # Position rows start at pad + 1, so the table has more of them than the longest row.
-        shape = (self.max_length + self.pad + 1, self.width)
-        positions = self.param("positions", init, shape)
+        if self.count_pads:
+            places = jnp.arange(tokens.shape[1])
+            positions = self.param("positions", bert_init, (self.max_length, self.width))
+        else:
+            # Position rows start at pad + 1, so the table has more of them than the longest row.
+            places = token_positions(valid, self.pad)
+            shape = (self.max_length + self.pad + 1, self.width)
+            positions = self.param("positions", init, shape)
         x = table[tokens] * (math.sqrt(self.width) if self.scale else 1.0)
         if self.types:
             segments = self.param("types", bert_init, (self.types, self.width))
             x = x + segments[jnp.zeros_like(tokens) if types is None else types]
-        x = x + positions[token_positions(valid, self.pad)]
+        x = x + positions[places]
         if not self.pad_rows:
             x = jnp.where(valid[..., None], x, 0)  # the tables' rows of padding are never learned
         x = LayerNorm(self.eps, dtype=self.dtype, name="norm")(x)
@@ -185,6 +192,7 @@ class TextConfig:
     pad_rows: bool = False  # see `Embeddings`
     types: Annotated[int, Range(0, 2**20)] = 0  # see `Embeddings`
     pad: NonNegativeInt = PAD  # index of <pad> in the vocabulary and in the position table
+    count_pads: bool = False  # see `Embeddings`
     eps: PositiveFloat = 1e-5  # of the embeddings' norm
     dtype: Any = jnp.float32
 
@@ -217,6 +225,7 @@ class TextConfig:
             pad_rows=self.pad_rows,
             types=self.types,
             pad=self.pad,
+            count_pads=self.count_pads,
             eps=self.eps,
             dtype=self.dtype,
         )

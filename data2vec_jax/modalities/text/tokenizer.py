@@ -33,7 +33,7 @@ _PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 _DICT = "dict.txt"
 _NEEDED = (
     f"needs a sentencepiece *.model, or vocab.json + merges.txt, or encoder.json + vocab.bpe "
-    f"[+ {_DICT}], or tokenizer.json"
+    f"[+ {_DICT}], or tokenizer.json, or BERT's vocab.txt"
 )
 
 
@@ -407,7 +407,8 @@ def load(path: str | Path) -> Tokenizer:
     A file must be a sentencepiece model. A folder holds a sentencepiece `*.model`, or
     byte-level BPE: `vocab.json` + `merges.txt` (or `tokenizer.json`), with RoBERTa's ids, which are
     kept, or GPT-2's, which move up by four; or `encoder.json` + `vocab.bpe`. For GPT-2's ids a
-    `dict.txt` gives fairseq's order: the id on line k (from 0) is row 4 + k.
+    `dict.txt` gives fairseq's order: the id on line k (from 0) is row 4 + k. BERT's WordPiece is a
+    `tokenizer.json` or `vocab.txt`.
 
     Raises:
         UserError: files are missing, damaged, or do not belong together.
@@ -433,6 +434,11 @@ def load(path: str | Path) -> Tokenizer:
     if (path / "tokenizer.json").exists():
         with _naming(path):
             return _from_tokenizer_json(path / "tokenizer.json")
+    if (path / "vocab.txt").exists():
+        from data2vec_jax.modalities.text import wordpiece  # which knows this file
+
+        with _naming(path):
+            return wordpiece.of_vocabulary(path)
     for pair in _PAIRS:
         for there, missing in (pair, pair[::-1]):
             if (path / there).exists():
@@ -483,10 +489,14 @@ def _byte_level(vocab: dict[str, int], merges: list[tuple[str, str]], order: Pat
     return ByteLevelBPE(rows, merges, [token for token in vocab if token not in rows])
 
 
-def _from_tokenizer_json(path: Path) -> ByteLevelBPE:
-    """Hugging Face's single file, where it says what the pair of files would say."""
+def _from_tokenizer_json(path: Path) -> Tokenizer:
+    """Hugging Face's single file: WordPiece, or what the pair of files of BPE would say."""
     content = _json(path)
     model = content.get("model") if isinstance(content, dict) else None
+    if isinstance(model, dict) and model.get("type") == "WordPiece":
+        from data2vec_jax.modalities.text import wordpiece
+
+        return wordpiece.WordPiece(_text(path))
     splitter = content.get("pre_tokenizer") if isinstance(content, dict) else None
     if (
         not isinstance(model, dict)

@@ -67,4 +67,10 @@ def example(model: VisionModel) -> dict[str, jax.ShapeDtypeStruct]:
     return {"image": jax.ShapeDtypeStruct((1, *model.image, model.channels), jnp.float32)}
 
 
-INFERENCE = Inference(input="image", example=example, forward=forward, prepare=prepare)
+INFERENCE = Inference(
+    input="image",
+    example=example,
+    forward=forward,
+    prepare=prepare,
+    examples=lambda model, folder: {"image": model.image[0], "channels": model.channels},
+)

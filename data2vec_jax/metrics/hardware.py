@@ -3,7 +3,6 @@ their peak memory."""
 
 import math
 import re
-import resource
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -89,7 +88,7 @@ def measured_flops(size: int, dtype: Any) -> float:
 
 def peak_bytes() -> float:
     """The most that was in use so far: of this process's fullest device, or, where devices do not
-    tell (CPUs), of this process's memory."""
+    tell (CPUs), of this process's memory; 0 where the system does not say."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     if found := [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]:
         return float(max(found))
@@ -97,4 +96,8 @@ def peak_bytes() -> float:
         lines = Path("/proc/self/status").read_text().splitlines()
         return 1024.0 * next(int(x.split()[1]) for x in lines if x.startswith("VmHWM:"))
     except (OSError, StopIteration):
+        try:
+            import resource  # not on Windows
+        except ImportError:
+            return 0.0
         return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # bytes, on macOS

@@ -105,7 +105,7 @@ def fingerprint(encode, params, train, test):
     assert test.inputs["image"].dtype == np.uint8 and len(train.labels) > len(test.labels) > 64
     found = dict.fromkeys(probe.PROBES, float(np.mean(x * np.arange(x.shape[1]))))
     words = dict.fromkeys(probe.PROBES, "output")
-    return found | {"blocks": words, "dev": dict.fromkeys(probe.PROBES, {"output": 0.0})}
+    return found | {"blocks": words, "dev": {key: {"output": 0.0} for key in probe.PROBES}}
 
 
 def test_other_checkpoints_are_probed_on_the_data_of_a_run(

@@ -36,7 +36,8 @@ class ObjectiveConfig:
     needs_teacher: a moving average of the student, by the sections `averaged` and `ema`.
     needs_decoder: the model's own, which fills in what the student did not see (2.0). predicts:
     the model's `content` must be this ('ids' or 'numbers', see `models.base.Model`); None for any.
-    needs_labels: a label of each position, the array `labels` of an example. masks: the kind of the section `mask`; None for any.
+    needs_labels: a label of each position, the array `labels` of an example. masks: the kind of the
+    section `mask`; None for any.
     """
 
     needs_teacher: ClassVar[bool] = False

@@ -101,7 +101,7 @@ def make_loss(
         encoded = apply(
             student, tokens, None, encoder_key, collect=collect, keep=keep, method="encode"
         )
-        prediction = apply(student, encoded, mask, places, valid=valid, method="solve")  # [B * K, N, D]
+        prediction = apply(student, encoded, mask, places, valid=valid, method="solve")
         average, whole = teach(params, teacher, batch, tokens, collect)  # [B, T, D]
         wanted = gather_tokens(repeat(whole, len(places)), places)
         weights = valid.astype(jnp.float32)

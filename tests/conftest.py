@@ -3,10 +3,13 @@
 What a test records as `line` is printed at the end of the run, whichever process ran the test.
 """
 
+import gc
 import os
 import signal
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -23,6 +26,17 @@ os.environ["XLA_FLAGS"] = (
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES", "none")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """Forgets compiled programs after a module once there are many: each is some mapped pieces of
+    memory, and Linux kills a process that has more of them than 65,530."""
+    yield
+    maps = Path("/proc/self/maps")
+    if "jax" in sys.modules and maps.exists() and maps.read_bytes().count(b"\n") > 15_000:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -299,5 +299,7 @@ def hush() -> None:
 
 
 def _not_orbax(record: logging.LogRecord) -> bool:
-    orbax = f"orbax{os.sep}checkpoint" in record.pathname or "tensorstore" in str(record.msg)
+    # A task that nobody awaits is told by asyncio, with the place of its code in the message.
+    said = f"{record.pathname} {record.msg}".lower()
+    orbax = f"orbax{os.sep}checkpoint" in said or "tensorstore" in said
     return not orbax or logging.getLogger("absl").isEnabledFor(logging.DEBUG)

@@ -37,7 +37,10 @@ class WordPiece(Tokenizer):
     def _engine(self):
         from tokenizers import Tokenizer as Engine
 
-        engine = Engine.from_str(self.content)
+        try:
+            engine = Engine.from_str(self.content)
+        except Exception as error:  # the library knows no other class
+            raise UserError(f"not a tokenizer of WordPiece: {error}") from None
         engine.no_padding()
         engine.no_truncation()
         return engine

@@ -361,7 +361,7 @@ def of_scratch(name: str, tuned: Mapping[str, Any]) -> dict[str, Any]:
     Its 'dev_curve' has the lengths that were tried, each with its best score.
     """
     metric, share = TASKS[name].metric, max(tuned, key=float)
-    config = tuning_config(name, "scratch")
+    config, line = tuning_config(name, "scratch"), line_of(name, "v2")
     found, shapes = tuned[share], task_module(config).abstract_task(config)
     best = min if metric in ERRORS else max
     lengths = sorted({updates for _, updates, _ in found["dev"]})
@@ -372,7 +372,7 @@ def of_scratch(name: str, tuned: Mapping[str, Any]) -> dict[str, Any]:
         "flops": found["updates"] * per_step,
         "dev_curve": [[n, best(s for _, u, s in found["dev"] if u == n)] for n in lengths],
         "test": {metric: found[metric]},
-        "hand_made": read_json(line_of(name, "v2"))["hand_made"],
+        "hand_made": read_json(line)["hand_made"] if line.exists() else {},
     }
 
 

@@ -2,13 +2,16 @@
 
 import importlib
 import importlib.util
+import json
 from pathlib import Path
 
 import jax
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
+import pytest
 
-from data2vec_jax.core import sharding
+from data2vec_jax import train
+from data2vec_jax.core import distributed, sharding
 from data2vec_jax.core.run import Run
 from data2vec_jax.data.sources import Source
 from data2vec_jax.tasks import pretrain
@@ -81,6 +84,22 @@ def assert_close(params, other, limit):
             queries, _, values = np.split(np.stack([a, b]), 3, axis=-1)
             a, b = np.concatenate([queries, values], axis=-1)
         assert np.linalg.norm(a - b) / (np.linalg.norm(a) + 1e-6) < limit, name
+
+
+def losses_whole_and_in_parts(config, folder, monkeypatch):
+    """[(step, loss)] of a run in `folder`/whole, and of the same run stopped after 2 updates."""
+    programs, stops = {}, distributed.Interrupt.stops
+    train.train(config, folder / "whole", programs=programs, verbose=False)
+    monkeypatch.setattr(distributed.Interrupt, "stops", lambda self, step: step == 2)
+    with pytest.raises(SystemExit):
+        train.train(config, folder / "parts", programs=programs, verbose=False)
+    monkeypatch.setattr(distributed.Interrupt, "stops", stops)
+    train.train(config, folder / "parts", programs=programs, verbose=False)
+    lines = [
+        [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("whole", "parts")
+    ]
+    return [[(line["step"], line["loss"]) for line in part] for part in lines]
 
 
 def state_of(workdir, step):

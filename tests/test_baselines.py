@@ -1,19 +1,17 @@
 """Objectives without a teacher: their losses against numpy and transformers, and in the loop."""
 
-import json
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from configs_for_tests import assert_close, config_of, quiet, run_steps
+from configs_for_tests import assert_close, config_of, losses_whole_and_in_parts, quiet, run_steps
 
 import data2vec_jax
-from data2vec_jax import masking, train
+from data2vec_jax import masking
 from data2vec_jax.convert import hf, ours, tables
 from data2vec_jax.convert.tables import CONV2D, FUSED_BIAS, FUSED_LINEAR, LEAD2, Row, linear, norm
-from data2vec_jax.core import distributed
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.core.trees import flatten
 from data2vec_jax.metrics.collapse import CollapseConfig, CollapseMonitor
@@ -363,18 +361,7 @@ def test_flops_have_no_teacher(name):
 def test_a_run_resumes_and_is_left_behind(name, tmp_path, monkeypatch):
     """A run in two parts equals one; conversion and `load` leave decoder or predictor behind."""
     config = config_of(name).to_dict()
-    programs, stops = {}, distributed.Interrupt.stops
-    train.train(config, tmp_path / "whole", programs=programs, verbose=False)
-    monkeypatch.setattr(distributed.Interrupt, "stops", lambda self, step: step == 2)
-    with pytest.raises(SystemExit):
-        train.train(config, tmp_path / "parts", programs=programs, verbose=False)
-    monkeypatch.setattr(distributed.Interrupt, "stops", stops)
-    train.train(config, tmp_path / "parts", programs=programs, verbose=False)
-    lines = [
-        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("whole", "parts")
-    ]
-    losses = [[(line["step"], line["loss"]) for line in part] for part in lines]
+    losses = losses_whole_and_in_parts(config, tmp_path, monkeypatch)
     assert losses[0] == losses[1] and [step for step, _ in losses[0]] == [1, 2, 3, 4]
     assert all(math.isfinite(loss) for _, loss in losses[0])
     checkpoint = ours.open_checkpoint(tmp_path / "whole")

@@ -7,13 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from configs_for_tests import Items, assert_close, config_of, quiet, run_steps
+from configs_for_tests import (
+    Items,
+    assert_close,
+    config_of,
+    losses_whole_and_in_parts,
+    quiet,
+    run_steps,
+)
 
 import data2vec_jax
-from data2vec_jax import cluster, masking, train
+from data2vec_jax import cluster, masking
 from data2vec_jax.convert import hf, ours, tables
 from data2vec_jax.convert.tables import CONV1D, Change, Row, linear, norm
-from data2vec_jax.core import distributed
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.core.trees import flatten
 from data2vec_jax.data import fbank
@@ -553,18 +559,7 @@ def test_devices_and_micro_batches_change_nothing(name, others):
 def test_a_run_resumes_and_is_left_behind(tmp_path, monkeypatch):
     """A run in two parts equals one; its blocks have labels; `load` leaves the quantiser behind."""
     config = small("speech_wav2vec2")
-    programs, stops = {}, distributed.Interrupt.stops
-    train.train(config, tmp_path / "whole", programs=programs, verbose=False)
-    monkeypatch.setattr(distributed.Interrupt, "stops", lambda self, step: step == 2)
-    with pytest.raises(SystemExit):
-        train.train(config, tmp_path / "parts", programs=programs, verbose=False)
-    monkeypatch.setattr(distributed.Interrupt, "stops", stops)
-    train.train(config, tmp_path / "parts", programs=programs, verbose=False)
-    lines = [
-        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("whole", "parts")
-    ]
-    losses = [[(line["step"], line["loss"]) for line in part] for part in lines]
+    losses = losses_whole_and_in_parts(config, tmp_path, monkeypatch)
     assert losses[0] == losses[1] and [step for step, _ in losses[0]] == [1, 2, 3, 4]
     checkpoint = ours.open_checkpoint(tmp_path / "whole")
     assert any(name.startswith("pretext/") for name in checkpoint.unused)

@@ -13,6 +13,14 @@ def pretraining(*, modality: str, steps: int, averaged: tuple[str, ...], seed: i
     return c
 
 
+def beside(recipe: Any, variant: str, base: str = "base") -> ConfigDict:
+    """What a baseline's variant 'like', 'paper' or 'smoke' starts from: the variant `base` of the
+    data2vec recipe (a module), or its smoke. Raises ValueError: no such variant."""
+    if variant not in ("like", "paper", "smoke"):
+        raise ValueError(f"no variant '{variant}'; choose from like, paper, smoke")
+    return recipe.get_config("smoke" if variant == "smoke" else base)
+
+
 def without_teacher(c: ConfigDict, name: str, **options: Any) -> None:
     """Gives a pretraining config another objective, one that has no teacher."""
     for section in ("averaged", "ema"):

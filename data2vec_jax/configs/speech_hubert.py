@@ -20,9 +20,7 @@ OF_A_PAPER = False  # of data2vec: tests/test_speech_baselines.py has its number
 
 
 def get_config(variant: str = "like") -> ConfigDict:
-    if variant not in ("like", "paper", "smoke"):
-        raise ValueError(f"no variant '{variant}'; choose from like, paper, smoke")
-    c = speech_v1.get_config("smoke" if variant == "smoke" else "base")
+    c = common.beside(speech_v1, variant)
     common.without_teacher(c, "hubert", clusters=100)
     c.examples.labels = "labels"
     # The mean share of the authors' spans is .57; the share here is to it as wav2vec 2.0's to its.

@@ -15,9 +15,7 @@ OF_A_PAPER = False  # of data2vec: tests/test_speech_baselines.py has its number
 
 
 def get_config(variant: str = "like") -> ConfigDict:
-    if variant not in ("like", "paper", "smoke"):
-        raise ValueError(f"no variant '{variant}'; choose from like, paper, smoke")
-    c = speech_v1.get_config("smoke" if variant == "smoke" else "base")
+    c = common.beside(speech_v1, variant)
     common.without_teacher(c, "wav2vec2")
     if variant == "paper":
         common.wav2vec2_base(c)

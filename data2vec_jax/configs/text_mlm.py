@@ -16,9 +16,7 @@ OF_A_PAPER = False  # of data2vec: tests/test_baselines.py has its numbers
 
 
 def get_config(variant: str = "like") -> ConfigDict:
-    if variant not in ("like", "paper", "smoke"):
-        raise ValueError(f"no variant '{variant}'; choose from like, paper, smoke")
-    c = text_v1.get_config("smoke" if variant == "smoke" else "base")
+    c = common.beside(text_v1, variant)
     common.without_teacher(c, "mlm")
     c.mask = dict(kind="token_spans", prob=0.15, width=1, masked=0.15)  # 76 of 512, theirs 76 or 77
     c.model.update(keep_prob=0.1, replace_prob=0.1)

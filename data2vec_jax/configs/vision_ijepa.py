@@ -10,15 +10,13 @@ shipped inside). Numbers: baselines spec 7.
 
 from ml_collections import ConfigDict
 
-from data2vec_jax.configs import vision_v2
+from data2vec_jax.configs import common, vision_v2
 
 OF_A_PAPER = False  # of data2vec: tests/test_views.py has its numbers
 
 
 def get_config(variant: str = "like") -> ConfigDict:
-    if variant not in ("like", "paper", "smoke"):
-        raise ValueError(f"no variant '{variant}'; choose from like, paper, smoke")
-    c = vision_v2.get_config({"paper": "huge14", "like": "base"}.get(variant, variant))
+    c = common.beside(vision_v2, variant, "huge14" if variant == "paper" else "base")
     c.averaged = ("^(?!pretext/)",)  # all but the predictor
     c.objective = dict(name="ijepa", beta=1.0)
     c.objective.predictor = dict(width=384, depth=6, heads=12, mlp=1536)

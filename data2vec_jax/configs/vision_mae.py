@@ -16,9 +16,7 @@ OF_A_PAPER = False  # of data2vec: tests/test_baselines.py has its numbers
 
 
 def get_config(variant: str = "like") -> ConfigDict:
-    if variant not in ("like", "paper", "smoke"):
-        raise ValueError(f"no variant '{variant}'; choose from like, paper, smoke")
-    c = vision_v2.get_config("smoke" if variant == "smoke" else "base")
+    c = common.beside(vision_v2, variant)
     common.without_teacher(c, "mae", normalise=True)
     c.objective.decoder = dict(width=512, depth=8, heads=16, mlp=2048)
     c.mask = dict(kind="independent", ratio=0.75)

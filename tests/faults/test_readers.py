@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from configs_for_tests import state_of
 
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.data import readers
@@ -210,7 +209,7 @@ def script(code, *arguments):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{Path(__file__).parent}"},
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"},
         start_new_session=True,
     )
 
@@ -298,6 +297,9 @@ def reader_ids(process):
 
 
 def test_a_run_whose_readers_are_stopped_and_that_is_killed(tmp_path):
+    # Here, since the readers of the other tests import this file, and need none of it.
+    from configs_for_tests import state_of
+
     whole, run = tmp_path / "whole", tmp_path / "parts/run"
     for folder in (whole, run.parent):
         folder.mkdir()

@@ -4,13 +4,16 @@
     python -m data2vec_jax.train --config=demo:speech,v2 --workdir=DIR
 
 Variants: speech, vision, text (data2vec 1.0), and with ",v2" data2vec 2.0; "sound,v2", for a folder
-or table of short sounds, as those shipped inside are few (docs/results.md). Sizes and schedules are
+or table of short sounds, as those shipped inside are few (docs/results.md); the baselines
+"vision,mae", "vision,simmim", "vision,ijepa", "speech,wav2vec2", "speech,hubert", "text,mlm", each
+on the network, data and masks of the data2vec that it is compared with (docs/comparison.md). Sizes and schedules are
 ours: 2.0 takes two to four minutes of one core. A teacher must follow a short run fast, so its
 decay starts at 0.98 or 0.99 rather than 0.999; with another --config.total_steps=T give
 --config.ema.end, too: 1 - 5 / T. docs/small_scale.md has the rule for all of this.
 """
 
 import importlib
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -117,14 +120,34 @@ NETWORKS = {"speech": speech, "vision": vision, "sound": sound, "text": text}
 RECIPES = (speech_v1, vision_v1, text_v1, speech_v2, vision_v2, sound_v2, text_v2)
 CHANGES = {f.__name__: f for f in RECIPES}
 
+# The data2vec that a baseline is compared with, and what its head has here: as little as 2.0's.
+SMALL = dict(width=48, depth=2, heads=4, mlp=96)
+BASELINES: dict[str, tuple[str, dict[str, Any]]] = {
+    "vision_mae": ("vision,v2", dict(decoder=SMALL)),
+    "vision_simmim": ("vision,v1", {}),
+    "vision_ijepa": ("vision,v2", dict(predictor=SMALL)),
+    "speech_wav2vec2": ("speech,v1", dict(quantiser=dict(codes=64, code_size=96, size=96))),
+    "speech_hubert": ("speech,v1", dict(clusters=32, size=96)),
+    "text_mlm": ("text,v1", {}),
+}
+
 
 def get_config(variant: str = "vision") -> ConfigDict:
     modality, _, version = variant.partition(",")
     name = f"{modality}_{version or 'v1'}"
-    if name not in CHANGES:
-        choices = "speech, vision, text, or with ,v2; sound,v2"
+    if name not in CHANGES | BASELINES:
+        choices = ", ".join(name.replace("_", ",") for name in CHANGES | BASELINES)
         raise ValueError(f"no variant '{variant}'; choose from {choices}")
-    c = importlib.import_module(f"data2vec_jax.configs.{name}").get_config("smoke")
+    recipe = importlib.import_module(f"data2vec_jax.configs.{name}")
+    if name in BASELINES:
+        beside, sizes = BASELINES[name]
+        c = get_config(beside)
+        recipe.like(c)
+        c.objective.update(sizes)
+        if "labels" in c.examples:  # shipped, as the speech is
+            c.examples.labels = "samples"
+        return c
+    c = recipe.get_config("smoke")
     c.log_every = 10
     c.checkpoint = dict(every=200, keep=1)
     c.collapse = dict(warn_after=100)

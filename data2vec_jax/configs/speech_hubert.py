@@ -19,12 +19,17 @@ from data2vec_jax.configs import common, speech_v1
 OF_A_PAPER = False  # of data2vec: tests/test_speech_baselines.py has its numbers
 
 
-def get_config(variant: str = "like") -> ConfigDict:
-    c = common.beside(speech_v1, variant)
+def like(c: ConfigDict) -> None:
+    """Makes a config of data2vec 1.0 HuBERT's."""
     common.without_teacher(c, "hubert", clusters=100)
     c.examples.labels = "labels"
     # The mean share of the authors' spans is .57; the share here is to it as wav2vec 2.0's to its.
     c.mask = dict(kind="spans", prob=0.8, width=10, min_masks=2, masked=0.52)
+
+
+def get_config(variant: str = "like") -> ConfigDict:
+    c = common.beside(speech_v1, variant)
+    like(c)
     if variant == "paper":
         common.wav2vec2_base(c)
         c.objective.reserved = 4

@@ -14,9 +14,14 @@ from data2vec_jax.configs import common, speech_v1
 OF_A_PAPER = False  # of data2vec: tests/test_speech_baselines.py has its numbers
 
 
+def like(c: ConfigDict) -> None:
+    """Makes a config of data2vec 1.0 wav2vec 2.0's."""
+    common.without_teacher(c, "wav2vec2")
+
+
 def get_config(variant: str = "like") -> ConfigDict:
     c = common.beside(speech_v1, variant)
-    common.without_teacher(c, "wav2vec2")
+    like(c)
     if variant == "paper":
         common.wav2vec2_base(c)
         # The mean share of the authors' spans is .49, before they cut rows to the smallest count of

@@ -15,11 +15,16 @@ from data2vec_jax.configs import common, text_v1
 OF_A_PAPER = False  # of data2vec: tests/test_baselines.py has its numbers
 
 
-def get_config(variant: str = "like") -> ConfigDict:
-    c = common.beside(text_v1, variant)
+def like(c: ConfigDict) -> None:
+    """Makes a config of data2vec 1.0 BERT's: masks, head and loss."""
     common.without_teacher(c, "mlm")
     c.mask = dict(kind="token_spans", prob=0.15, width=1, masked=0.15)  # 76 of 512, theirs 76 or 77
     c.model.update(keep_prob=0.1, replace_prob=0.1)
+
+
+def get_config(variant: str = "like") -> ConfigDict:
+    c = common.beside(text_v1, variant)
+    like(c)
     c.schedule.peak = 1e-4
 
     if variant == "paper":  # their rows cross documents (`complete`), ours do not

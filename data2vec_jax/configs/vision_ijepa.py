@@ -15,8 +15,8 @@ from data2vec_jax.configs import common, vision_v2
 OF_A_PAPER = False  # of data2vec: tests/test_views.py has its numbers
 
 
-def get_config(variant: str = "like") -> ConfigDict:
-    c = common.beside(vision_v2, variant, "huge14" if variant == "paper" else "base")
+def like(c: ConfigDict) -> None:
+    """Makes a config of data2vec 2.0 I-JEPA's, with a predictor for ViT-B."""
     c.averaged = ("^(?!pretext/)",)  # all but the predictor
     c.objective = dict(name="ijepa", beta=1.0)
     c.objective.predictor = dict(width=384, depth=6, heads=12, mlp=1536)
@@ -24,6 +24,10 @@ def get_config(variant: str = "like") -> ConfigDict:
     del c.model["decoder"], c.model["head"]
     c.model.mask_embedding = False  # masked patches are not seen
 
+
+def get_config(variant: str = "like") -> ConfigDict:
+    c = common.beside(vision_v2, variant, "huge14" if variant == "paper" else "base")
+    like(c)
     if variant == "paper":
         c.total_steps = 187_500  # 300 epochs of 625 steps
         c.objective.predictor.update(depth=12, heads=16)

@@ -15,14 +15,18 @@ from data2vec_jax.configs import common, vision_v2
 OF_A_PAPER = False  # of data2vec: tests/test_baselines.py has its numbers
 
 
-def get_config(variant: str = "like") -> ConfigDict:
-    c = common.beside(vision_v2, variant)
+def like(c: ConfigDict) -> None:
+    """Makes a config of data2vec 2.0 MAE's, with the decoder of its authors."""
     common.without_teacher(c, "mae", normalise=True)
     c.objective.decoder = dict(width=512, depth=8, heads=16, mlp=2048)
     c.mask = dict(kind="independent", ratio=0.75)
     del c.model["decoder"], c.model["head"]
     c.model.mask_embedding = False  # masked patches are not seen
 
+
+def get_config(variant: str = "like") -> ConfigDict:
+    c = common.beside(vision_v2, variant)
+    like(c)
     if variant == "paper":
         steps = c.total_steps = 249_600  # 800 epochs of 312 steps
         c.model.update(initializer="xavier", class_std=0.02)

@@ -15,9 +15,14 @@ from data2vec_jax.configs import common, vision_v1
 OF_A_PAPER = False  # of data2vec: tests/test_baselines.py has its numbers
 
 
+def like(c: ConfigDict) -> None:
+    """Makes a config of data2vec 1.0 SimMIM's."""
+    common.without_teacher(c, "simmim")
+
+
 def get_config(variant: str = "like") -> ConfigDict:
     c = common.beside(vision_v1, variant)
-    common.without_teacher(c, "simmim")
+    like(c)
 
     if variant == "paper":
         c.mask = dict(kind="cells", ratio=0.6, side=2)  # squares of 32 x 32 pixels

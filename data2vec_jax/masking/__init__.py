@@ -15,6 +15,7 @@ from data2vec_jax.masking.sampler import (
     kept,
     positions,
     sample,
+    weights,
 )
 from data2vec_jax.masking.spans import block_spans, spans
 from data2vec_jax.masking.tokens import KEEP, MASK, REPLACE, bert_roles, independent, token_spans
@@ -41,4 +42,5 @@ __all__ = [
     "sample",
     "spans",
     "token_spans",
+    "weights",
 ]

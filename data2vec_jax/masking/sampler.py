@@ -125,6 +125,11 @@ def positions(mask: jax.Array, n: int) -> jax.Array:
     return jnp.where(found < size, found, 0)
 
 
+def weights(mask: jax.Array, n: int) -> jax.Array:
+    """1 where `positions` has a masked one, 0 where a row has fewer: bool [..., T] -> [..., n]."""
+    return (jnp.arange(n) < jnp.sum(mask, -1, keepdims=True)).astype(jnp.float32)
+
+
 def kept(mask: jax.Array, n: int) -> jax.Array:
     """Indices of the first `n` positions not masked: bool [..., T] -> int32 [..., n]."""
     return positions(~mask, n)

@@ -94,8 +94,7 @@ def make_loss(
         batch, visible: what the teacher and the student see. collect: keep every layer's output.
         """
         positions = masking.positions(mask, max_masked)  # [B, N]
-        # 1 at these positions, 0 where a row has fewer.
-        weights = (jnp.arange(max_masked) < jnp.sum(mask, -1, keepdims=True)).astype(jnp.float32)
+        weights = masking.weights(mask, max_masked)  # [B, N]
 
         # Student: the masked input at full length, then a prediction at each masked position.
         front_key, encoder_key = split(key, 2)

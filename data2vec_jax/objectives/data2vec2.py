@@ -121,8 +121,7 @@ def make_loss(
         rows, length = mask.shape
         keep = masking.kept(mask, length - max_masked)  # [B * M, V]
         positions = masking.positions(mask, max_masked)  # [B * M, N]
-        # 1 at these positions, 0 where a row has fewer.
-        weights = (jnp.arange(max_masked) < jnp.sum(mask, -1, keepdims=True)).astype(jnp.float32)
+        weights = masking.weights(mask, max_masked)  # [B * M, N]
         front_key, encoder_key, decoder_key = split(key, 3)
 
         # Students: the front end once per example, the blocks on visible tokens only.

@@ -92,8 +92,7 @@ def make_loss(
         visible, largest = sizes
         keep = masking.kept(mask, visible)  # [B, V]
         places = masking.positions(targets, largest)  # [B * K, N]
-        # True at these positions, False where a target has fewer.
-        valid = jnp.arange(largest) < jnp.sum(targets, -1, keepdims=True)
+        weights = masking.weights(targets, largest)
         front_key, encoder_key = split(key, 2)
 
         student = {"params": params}
@@ -101,10 +100,9 @@ def make_loss(
         encoded = apply(
             student, tokens, None, encoder_key, collect=collect, keep=keep, method="encode"
         )
-        prediction = apply(student, encoded, mask, places, valid=valid, method="solve")
+        prediction = apply(student, encoded, mask, places, valid=weights > 0, method="solve")
         average, whole = teach(params, teacher, batch, tokens, collect)  # [B, T, D]
         wanted = gather_tokens(repeat(whole, len(places)), places)
-        weights = valid.astype(jnp.float32)
         losses = regression(prediction, wanted, config.beta) / model.width
         total = jnp.sum(losses * weights)
         return Intermediates(

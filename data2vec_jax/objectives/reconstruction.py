@@ -41,7 +41,7 @@ def see(
 ) -> Seen:
     """The student's pass; arguments as of data2vec 1.0's `forward_with_masks`."""
     places = masking.positions(mask, max_masked)  # [B, N]
-    weights = (jnp.arange(max_masked) < jnp.sum(mask, -1, keepdims=True)).astype(jnp.float32)
+    weights = masking.weights(mask, max_masked)
     keep = None if model.sees_masked else masking.kept(mask, mask.shape[-1] - max_masked)
     shown = mask if model.sees_masked else None
     front_key, encoder_key = split(key, 2)

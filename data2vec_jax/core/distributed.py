@@ -233,6 +233,9 @@ def failing_together() -> Iterator[None]:
     wait for the other processes, for many minutes. Most exits with a message (`SystemExit`) are met
     by all processes, which get a moment to print it before process 0, their meeting point, is gone.
     Where another process has died, the error that JAX raises is told in a line.
+
+    A run that was stopped, and is saved, ends at once as well: on Python's way out a thread that
+    compiled code has begun may still abort the process, and its code would not be `STOPPED`.
     """
     try:
         yield
@@ -240,7 +243,8 @@ def failing_together() -> Iterator[None]:
         together = jax.distributed.is_initialized()
         # A compiler that was left behind would meet the end of the libraries that it uses.
         working = any(thread.name == _WORKER for thread in threading.enumerate())
-        if not together and not working:
+        stopped = isinstance(error, SystemExit) and error.code == STOPPED
+        if not (together or working or stopped):
             raise
         code = 1
         if isinstance(error, SystemExit):

@@ -36,6 +36,14 @@ batches.HostBatchReader.__call__ = stuck
 train.main()
 """
 
+# The trainer, which writes to a file where it was if it aborts.
+TRACED = """
+import faulthandler, sys
+faulthandler.enable(open(sys.argv.pop(1), "w"))
+from data2vec_jax import train
+train.main()
+"""
+
 
 BEGUN = []
 
@@ -144,13 +152,15 @@ def test_a_terminal_that_is_closed(tmp_path):
     def take_terminal():
         fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
 
+    run, trace = tmp_path / "run", tmp_path / "trace"
+    traced = [sys.executable, "-c", TRACED, trace]
     how = dict(stdin=theirs, stdout=theirs, stderr=theirs)
-    process = start(TRAINER, tmp_path, **how, start_new_session=True, preexec_fn=take_terminal)
+    process = start(traced, run, **how, start_new_session=True, preexec_fn=take_terminal)
     os.close(theirs)
-    await_step(process, tmp_path, 3)
+    await_step(process, run, 3)
     os.close(ours)  # the kernel sends SIGHUP
-    assert process.wait(timeout=300) == 130
-    assert saved(tmp_path) == [max(steps(tmp_path))]
+    assert process.wait(timeout=300) == 130, trace.read_text()
+    assert saved(run) == [max(steps(run))]
 
 
 def test_two_notices_to_the_launcher_of_two_processes(tmp_path):

@@ -6,10 +6,10 @@
 Variants: speech, vision, text (data2vec 1.0), and with ",v2" data2vec 2.0; "sound,v2", for a folder
 or table of short sounds, as those shipped inside are few (docs/results.md); the baselines
 "vision,mae", "vision,simmim", "vision,ijepa", "speech,wav2vec2", "speech,hubert", "text,mlm", each
-on the network, data and masks of the data2vec that it is compared with (docs/comparison.md). Sizes and schedules are
-ours: 2.0 takes two to four minutes of one core. A teacher must follow a short run fast, so its
-decay starts at 0.98 or 0.99 rather than 0.999; with another --config.total_steps=T give
---config.ema.end, too: 1 - 5 / T. docs/small_scale.md has the rule for all of this.
+on the network, data and masks of the data2vec that it is compared with (docs/comparison.md). Sizes
+and schedules are ours: 2.0 takes two to four minutes of one core. A teacher must follow a short run
+fast, so its decay starts at 0.98 or 0.99 rather than 0.999; with another --config.total_steps=T
+give --config.ema.end, too: 1 - 5 / T. docs/small_scale.md has the rule for all of this.
 """
 
 import importlib

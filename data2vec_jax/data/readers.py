@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import numpy as np
 
 from data2vec_jax.cli.output import say
@@ -53,10 +54,10 @@ def stream(
 ) -> Iterator[Any]:
     """Batches start, ..., stop - 1, read ahead, and placed on the devices by a thread.
 
-    read: gives a batch; it can be pickled if there are processes. workers: processes that read; 0
-    reads in threads of this one. prefetch: batches that each process reads ahead, or the threads
-    together. place: moves a batch from the host to the devices. reader_timeout: seconds to wait for
-    the batch that is due before its reader is taken for stuck.
+    read: gives a batch; processes get a copy, which may hold functions of functions. workers:
+    processes that read; 0 reads in threads of this one. prefetch: batches that each process reads
+    ahead, or the threads together. place: moves a batch from the host to the devices.
+    reader_timeout: seconds to wait for the batch that is due before its reader is taken for stuck.
 
     A process that is dead or stuck is named on stderr and replaced, once. All end with the iterator
     (`close()`, or an exception while it waits), and with this process, even by a kill -9.
@@ -239,7 +240,7 @@ class _Process(_Reader):
     def _batches(self, read: Callable[[int], Batch], numbers: range) -> Iterator[Any]:
         try:
             with self._socket:
-                _send(self._socket, (read, numbers))
+                _send(self._socket, cloudpickle.dumps((read, numbers)))
                 _receive(self._socket)
                 self.begun.set()
                 for _ in numbers:
@@ -253,7 +254,7 @@ def _serve(connection: socket.socket) -> None:
     """The reader process: sends the batches that it is asked for until all are sent."""
     _end_with_parent()
     with contextlib.suppress(OSError, EOFError):  # the trainer is gone
-        read, numbers = _receive(connection)
+        read, numbers = pickle.loads(_receive(connection))
         _send(connection, None)  # what it imports is here
         for n in numbers:
             try:

@@ -348,3 +348,28 @@ def test_a_run_whose_readers_are_stopped_and_that_is_killed(tmp_path):
     assert parts.keys() >= {"train", "start-up", "save"}  # less than half a second is not told
     assert sum(parts.values()) == int(account[1].replace(",", ""))
     assert abs(sum(parts.values()) - took) <= 2, text  # processes start, lines are read
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    ["finetune_text", "finetune_imagenet", "finetune_sound", "finetune_librispeech", "text_v2"],
+)
+def test_batches_of_a_recipe_are_the_same_from_a_process(recipe):
+    import jax  # not above: the readers of the other tests import this file
+
+    from data2vec_jax.core import sharding
+    from data2vec_jax.tasks.registry import task_module
+    from tests.configs_for_tests import config_of
+
+    found = []
+    for workers in (0, 1):
+        config = config_of(recipe, data={"workers": workers}).to_dict()
+        module = task_module(config)
+        config = module.resolve_config(config, None)
+        with jax.set_mesh(sharding.make_mesh(**config["mesh"])):
+            batches = module.make(config).data(0)
+            found.append(jax.device_get([next(batches) for _ in range(2)]))
+            batches.close()
+    assert jax.tree.structure(found[0]) == jax.tree.structure(found[1])
+    for one, two in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_array_equal(one, two)

@@ -340,7 +340,8 @@ def mnist(folder: Path) -> None:
 
 
 def emoji(folder: Path) -> None:
-    """Drawings on white; without people's other skins, which would be half of all."""
+    """Drawings on white, each once (some flags are the same); without people's other skins, which
+    would be half of all."""
     place = folder / "emoji"
     if not place.is_dir():
         unfinished = folder / "emoji.unfinished"
@@ -354,6 +355,7 @@ def emoji(folder: Path) -> None:
         unfinished.rename(place)
     source, pictures, rows = place / "package/img/google/64", folder / "emoji64", []
     pictures.mkdir(exist_ok=True)
+    seen = set()
     for entry in json.loads((place / "package/emoji.json").read_text()):
         if entry["category"] == "Component":
             continue
@@ -364,6 +366,10 @@ def emoji(folder: Path) -> None:
             image = Image.open(path).convert("RGBA")
             white = Image.new("RGBA", image.size, "white")
             Image.alpha_composite(white, image).convert("RGB").save(target)
+        pixels = Image.open(target).tobytes()
+        if pixels in seen:
+            continue
+        seen.add(pixels)
         split = held_out(entry["unified"])
         rows.append((f"emoji64/{entry['image']}", entry["category"], split))
     write(folder / "emoji.tsv", ("path", "label", "split"), rows)

@@ -109,6 +109,35 @@ def test_bench_with_peer_writes_numbers_that_agree(tmp_path, monkeypatch, capsys
     assert result["flops_formula"] in said and "ratio" in said
 
 
+@pytest.mark.parametrize(
+    "ours, theirs, deadline, blocks",
+    [(0.1, 0.1, 360, 7), (9, 11, 360, 3), (9, 11, 130, 2), (200, 300, 360, 1)],
+)
+def test_blocks_end_in_time(ours, theirs, deadline, blocks, monkeypatch):
+    """Steps of so many seconds by a clock of our own."""
+    now = 0.0
+
+    def wait(count, step):
+        nonlocal now
+        now += count * step
+
+    monkeypatch.setattr(measure.time, "monotonic", lambda: now)
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: now)
+    said, calls = [], [lambda n: wait(n, ours), lambda n: wait(n, theirs)]
+    took = measure.alternate(calls, True, deadline=deadline, say=said.append)
+    assert took == [pytest.approx([ours] * blocks), pytest.approx([theirs] * blocks)]
+    assert len(said) == blocks and said[0].startswith(f"block 1: {1e3 * ours:,.1f} ms, ")
+    assert blocks == 1 or now <= deadline
+
+
+def test_what_there_is_no_time_for_is_left_out(capsys):
+    config = f"--config={conftest.ROOT / 'configs/vision_v1.py'}:smoke"
+    command.main(["bench", config, "--batch=3", "--seconds=1"])
+    said = capsys.readouterr()
+    assert "shares   not measured (no time left); waiting for data not measured" in said.out
+    assert said.err.count("block ") == 1 and "median of 1 blocks" in said.out
+
+
 def test_peer_is_of_1_0_only():
     with pytest.raises(UserError, match=r"1\.0 only"):
         torch_baseline.check(config_of("vision_v2", "base").to_dict())
@@ -124,10 +153,11 @@ def test_peer_reads_waveforms_only():
 
 def test_wrong_options_are_one_line(capsys):
     config = f"--config={conftest.ROOT / 'configs/vision_v1.py'}:smoke"
-    with pytest.raises(SystemExit) as stopped:
-        command.main(["bench", config, "--batch=many"])
-    assert stopped.value.code == 2
-    assert capsys.readouterr().err.startswith("error: --batch=many")
+    for option in ("--batch=many", "--seconds=0"):
+        with pytest.raises(SystemExit) as stopped:
+            command.main(["bench", config, option])
+        assert stopped.value.code == 2
+        assert capsys.readouterr().err.startswith(f"error: {option}")
 
 
 @pytest.mark.parametrize("name", ALL)

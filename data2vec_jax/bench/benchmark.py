@@ -18,6 +18,7 @@ from data2vec_jax.objectives.targets import owns_features
 from data2vec_jax.tasks import pretrain
 
 DATA_STEPS = 8
+SECONDS = 360.0  # of a benchmark
 
 
 def bench(
@@ -25,13 +26,16 @@ def bench(
     *,
     rows: int | None = None,
     peer: bool = False,
+    seconds: float = SECONDS,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Every number of a config: see `report` for what each means. Seconds, bytes, FLOPs.
 
-    rows: of the batch; None for the default. peer: measure the PyTorch step, too. say: told what is
-    being done.
+    rows: of the batch; None for the default. peer: measure the PyTorch step, too. seconds: that all
+    of this may take; compilation and one block are done in any case, and what is left out is
+    'left_out'. say: told what is being done.
     """
+    deadline = time.monotonic() + seconds
     devices = jax.devices()
     cpu = devices[0].platform == "cpu"
     if cpu or peer:
@@ -54,28 +58,30 @@ def bench(
         calls.append(their_steps)
     ceiling = matmul_flops(config["dtype"], cpu)
     say("measuring steps")
-    took = alternate(calls, cpu)
+    took = alternate(calls, cpu, deadline=deadline, say=say)
     ceiling = len(devices) * max(ceiling, matmul_flops(config["dtype"], cpu))
-    seconds = statistics.median(took[0])
+    step = statistics.median(took[0])
     say("measuring parts")
-    parts = parts_of(subject, seconds)
+    parts = parts_of(subject, step, cold, deadline)
+    in_time = time.monotonic() + (DATA_STEPS + 2) * step < deadline
     views = subject.rows * subject.clones
     result = {
-        "examples_per_second": subject.rows / seconds,
-        "step_seconds": seconds,
+        "examples_per_second": subject.rows / step,
+        "step_seconds": step,
         "step_seconds_of_blocks": took[0],
-        "mfu": subject.flops / seconds / peak_flops(devices),
-        "mfu_of_measured_matmul": subject.flops / seconds / ceiling,
+        "mfu": subject.flops / step / peak_flops(devices),
+        "mfu_of_measured_matmul": subject.flops / step / ceiling,
         "matmul_flops_per_second": ceiling,
         "flops_per_step": subject.flops,
         "flops_formula": formula(subject),
         "flops_per_masked_view": subject.flops / views,
-        "seconds_per_masked_view": seconds / views,
+        "seconds_per_masked_view": step / views,
         "seconds_of_parts": parts,
         "peak_bytes": peak_bytes(subject.program),
         "compile_seconds": cold,
         "compile_seconds_from_cache": cached,
-        "data_wait": data_wait(subject),
+        "data_wait": data_wait(subject) if in_time else None,
+        "left_out": ["shares"] * (parts is None) + ["waiting for data"] * (not in_time),
         "peer": None,
         "device": devices[0].device_kind,
         "devices": len(devices),
@@ -88,7 +94,7 @@ def bench(
         theirs = statistics.median(took[1])
         result["peer"] = {
             "step_seconds": theirs,
-            "ratio": theirs / seconds,
+            "ratio": theirs / step,
             "step_seconds_of_blocks": took[1],
             "ratio_of_best": min(took[1]) / min(took[0]),
             **other.about(),

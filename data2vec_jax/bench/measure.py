@@ -14,7 +14,7 @@ from data2vec_jax.metrics.hardware import measured_flops
 from data2vec_jax.tasks import pretrain
 
 BLOCKS = 7  # at most
-LEAST_BLOCKS, BUDGET = 3, 90.0  # fewer, if the steps counted would take more seconds than this
+LEAST_BLOCKS, BUDGET = 3, 90.0  # no more than these, once blocks have taken so many seconds
 BLOCK_SECONDS = 1.0  # at least, on accelerators; a CPU's steps are long
 CACHE_OPTIONS = {
     "jax_enable_compilation_cache": True,
@@ -30,25 +30,39 @@ def seconds_of(call: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def alternate(calls: Sequence[Callable[[int], None]], cpu: bool) -> list[list[float]]:
+def alternate(
+    calls: Sequence[Callable[[int], None]],
+    cpu: bool,
+    *,
+    deadline: float = math.inf,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[list[float]]:
     """Seconds a step of each of `calls` (number of steps -> None), block by block in turn.
 
     In turn, each block begins with a step that is not counted: the other side has had the memory,
     and new pages can take as long as a third of a step.
+
+    deadline: `time.monotonic()` at which the last block should be over; there is at least one. say:
+    told what each block took.
     """
     for call in calls:
         call(1)  # warm-up
-    once = [seconds_of(lambda c=call: c(1)) for call in calls]
-    least = 0.0 if cpu else BLOCK_SECONDS
-    counts = [max(1, math.ceil(least / seconds)) for seconds in once]
-    whole = sum(count * seconds for count, seconds in zip(counts, once, strict=True))
-    blocks = max(LEAST_BLOCKS, min(BLOCKS, int(BUDGET / whole)))
+    counts = [1] * len(calls)
+    if not cpu:
+        once = [seconds_of(lambda c=call: c(1)) for call in calls]
+        counts = [max(1, math.ceil(BLOCK_SECONDS / seconds)) for seconds in once]
     found: list[list[float]] = [[] for _ in calls]
-    for _ in range(blocks):
+    start = end = time.monotonic()
+    for n in range(1, BLOCKS + 1):
         for seconds, call, count in zip(found, calls, counts, strict=True):
             if len(calls) > 1:
                 call(1)
             seconds.append(seconds_of(lambda c=call, n=count: c(n)) / count)
+        say(f"block {n}: " + ", ".join(f"{1e3 * seconds[-1]:,.1f} ms" for seconds in found))
+        began, end = end, time.monotonic()
+        next_end = end + (end - began)
+        if next_end > deadline or (n >= LEAST_BLOCKS and next_end - start > BUDGET):
+            break
     return found
 
 

@@ -1,6 +1,7 @@
 """Where the time of a step goes, by ablation."""
 
 import statistics
+import time
 from collections.abc import Callable
 
 import jax
@@ -12,8 +13,13 @@ from data2vec_jax.core.train_step import step_keys
 from data2vec_jax.objectives.targets import owns_features
 
 
-def parts_of(subject: Subject, step_seconds: float) -> dict[str, float]:
+def parts_of(
+    subject: Subject, step_seconds: float, compile_seconds: float, deadline: float
+) -> dict[str, float] | None:
     """Seconds of each part of a step, by ablation: of programs that stop early.
+
+    None if they would not be over at the `deadline`, in `time.monotonic()`; each program may take
+    as long to compile as the step.
 
     What a program does not return is not computed, so 'teacher' is a program that returns nothing
     but targets, less the front end where it is the student's. 'loss' is what gradients take beyond
@@ -51,7 +57,11 @@ def parts_of(subject: Subject, step_seconds: float) -> dict[str, float]:
         "prediction": gradient_of(lambda s: s.prediction),
         "gradients": gradients,
     }
-    took = {name: _seconds(jax.jit(p), subject) for name, p in programs.items()}
+    took = {}
+    for name, program in programs.items():
+        if time.monotonic() + compile_seconds + 2 * step_seconds > deadline:
+            return None
+        took[name] = _seconds(jax.jit(program), subject)
     own = owns_features(subject.model, subject.state.teacher)
     shared = 0.0 if own else took["features"]
     parts = {

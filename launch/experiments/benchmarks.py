@@ -93,7 +93,7 @@ def size_of(result: Mapping[str, Any]) -> str:
 def row(result: Mapping[str, Any]) -> str:
     """A line of the table of steps."""
     step, peer = result["step_seconds"], result["peer"]
-    share = {k: f"{v / step:.0%}" for k, v in result["seconds_of_parts"].items()}
+    share = {k: f"{v / step:.0%}" for k, v in (result["seconds_of_parts"] or {}).items()}
     cells = [
         f"{result['devices']} x {result['device']}, {result['dtype']}",
         recipe_of(result),
@@ -103,7 +103,7 @@ def row(result: Mapping[str, Any]) -> str:
         f"{peer['ratio']:.2f}" if peer else "–",
         f"{1e3 * result['seconds_per_masked_view']:.1f}",
         f"{result['mfu_of_measured_matmul']:.0%}",
-        ", ".join(share.values()),
+        ", ".join(share.values()) or "–",
         f"{result['peak_bytes'] / 2**30:.2f}",
         f"{result['compile_seconds']:.0f}, {result['compile_seconds_from_cache']:.1f}",
         result["date"],

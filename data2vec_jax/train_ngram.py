@@ -2,34 +2,35 @@
 
     python -m data2vec_jax.train_ngram TEXT... --workdir=RUN --arpa=words.arpa.gz [--order=4]
 
-TEXT: files with a sentence per line (*.gz too). RUN: a run of `tasks/transcribe.py`, to whose
-characters the words are reduced. The units of the model are words, or characters
+TEXT: files with a sentence per line (*.gz too). RUN: a run of `tasks/transcribe.py`; the text is
+written in its characters as its transcripts were. The units of the model are words, or characters
 with --unit=character. `config.scoring.lm` and `evaluate --set scoring.lm=...` read its file.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from data2vec_jax.cli.arguments import Arguments, user_path
 from data2vec_jax.cli.output import run_main
 from data2vec_jax.core.errors import UserError
-from data2vec_jax.data.characters import SPACE, Characters
+from data2vec_jax.data import normalise
+from data2vec_jax.data.characters import SPACE
 from data2vec_jax.tasks import ngrams
-from data2vec_jax.tasks.transcribe import transcript_of
 
 
-def sentences(path: Path, characters: Characters, unit: str) -> Iterator[list[str]]:
-    """Units of each line of a file. Raises UserError: it cannot be read."""
+def read_lines(path: Path) -> list[str]:
+    """Lines of a file. Raises UserError: it cannot be read."""
     try:
         with ngrams.open_text(path, "r") as file:
-            for line in file:
-                words = transcript_of(line, characters, str(path)).split()
-                if unit == "character":
-                    words = [letter for word in words for letter in word + SPACE]
-                if words:
-                    yield words
+            return list(file)
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: unreadable text ({error})") from error
+
+
+def units_of(text: str, unit: str) -> list[str]:
+    """Words of a normalised sentence, or its characters with `|` after each word."""
+    words = text.split()
+    return words if unit == "word" else [letter for word in words for letter in word + SPACE]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -45,10 +46,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--arpa", required=True, metavar="FILE", type=user_path, help="is written; *.gz too"
     )
     parser.add_argument("--order", type=int, default=4, help="of the n-grams (default 4)")
+    parser.add_argument(
+        "--max-outside-share",
+        type=float,
+        default=normalise.MAX_OUTSIDE_SHARE,
+        metavar="SHARE",
+        help="of letters that are not among the run's (default %(default)s)",
+    )
     parser.add_argument("--unit", choices=("word", "character"), default="word")
     options = parser.parse_args(argv)
-    characters = Characters.load(options.workdir / "vocab.json")
-    lines = [x for path in options.texts for x in sentences(path, characters, options.unit)]
+    normaliser, lines = normalise.load(options.workdir), []
+    for path in options.texts:
+        texts = [line for line in read_lines(path) if not line.isspace()]
+        survey = normaliser.survey(texts)
+        print(survey.line(str(path)))
+        survey.check(str(path), options.max_outside_share)
+        lines += filter(None, (units_of(normaliser(text), options.unit) for text in texts))
     model = ngrams.train(lines, options.order)
     try:
         ngrams.write_arpa(model, options.arpa)

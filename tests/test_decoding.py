@@ -11,7 +11,6 @@ from data2vec_jax.data.characters import (
     LIBRISPEECH,
     Characters,
     from_transcripts,
-    normalise_transcript,
 )
 from data2vec_jax.tasks import decoding, ngrams
 
@@ -153,39 +152,6 @@ def test_characters_of_transcripts_and_files(tmp_path):
         NAMES.encode("za")
     with pytest.raises(UserError, match="among them"):
         Characters(["<pad>", "a"])
-
-
-def test_transcripts_are_normalised():
-    assert normalise_transcript(" It’s -- a «Test», no. 2!\n") == "IT'S A TEST NO"
-    assert normalise_transcript("Ёлка, дом", keep="А-ЯЁ") == "ЁЛКА ДОМ"
-    assert normalise_transcript("Д'Артаньян", keep="А-Я") == "ДАРТАНЬЯН"
-
-
-@pytest.mark.parametrize(
-    ("text", "keep", "expected"),
-    [
-        # Georgian: Unicode has capitals that nobody writes.
-        ("გამარჯობა, მსოფლიო!", "ა-ჰ", "გამარჯობა მსოფლიო"),
-        ("ᲒᲐᲛᲐᲠᲯᲝᲑᲐ", "ა-ჰ", "გამარჯობა"),
-        # Turkish: i and ı are two letters, in either case.
-        ("kırk kirk Iğdır İzmir", "A-ZÇĞİÖŞÜ", "KIRK KİRK IĞDIR İZMİR"),
-        ("kırk KIRK KİRK Iğdır İzmir", "a-zçğıöşü", "kırk kırk kirk ığdır izmir"),
-        ("It is", "A-Z", "IT IS"),
-        ("IT is", "a-z", "it is"),
-        # Both cases are letters of their own.
-        ("It is I", "A-Za-z", "It is I"),
-        ("Straße, Maß", "A-ZÄÖÜ", "STRASSE MASS"),
-        ("STRASSE straße", "a-zäöüß", "strasse straße"),
-        ("Ὀδυσσεύς", "α-ω", "οδυσσευς"),
-        ("Οδυσσεύς", "Α-Ω", "ΟΔΥΣΣΕΥΣ"),
-        ("café cafe\u0301 naïve", "A-Z", "CAFE CAFE NAIVE"),
-        ("cafe\u0301", "a-zé", "café"),
-        ("שלום, עולם", "א-ת", "שלום עולם"),
-        ("こんにちは 世界", "ぁ-ん世界", "こんにちは 世界"),
-    ],
-)
-def test_transcripts_follow_their_alphabet(text, keep, expected):
-    assert normalise_transcript(text, keep) == expected
 
 
 def test_lexicon_files(tmp_path):

@@ -1,9 +1,6 @@
-"""Characters as CTC labels, and transcripts as characters (conversion spec 1.1)."""
+"""Characters as CTC labels (conversion spec 1.1); `normalise` makes them of text."""
 
-import functools
 import json
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,7 +14,8 @@ LIBRISPEECH = (*SPECIALS, *"|ETAONIHSRDLUMWCFGYPBVK'XJQZ")
 
 
 class Characters:
-    """The labels of a CTC head. names: of each index; 0 is the blank, `|` ends a word."""
+    """The labels of a CTC head. names: of each index; 0 is the blank, `|` ends a word. letters:
+    those that words are made of."""
 
     def __init__(self, names: Sequence[str] = LIBRISPEECH):
         self.names = tuple(names)
@@ -25,6 +23,7 @@ class Characters:
         if len(self._index) != len(self.names) or SPACE not in self._index:
             raise UserError(f"characters: each once, and '{SPACE}' among them")
         self.space = self._index[SPACE]
+        self.letters = tuple(x for x in self.names if len(x) == 1 and x != SPACE)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -68,34 +67,3 @@ def from_transcripts(texts: Iterable[str]) -> Characters:
     counts = Counter("".join("".join(text.split()) for text in texts))
     found = sorted(counts, key=lambda c: (-counts[c], c))
     return Characters((*SPECIALS, SPACE, *(c for c in found if c != SPACE)))
-
-
-class _Spelling(dict):
-    """Code point -> how the letters `keep` spell it, '' if they cannot: for `str.translate`."""
-
-    def __init__(self, keep: str):
-        self._kept = re.compile(f"[{keep}]+").fullmatch
-        # Turkish, Azerbaijani: i and ı are two letters, with the capitals İ and I.
-        self._dotted = {"i": "İ", "ı": "I"} if self._kept("İ") else {}
-        self._dotted |= {"I": "ı", "İ": "i"} if self._kept("ı") else {}
-
-    def __missing__(self, code: int) -> str:
-        letter = chr(code)
-        turned = letter.upper(), letter.lower(), letter.upper().lower()  # the last: ς as σ
-        cases = letter, self._dotted.get(letter, ""), *turned
-        plain = ("".join(filter(self._kept, unicodedata.normalize("NFD", x))) for x in cases)
-        self[code] = next(filter(self._kept, (*cases, *plain)), "")
-        return self[code]
-
-
-_spelling = functools.lru_cache(maxsize=8)(_Spelling)
-
-
-def normalise_transcript(text: str, keep: str = "A-Z'") -> str:
-    """Only the characters `keep` (as in a regular expression's brackets) and single spaces.
-
-    A letter that is not among them is written in the case that is, and without its accents if it
-    has to be; ' stands for typographic apostrophes.
-    """
-    text = re.sub("[\u2018\u2019\u02bc\u00b4`]", "'", unicodedata.normalize("NFC", text))
-    return " ".join(filter(None, (word.translate(_spelling(keep)) for word in text.split())))

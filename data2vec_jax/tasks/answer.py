@@ -122,6 +122,7 @@ def targets(config: Mapping[str, Any], head: Any) -> finetune.Targets:
     def check(source):
         if not source.field(0, "question") or source.field(0, "answers") is None:
             raise UserError(f"{source.uri}: its examples are no questions with answers")
+        return ()
 
     return finetune.Targets(lambda length: {}, lambda item, length: {}, check)
 

@@ -278,6 +278,7 @@ def targets(config: Mapping[str, Any], head: Any) -> finetune.Targets:
             raise UserError(f"{source.uri}: labels are classes ({names[0]}, ...), not numbers")
         check_field(source, column, value)
         seen.setdefault("names", names)
+        return ()
 
     def save(folder):
         if seen.get("names"):

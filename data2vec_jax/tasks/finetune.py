@@ -36,6 +36,7 @@ from data2vec_jax.core.state import matches, overlay, path_name, shapes_of
 from data2vec_jax.core.task import Task
 from data2vec_jax.data import batches, sources
 from data2vec_jax.data.codecs import Codec
+from data2vec_jax.data.normalise import MAX_OUTSIDE_SHARE
 from data2vec_jax.data.readers import READER_TIMEOUT
 from data2vec_jax.modalities import contract
 from data2vec_jax.models import adapters, heads
@@ -77,13 +78,14 @@ class FinetuneSpec:
 class Targets:
     """shapes: bucket's length -> {name: shape}. read: (item, bucket's length) -> {name: array}.
 
-    check: of a source, raises UserError. save: writes what gives the numbers names. names: of the
-    classes, for `open_source`. classes: of a source -> numbers of the classes of each example.
+    check: of a source -> lines for the user; raises UserError. save: writes what gives the numbers
+    names. names: of the classes, for `open_source`. classes: of a source -> numbers of the classes
+    of each example.
     """
 
     shapes: Callable[[int], Mapping[str, jax.ShapeDtypeStruct]]
     read: Callable[[Mapping[str, Any], int], Mapping[str, np.ndarray]]
-    check: Callable[[Any], None] = lambda source: None
+    check: Callable[[Any], Sequence[str]] = lambda source: ()
     save: Callable[[Path], None] = lambda folder: None
     names: Sequence[str] | None = None
     classes: Callable[[Any], Sequence[Sequence[int]]] | None = None
@@ -123,6 +125,12 @@ class DataConfig:
     prefetch: Annotated[int, Range(1, 1024)] = 4  # batches read ahead by each, or by the threads
     reader_timeout: PositiveFloat = READER_TIMEOUT  # see `pretrain.DataConfig`
     max_bad_share: Share = MAX_BAD_SHARE  # see `pretrain.DataConfig`
+    # Of transcripts: `normalise.NormaliseConfig`. The steps are told, and kept in normalise.json.
+    normalise: Mapping = field(default_factory=dict)
+    # Letters that the alphabet cannot spell, units of a language model with such letters, or
+    # held-out examples of classes that training has not: if it is more than this share, the run
+    # does not start.
+    max_outside_share: Share = MAX_OUTSIDE_SHARE
     rows_multiple_of: PositiveInt | None = None  # see `batches.rows_of`
     equal_rows: bool = False  # as many rows of short examples as of long ones
     # How often an example is in an epoch, for sets smaller than a batch.
@@ -411,7 +419,7 @@ def make(config: Mapping[str, Any], job: FinetuneSpec) -> Task:
     task, options, modality, predict, targets = _outline(config, job)
     inputs_of = job.inputs.Windows if job.inputs else modality.inputs
     source = open_part(options, modality.codec, targets.names)
-    targets.check(source)
+    lines = [*targets.check(source)]
     inputs = inputs_of(source, **config["examples"])
     model = make_model(config)[1]
     inputs.check(model)
@@ -435,7 +443,7 @@ def make(config: Mapping[str, Any], job: FinetuneSpec) -> Task:
         held_out = open_split(options, split, modality.codec, source.label_names)
         if split != options.split:
             sources.check_held_out(source, held_out, "or config.data.eval_source, or none: ''")
-        targets.check(held_out)
+        lines += targets.check(held_out)
         held_out = Examples(inputs_of(held_out, like=inputs, **config["examples"]), targets)
         held_out.inputs.check(model)
         scoring = functools.partial(
@@ -456,7 +464,7 @@ def make(config: Mapping[str, Any], job: FinetuneSpec) -> Task:
         data=lambda start: placed(plan, examples, options, start, config["total_steps"]),
         evals=evals,
         **corpus(source, plan, options),
-        notes=[*task.notes, *data_notes(plan, examples)],
+        notes=[*task.notes, *data_notes(plan, examples), *lines],
         save_assets=save_assets,
     )
 

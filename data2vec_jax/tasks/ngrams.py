@@ -17,6 +17,7 @@ from data2vec_jax.core.errors import UserError
 
 START, END, UNKNOWN = "<s>", "</s>", "<unk>"  # SRILM also writes <UNK>
 NEVER = -99.0  # log10 probability of a unit that is never predicted, such as <s>
+SPECIALS = (START, END, UNKNOWN)
 NO_UNKNOWN = -100.0  # of an unknown unit if the model has no <unk>, as in KenLM
 
 Gram = tuple[str, ...]
@@ -172,25 +173,36 @@ def write_arpa(model: Ngrams, path: str | Path) -> None:
         file.write("\n\\end\\\n")
 
 
+def read_units(path: str | Path) -> list[str]:
+    """The units of an ARPA file, without reading longer n-grams. Raises UserError: it is none."""
+    return [unit for (unit,) in _read(path, order=1).probs]
+
+
 def read_arpa(path: str | Path) -> Ngrams:
     """Reads an ARPA file; *.gz too. Raises UserError with the line that is wrong."""
-    arpa, number = _Arpa(), 0
-    try:
-        with open_text(path, "r") as file:
-            for number, line in enumerate(file, 1):  # noqa: B007
-                arpa.read(line.strip())
-                if arpa.ended:
-                    break
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
-    except (ValueError, OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}:{number}: not an ARPA file ({error})") from error
+    arpa = _read(path)
     if not arpa.ended or not arpa.probs or arpa.found != arpa.announced:
         wanted = _sizes(arpa.announced) or "no n-grams"
         has = _sizes(arpa.found) or "none"
         end = "" if arpa.ended else " and no \\end\\"
         raise UserError(f"{path}: not a whole ARPA file: announces {wanted}, has {has}{end}")
     return Ngrams(arpa.probs, arpa.backoffs)
+
+
+def _read(path: str | Path, order: int = 1_000) -> "_Arpa":
+    """An ARPA file up to its n-grams of an order, or up to what is missing at its end."""
+    arpa, number = _Arpa(), 0
+    try:
+        with open_text(path, "r") as file:
+            for number, line in enumerate(file, 1):  # noqa: B007
+                arpa.read(line.strip())
+                if arpa.ended or arpa.order > order:
+                    break
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except (ValueError, OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}:{number}: not an ARPA file ({error})") from error
+    return arpa
 
 
 class _Arpa:

@@ -7,7 +7,6 @@ encoder's and, under `task`, those of a `heads.Ctc`. Conversion spec 1.2 to 1.4.
 
 import dataclasses
 import functools
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -18,7 +17,8 @@ import numpy as np
 from data2vec_jax.core.config import Length, Range
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.core.task import Task
-from data2vec_jax.data.characters import BLANK, SPACE, SPECIALS, Characters, normalise_transcript
+from data2vec_jax.data import normalise
+from data2vec_jax.data.characters import BLANK, SPACE, SPECIALS, Characters
 from data2vec_jax.modalities.speech.frontend import make_frontend
 from data2vec_jax.models.heads import Ctc, Features
 from data2vec_jax.models.layers import wide
@@ -124,17 +124,23 @@ def score(
     *,
     characters: Characters,
     step: int,
+    normaliser: normalise.Normaliser | None = None,
+    max_outside_share: float = 1.0,
 ) -> dict[str, float]:
     """wer and cer of the best path; with `config.lm`, of a beam search too.
 
-    Utterances that were left out count as empty transcripts, and their share is `left_out`. step:
-    samples from frame to frame.
+    Utterances that were left out count as empty transcripts, and their share is `left_out`.
+    Shares of what the references have lost: `empty_references` are those without a letter of the
+    alphabet, `outside` the letters that it lacks. step: samples from frame to frame. normaliser:
+    of the references, None for that of the characters. Raises UserError: more than
+    `max_outside_share` is outside.
     """
+    normaliser = normaliser or normalise.Normaliser(characters.letters)
     if config.lexicon and not config.lm:
         raise UserError("config.scoring.lexicon: it is for a beam search, which needs scoring.lm")
     source = inputs.utterances
     texts = [source.field(i, "transcript") for i in range(len(source))]
-    logits = [None] * len(source)
+    logits, unread = [None] * len(source), set()
     for number in range(len(source)):
         rows = np.flatnonzero(inputs.owner == number)
         parts = [(inputs.starts[i] // step, predictions[i]) for i in rows]
@@ -142,11 +148,18 @@ def score(
             logits[number] = stitch([(at, p["logits"][: p["frames"]]) for at, p in parts])
         elif not isinstance(texts[number], str):
             texts[number] = ""  # it is what cannot be read
-    references = [transcript_of(text, characters, source.uri) for text in texts]
+            unread.add(number)
+    references = [transcript_of(text, normaliser, source.uri) for text in texts]
+    survey = normaliser.survey(text for i, text in enumerate(texts) if i not in unread)
+    survey.check(f"references of {source.uri}", max_outside_share)
     best = ["" if x is None else decoding.greedy(x[None])[0] for x in logits]
     found = rates(references, [characters.decode(labels) for labels in best])
-    if missing := sum(x is None for x in logits):
-        found["left_out"] = missing / len(logits)
+    lost = {
+        "left_out": sum(x is None for x in logits) / len(logits),
+        "empty_references": survey.empty / len(logits),
+        "outside": survey.share,
+    }
+    found |= {name: share for name, share in lost.items() if share}
     if config.lm:
         found |= beam_search_scores(logits, references, characters, config)
     return found
@@ -158,11 +171,19 @@ def beam_search_scores(
     characters: Characters,
     config: ScoringConfig,
 ) -> dict[str, float]:
-    """wer_lm and cer_lm, and the weights that were chosen if there were several."""
+    """wer_lm and cer_lm, and the weights that were chosen if there were several.
+
+    `unknown_words`: the share of the references' words that the language model, or the lexicon,
+    does not have.
+    """
     found: dict[str, float] = {}
     lm_weight, word_score, beam = config.lm_weight, config.word_score, config.beam
     words = decoding.read_lexicon(config.lexicon, characters) if config.lexicon else None
     model, options = ngrams.read_arpa(config.lm), {"lexicon": words, "unit": config.unit}
+    spoken = [word for text in references for word in text.split()]
+    known = set(words) if words else model if config.unit == "word" else set(spoken)
+    if spoken and (share := sum(word not in known for word in spoken) / len(spoken)):
+        found["unknown_words"] = share
     if np.ndim(lm_weight) or np.ndim(word_score):
         pairs = [(x, text) for x, text in zip(logits, references, strict=True) if x is not None]
         _, lm_weight, word_score = decoding.tune(
@@ -213,12 +234,38 @@ def characters_of(config: Mapping[str, Any]) -> Characters:
     return Characters((*SPECIALS, SPACE, *config["characters"]))
 
 
-def transcript_of(text: Any, characters: Characters, uri: str) -> str:
-    """A transcript of the characters alone, in their case. Raises UserError: there is none."""
+def normaliser_of(config: Mapping[str, Any]) -> normalise.Normaliser:
+    """Of transcripts, references and a language model's text: for a config's `characters`."""
+    return normalise.of_config(characters_of(config), config["data"].get("normalise") or {})
+
+
+def transcript_of(text: Any, normaliser: normalise.Normaliser, uri: str) -> str:
+    """A transcript of the alphabet's letters. Raises UserError: there is none."""
     if not isinstance(text, str):
         raise UserError(f"{uri}: its examples have no transcript (a column `transcript`)")
-    letters = re.escape("".join(name for name in characters.names if len(name) == 1))
-    return normalise_transcript(text, letters)
+    return normaliser(text)
+
+
+def check_language_model(
+    config: ScoringConfig, normaliser: normalise.Normaliser, most: float
+) -> list[str]:
+    """What the units of a language model have to do with the alphabet, in a line; none without a
+    model. Raises UserError: more than the share `most` of them is not made of its letters.
+    """
+    if not config.lm:
+        return []
+    letters = normaliser.letters | ({SPACE} if config.unit == "character" else set())
+    units = [unit for unit in ngrams.read_units(config.lm) if unit not in ngrams.SPECIALS]
+    outside = [unit for unit in units if not letters.issuperset(unit)]
+    share = len(outside) / max(len(units), 1)
+    line = f"{config.lm}: {len(units):,} units, {len(outside):,} of other letters ({share:.1%})"
+    line += f", the first is '{outside[0]}'" if outside else ""
+    if share > most:
+        raise UserError(
+            f"{line}; config.data.max_outside_share={most:g}, and a search finds none of them: "
+            "make one with python -m data2vec_jax.train_ngram"
+        )
+    return [line]
 
 
 def targets(config: Mapping[str, Any], head: Ctc) -> finetune.Targets:
@@ -234,7 +281,9 @@ def targets(config: Mapping[str, Any], head: Ctc) -> finetune.Targets:
         )
     if head.blank != BLANK:
         raise UserError(f"config.head.blank: {head.blank}, but the first character is the blank")
-    frontend = frontend_of(config)
+    frontend, normaliser = frontend_of(config), normaliser_of(config)
+    most = finetune.DataConfig(**config["data"]).max_outside_share
+    surveys: dict[str, normalise.Survey] = {}  # by split, in the order in which they are checked
 
     def size(length):
         return (frontend.frames(length) + 1) // 2 + 1
@@ -243,7 +292,7 @@ def targets(config: Mapping[str, Any], head: Ctc) -> finetune.Targets:
         return {"labels": jax.ShapeDtypeStruct((size(length),), np.int32)}
 
     def read(item, length):
-        text = transcript_of(item.get("transcript"), characters, str(item.get("path", "example")))
+        text = transcript_of(item.get("transcript"), normaliser, str(item.get("path", "example")))
         labels, found = characters.encode(text), np.full(size(length), -1, np.int32)
         if len(labels) > len(found):
             found[:] = characters.space  # equal ones need a blank between each two
@@ -253,12 +302,25 @@ def targets(config: Mapping[str, Any], head: Ctc) -> finetune.Targets:
 
     def check(source):
         texts = source.column("transcript") or [next(source.items())[1].get("transcript")]
-        text = next((text for text in texts if isinstance(text, str)), None)
-        transcript_of(text, characters, source.uri)
+        known = [text for text in texts if isinstance(text, str)]
+        if not known:
+            transcript_of(None, normaliser, source.uri)
+        if len(texts) < len(source):
+            return []  # to know them, all would be decoded; references are counted in the scores
+        name = f"transcripts of {source.uri} {source.split}"
+        surveys[source.split] = normaliser.survey(known)
+        surveys[source.split].check(name, most)
+        lines = [surveys[source.split].line(name)]
+        if len(surveys) == 1:
+            scoring = ScoringConfig(**config.get("scoring", {}))
+            lines += check_language_model(scoring, normaliser, most)
+        return lines
 
-    return finetune.Targets(
-        shapes, read, check, lambda folder: characters.save(folder / "vocab.json")
-    )
+    def save(folder):
+        characters.save(folder / "vocab.json")
+        normalise.save(folder, normaliser, surveys)
+
+    return finetune.Targets(shapes, read, check, save)
 
 
 def frontend_of(config: Mapping[str, Any]) -> Any:
@@ -280,7 +342,13 @@ def abstract_task(config: Mapping[str, Any]) -> Task:
 def job(config: Mapping[str, Any]) -> finetune.FinetuneSpec:
     """What CTC adds to fine-tuning."""
     step = frontend_of(config).hop
-    scored = functools.partial(score, characters=characters_of(config), step=step)
+    scored = functools.partial(
+        score,
+        characters=characters_of(config),
+        step=step,
+        normaliser=normaliser_of(config),
+        max_outside_share=config["data"].get("max_outside_share", normalise.MAX_OUTSIDE_SHARE),
+    )
     return finetune.FinetuneSpec(
         make_loss,
         make_predict,

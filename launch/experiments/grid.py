@@ -272,11 +272,11 @@ def with_language(name: str, workdirs: list[Path]) -> dict[str, list[float]]:
     arpa = RUNS / name / "words.arpa"
     if not arpa.exists():
         config = configured(TASKS[name].finetune, TASKS[name].finetune_options)
-        characters = transcribe.characters_of(config)
+        normaliser = transcribe.normaliser_of(config)
         codec = contract.get(config["modality"]).codec
         source = open_source(config["data"]["source"], "train", codec=codec)
         texts = [source.field(i, "transcript") for i in range(len(source))]
-        words = [transcribe.transcript_of(t, characters, source.uri).split() for t in texts]
+        words = [transcribe.transcript_of(t, normaliser, source.uri).split() for t in texts]
         ngrams.write_arpa(ngrams.train(words, 3), arpa)
     options = {"scoring.lm": str(arpa), "scoring.beam": 10}
     tried = {"scoring.lm_weight": [0.5, 1.5, 3.0], "scoring.word_score": [0.0, 2.0]}

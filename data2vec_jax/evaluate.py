@@ -67,6 +67,8 @@ def open_run(
         raise UserError(f"{workdir} is not a training run")
     if (folder / "tokenizer").is_dir():
         config["examples"]["tokenizer"] = str(folder / "tokenizer")
+    if "head" in config and (folder / "labels.json").is_file():
+        config["labels"] = read_labels(folder / "labels.json")
     for key in changes:
         section, _, name = key.partition(".")
         if section not in SECTIONS or not name:
@@ -75,6 +77,14 @@ def open_run(
     config = with_options(config, changes)
     check_config(config)
     return place, config, sharding.make_mesh(**config["mesh"])
+
+
+def read_labels(path: Path) -> list[str]:
+    """Names of a run's classes. Raises UserError: the file is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a list of classes ({error})") from None
 
 
 def evaluate(

@@ -38,6 +38,7 @@ PROCESSORS = (
     "added_tokens.json",
     "vocab.json",
     "vocab.txt",
+    "normalise.json",
     "merges.txt",
     "tokenizer.json",
     "sentencepiece.model",

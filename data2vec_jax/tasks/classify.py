@@ -27,7 +27,7 @@ from data2vec_jax.core.config import (
 )
 from data2vec_jax.core.errors import UserError, nearest
 from data2vec_jax.core.task import Task
-from data2vec_jax.data.sources import check_field, class_of
+from data2vec_jax.data.sources import UNKNOWN, check_field, class_of
 from data2vec_jax.models.layers import wide
 from data2vec_jax.tasks import finetune, mixing, scores
 from data2vec_jax.tasks.specaugment import SpecAugmentConfig, augment
@@ -206,9 +206,11 @@ def score(
     predictions: Sequence[Any], inputs: Any, config: ScoringConfig = ScoringConfig()
 ) -> dict[str, float]:
     """Scores by name, and `loss` where there are classes; `left_out`, the share of examples that
-    were too short or could not be read, if there are any. Raises UserError: no such score.
+    were too short or could not be read, if there are any, and `unknown_classes`, of them those of
+    classes that the head has not. Raises UserError: no such score.
     """
-    del inputs
+    bad = getattr(getattr(inputs, "source", None), "bad", {})
+    unknown = sum(error.reason == UNKNOWN for error in bad.values())
     metrics = config.metrics
     known = {**scores.BY_NAME, **OF_LOGITS}
     for name in metrics:
@@ -231,7 +233,8 @@ def score(
         guesses = logits if name in OF_LOGITS else np.argmax(logits, -1)
         guesses = logits[:, 0] if name in METRICS[REGRESSION] else guesses
         found[name] = known[name](labels, guesses)
-    return found | ({"left_out": missing / len(predictions)} if missing else {})
+    lost = {"left_out": missing, "unknown_classes": unknown}
+    return found | {name: count / len(predictions) for name, count in lost.items() if count}
 
 
 def targets(config: Mapping[str, Any], head: Any) -> finetune.Targets:

@@ -20,6 +20,7 @@ from data2vec_jax.core import checkpoints
 from data2vec_jax.core.bad_examples import KEY, MAX_BAD_SHARE
 from data2vec_jax.core.config import (
     DropRate,
+    Length,
     NonNegativeInt,
     Pattern,
     PositiveFloat,
@@ -106,6 +107,8 @@ class FinetuneConfig(RunConfig):
     layerwise_lr: Mapping | None = None  # `layerwise.layer_rates`; None for one rate
     adapter: Mapping | None = None  # `AdapterConfig`; without its `targets` all is trained
     characters: str = ""  # of transcripts, most frequent first
+    # Names of the classes in the order of the head; (): those of the training examples, sorted.
+    labels: Annotated[Sequence[str], Length(0, 2**20)] = ()
     init_from: str = ""  # for the record: the checkpoint that `--init_from` named
 
 
@@ -418,7 +421,8 @@ def make(config: Mapping[str, Any], job: FinetuneSpec) -> Task:
     """The fine-tuning task of a config. Reads the source's index, not its data (text: all)."""
     task, options, modality, predict, targets = _outline(config, job)
     inputs_of = job.inputs.Windows if job.inputs else modality.inputs
-    source = open_part(options, modality.codec, targets.names)
+    names = targets.names if targets.names is not None else config.get("labels") or None
+    source = open_part(options, modality.codec, names)
     lines = [*targets.check(source)]
     inputs = inputs_of(source, **config["examples"])
     model = make_model(config)[1]
@@ -443,6 +447,7 @@ def make(config: Mapping[str, Any], job: FinetuneSpec) -> Task:
         held_out = open_split(options, split, modality.codec, source.label_names)
         if split != options.split:
             sources.check_held_out(source, held_out, "or config.data.eval_source, or none: ''")
+        lines += check_known(held_out, options.max_outside_share)
         lines += targets.check(held_out)
         held_out = Examples(inputs_of(held_out, like=inputs, **config["examples"]), targets)
         held_out.inputs.check(model)
@@ -481,6 +486,7 @@ def open_part(
 ) -> sources.Source:
     """The training examples of the section `data`, or a share of them."""
     source = sources.open_named(options.source, options.split, codec, names, options.key)
+    source = sources.by_name(source, names)
     share, repeat = options.share, options.repeat
     if not 0 < share <= 1 or repeat < 1:
         raise UserError(
@@ -497,9 +503,28 @@ def open_part(
 def open_split(
     options: DataConfig, split: str, codec: Codec, names: Sequence[str] | None
 ) -> sources.Source:
-    """Held-out examples of the section `data`, with the classes of the training examples."""
+    """Held-out examples of the section `data`, with the classes of the training examples.
+
+    Those of other classes are bad.
+    """
     uri = options.eval_source or options.source
-    return sources.open_named(uri, split, codec, names, options.key)
+    source = sources.open_named(uri, split, codec, names, options.key, tolerant=True)
+    return sources.by_name(source, names)
+
+
+def check_known(source: sources.Source, most: float) -> list[str]:
+    """How many examples are of classes that training has not, in a line; none if there are none.
+
+    Raises UserError: more than the share `most`.
+    """
+    found = [error for _, error in sorted(source.bad.items()) if error.reason == sources.UNKNOWN]
+    if not found:
+        return []
+    line = f"{len(found):,} of {len(source):,} examples are of classes that training has not"
+    line = f"{source.uri} {source.split}: {line} (the first: {found[0]})"
+    if len(found) > most * len(source):
+        raise UserError(f"{line}; config.data.max_outside_share={most:g}")
+    return [line]
 
 
 def evaluation(predict: Callable, examples: Any, options: DataConfig, score: Callable):

@@ -38,16 +38,25 @@ from data2vec_jax.data.sources.array_record import (
 )
 from data2vec_jax.data.sources.base import Address, Source, Subset, published
 from data2vec_jax.data.sources.folder import open_folder, subfolders
-from data2vec_jax.data.sources.labels import check_classes, check_field, class_of, index_labels
+from data2vec_jax.data.sources.labels import (
+    UNKNOWN,
+    by_name,
+    check_classes,
+    check_field,
+    class_of,
+    index_labels,
+)
 from data2vec_jax.data.sources.manifest import open_manifest
 from data2vec_jax.data.sources.table import TableSource, rows_of_split
 from data2vec_jax.data.sources.tfds import open_tfds
 
 __all__ = [
+    "UNKNOWN",
     "Address",
     "Source",
     "Subset",
     "TableSource",
+    "by_name",
     "check_classes",
     "check_field",
     "check_held_out",
@@ -81,6 +90,7 @@ def open_source(
     key: str | None = None,
     columns: Sequence[str] | None = None,
     data_dir: str | None = None,
+    tolerant: bool = False,
 ) -> Source:
     """The examples at an address.
 
@@ -95,6 +105,8 @@ def open_source(
     key: column or feature that holds the signal (for tables: its path, or the text).
     columns: manifest: names of the columns, for tables without a first line of names.
     data_dir: tfds: where NAME was prepared; default $TFDS_DATA_DIR or ~/tensorflow_datasets.
+    tolerant: folder, manifest: examples of classes that are not in `label_names` are bad, see
+      `UNKNOWN`, rather than an error.
     Raises UserError: the kind, folder, file, split, option or label does not exist, a folder is
       empty, or a line of a manifest is malformed or points to a missing file.
     """
@@ -112,15 +124,22 @@ def open_source(
     for name, value in options.items():
         if name not in takes and value is not None:
             raise UserError(f"{uri}: '{name}' is not an option of {kind}:")
-    return opener(Address(uri, os.path.expanduser(place), split, codec, label_names, **options))
+    place = os.path.expanduser(place)
+    return opener(Address(uri, place, split, codec, label_names, **options, tolerant=tolerant))
 
 
 def open_named(
-    uri: str, split: str, codec: Codec, names: Sequence[str] | None, key: str | None = None
+    uri: str,
+    split: str,
+    codec: Codec,
+    names: Sequence[str] | None,
+    key: str | None = None,
+    tolerant: bool = False,
 ) -> Source:
     """`open_source` with classes that are known already, unless the data has its own."""
     own = uri.partition(":")[0] not in ("manifest", "folder")
-    return open_source(uri, split, codec=codec, key=key, label_names=None if own else names)
+    names = None if own else names
+    return open_source(uri, split, codec=codec, key=key, label_names=names, tolerant=tolerant)
 
 
 def check_held_out(source: Source, held_out: Source, otherwise: str) -> None:

@@ -30,6 +30,8 @@ class Address:
     key: str | None = None
     columns: Sequence[str] | None = None
     data_dir: str | None = None
+    # Whether an example of a class that is not in `label_names` is bad, rather than an error.
+    tolerant: bool = False
 
 
 class Source(abc.ABC):

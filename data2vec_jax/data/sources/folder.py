@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data2vec_jax.core.errors import ExampleError, UserError, nearest
 from data2vec_jax.data.sources.base import Address
-from data2vec_jax.data.sources.labels import index_labels
+from data2vec_jax.data.sources.labels import UNKNOWN, index_labels
 from data2vec_jax.data.sources.table import TableSource
 
 SPLIT_FOLDERS = ("train", "val", "valid", "validation", "dev", "test")
@@ -61,7 +61,13 @@ def open_folder(address: Address) -> TableSource:
                 ]
             label_names = sorted(label_names)
         classes = [path.split(os.sep, 1)[0] if os.sep in path else None for path in paths]
-        columns["label"], label_names = index_labels(classes, label_names, uri)
+
+        def unknown(i: int, text: str) -> None:
+            bad.setdefault(i, ExampleError(os.path.join(folder, paths[i]), UNKNOWN, text))
+
+        columns["label"], label_names = index_labels(
+            classes, label_names, uri, unknown=unknown if address.tolerant else None
+        )
     return TableSource(
         uri, split, codec, columns, root=str(folder), label_names=label_names, bad=bad
     )

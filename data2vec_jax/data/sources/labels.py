@@ -6,8 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from data2vec_jax.core.errors import UserError, nearest
-from data2vec_jax.data.sources.base import Source
+from data2vec_jax.core.errors import ExampleError, UserError, nearest
+from data2vec_jax.data.codecs.base import Item
+from data2vec_jax.data.sources.base import Source, Subset
+
+UNKNOWN = "unknown class"  # reason of an example whose class is not among those that are known
 
 
 def check_field(source: Source, name: str, check: Callable[[Any], Any]) -> None:
@@ -41,16 +44,73 @@ def check_classes(source: Source) -> None:
     check_field(source, "label", class_of)
 
 
+class Renamed(Subset):
+    """A source whose `label` counts the classes `names` in place of its own: by name, not by order.
+
+    Examples of other classes are bad.
+    """
+
+    def __init__(self, source: Source, names: Sequence[str]):
+        super().__init__(source, np.arange(len(source)))
+        if source.column("labels") is not None:
+            raise UserError(f"{source.uri}: its classes, or their order, are not the known ones")
+        self.label_names = tuple(names)
+        index = {name: i for i, name in enumerate(names)}
+        self._old, self._new = source.label_names, [index.get(x) for x in source.label_names]
+        for i, label in enumerate(source.column("label") or ()):
+            if i not in self.bad:
+                try:
+                    self._renamed(i, label)
+                except ExampleError as error:
+                    self.bad[i] = error
+
+    def _renamed(self, i: int, label: Any) -> Any:
+        if not isinstance(label, int | np.integer) or not 0 <= label < len(self._new):
+            return label  # which `class_of` refuses
+        if self._new[label] is None:
+            text = (
+                f"unknown label '{self._old[label]}'{nearest(self._old[label], self.label_names)}"
+            )
+            raise ExampleError(self.location(i), UNKNOWN, text)
+        return self._new[label]
+
+    def _load(self, i: int) -> Item:
+        item = super()._load(i)
+        return {**item, "label": self._renamed(i, item["label"])} if "label" in item else item
+
+    def field(self, index: int, name: str) -> Any:
+        value = super().field(index, name)
+        return self._renamed(index, value) if name == "label" else value
+
+    def column(self, name: str) -> Sequence[Any] | None:
+        values = super().column(name)
+        if name != "label" or values is None:
+            return values
+        return [None if i in self.bad else self._renamed(i, x) for i, x in enumerate(values)]
+
+
+def by_name(source: Source, names: Sequence[str] | None) -> Source:
+    """A source with the classes `names`, if both have names and they differ."""
+    if not names or not source.label_names or tuple(names) == source.label_names:
+        return source
+    return Renamed(source, names)
+
+
 def index_labels(
-    values: list, names: Sequence[str] | None, where: str, lines: Sequence[int] = ()
+    values: list,
+    names: Sequence[str] | None,
+    where: str,
+    lines: Sequence[int] = (),
+    unknown: Callable[[int, str], None] | None = None,
 ) -> tuple[list[int | float | None], tuple[str, ...] | None]:
     """Labels as found -> their indices and the names of the classes, sorted (integers by value).
 
     If all are numbers and some are not integers, or the names that were given are none, (), they
     are no classes: floats. Integers are also taken as indices into names that were given, if those
     are not numbers themselves. A missing label (None or "") stays None.
-    lines: those of the values in the file `where`. Raises UserError: an unknown label, or one that
-    should be a number.
+    lines: those of the values in the file `where`. unknown: is called with the index of an unknown
+    label, and what is wrong with it; its label is None. Raises UserError: an unknown label, or one
+    that should be a number.
     """
     labels = [None if value in (None, "") else str(value) for value in values]
     found = set(labels) - {None}
@@ -71,7 +131,10 @@ def index_labels(
             if not names:
                 raise UserError(f"{place}: label '{label}' is not a number")
             hint = nearest(label, index) if len(index) <= 50 else ""
-            raise UserError(f"{place}: unknown label '{label}'{hint}")
+            text = f"unknown label '{label}'{hint}"
+            if unknown is None:
+                raise UserError(f"{place}: {text}")
+            unknown(i, text)
     return [index.get(label) for label in labels], names and tuple(map(str, names))
 
 

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 from data2vec_jax.core.errors import ExampleError, UserError, nearest
 from data2vec_jax.data.codecs.base import Codec, unreadable
 from data2vec_jax.data.sources.base import Address
-from data2vec_jax.data.sources.labels import index_labels
+from data2vec_jax.data.sources.labels import UNKNOWN, index_labels
 from data2vec_jax.data.sources.table import TableSource, select_split
 
 # A compressed table may become so many bytes, and so many times as large as its file.
@@ -57,7 +57,10 @@ def open_manifest(address: Address) -> TableSource:
                 refuse(i, "format", f"{name} is {value!r}, not a string")
     label_names = address.label_names
     if "label" in table:
-        table["label"], label_names = index_labels(table["label"], label_names, place, numbers)
+        unknown = (lambda i, text: refuse(i, UNKNOWN, text)) if address.tolerant else None
+        table["label"], label_names = index_labels(
+            table["label"], label_names, place, numbers, unknown
+        )
     if "split" in table:
         table, numbers, bad = select_split(table, numbers, bad, address.split, uri)
     if codec.measure and codec.units in table:

@@ -469,7 +469,7 @@ def make(config: Mapping[str, Any], job: FinetuneSpec) -> Task:
         data=lambda start: placed(plan, examples, options, start, config["total_steps"]),
         evals=evals,
         **corpus(source, plan, options),
-        notes=[*task.notes, *data_notes(plan, examples), *lines],
+        notes=[*task.notes, *source.notes, *data_notes(plan, examples), *lines],
         save_assets=save_assets,
     )
 

@@ -184,7 +184,7 @@ def make(config: Mapping[str, Any]) -> Task:
         data=lambda start: placed(plan, examples, options, start, config["total_steps"]),
         evals=evals,
         **corpus(source, plan, options),
-        notes=data_notes(plan, examples),
+        notes=[*source.notes, *data_notes(plan, examples)],
         save_assets=examples.save_assets,
     )
 

@@ -42,9 +42,11 @@ class Source(abc.ABC):
     rows: of tables and folders, the file or folder and the rows of it, so that two splits can be
       recognised as the same; else None.
     bad: index -> the error of each example that is known to be unreadable. It keeps its index.
+    notes: lines for the user on what lies there and is not read.
     """
 
     rows: Any = None
+    notes: Sequence[str] = ()
 
     def __init__(
         self, uri: str, split: str, codec: Codec, label_names: Sequence[str] | None = None
@@ -154,6 +156,7 @@ class Subset(Source):
 
     def __init__(self, source: Source, indices: Sequence[int]):
         super().__init__(source.uri, source.split, source.codec, source.label_names)
+        self.notes = source.notes
         self._source, self._indices = source, np.asarray(indices)
         self.bad = {i: source.bad[j] for i, j in enumerate(indices) if j in source.bad}
 

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from data2vec_jax.core.errors import ExampleError, UserError, nearest
@@ -11,6 +11,7 @@ from data2vec_jax.data.sources.labels import UNKNOWN, index_labels
 from data2vec_jax.data.sources.table import TableSource
 
 SPLIT_FOLDERS = ("train", "val", "valid", "validation", "dev", "test")
+TOLD = 5  # kinds of files that are not read, and are named
 NOT_DATA = ("/proc", "/sys", "/dev")  # folders of a system that hold no files, or without end
 
 
@@ -38,7 +39,9 @@ def open_folder(address: Address) -> TableSource:
                 "split, move the others elsewhere"
             )
 
-    paths = sorted(os.path.relpath(path, folder) for path in walk(str(folder), codec.suffixes))
+    others: dict[str, tuple[int, str]] = {}
+    found = walk(str(folder), codec.suffixes, others)
+    paths = sorted(os.path.relpath(path, folder) for path in found)
     if not paths:
         suffixes = ", ".join(codec.suffixes)
         raise UserError(f"{uri}: no {codec.field} files ({suffixes}) in '{folder}'")
@@ -68,9 +71,28 @@ def open_folder(address: Address) -> TableSource:
         columns["label"], label_names = index_labels(
             classes, label_names, uri, unknown=unknown if address.tolerant else None
         )
-    return TableSource(
+    source = TableSource(
         uri, split, codec, columns, root=str(folder), label_names=label_names, bad=bad
     )
+    beside = sorted(set(subfolders(top)) - set(splits.values())) if splits else []
+    source.notes = notes_of(f"{uri} {split}", str(folder), others, beside)
+    return source
+
+
+def notes_of(
+    name: str, folder: str, others: Mapping[str, tuple[int, str]], beside: Sequence[str]
+) -> list[str]:
+    """What lies in a folder and is not read, in a line; none if there is nothing.
+
+    others: see `walk`. beside: folders beside those of the splits.
+    """
+    parts = [
+        f"{kind} {count:,} ({os.path.relpath(first, folder)}{', ...' if count > 1 else ''})"
+        for kind, (count, first) in sorted(others.items(), key=lambda pair: -pair[1][0])
+    ]
+    parts += [f"the folder {other}, which is no split" for other in beside]
+    more = f", and {len(parts) - TOLD} more kinds" if len(parts) > TOLD else ""
+    return [f"{name}: not read: {', '.join(parts[:TOLD])}{more}"] if parts else []
 
 
 def split_folders(top: Path, split: str) -> dict[str, str]:
@@ -101,16 +123,26 @@ def words_of(name: str) -> list[str]:
     return re.findall(r"[a-z]+", name.lower())
 
 
-def walk(folder: str, suffixes: Sequence[str]) -> Iterator[str]:
+def walk(
+    folder: str, suffixes: Sequence[str], others: dict[str, tuple[int, str]] | None = None
+) -> Iterator[str]:
     """Files below a folder that end in one of `suffixes`; hidden ones are left out.
 
     Links to folders are followed, but no folder is read twice, so none is that holds the link. A
     folder that ends so, too, and holds no file of the kind, stands for one that was to be there.
+    others: is filled with what is passed over: its kind -> how many, and the first.
     """
     seen, links = set(), [folder]
+
+    def passed(kind: str, path: str) -> None:
+        if others is not None:
+            count, first = others.get(kind, (0, path))
+            others[kind] = count + 1, first
+
     while links:
         for parent, folders, files in os.walk(links.pop(0)):
             if is_no_data(parent) or not first_visit(parent, seen):
+                passed("links to folders that are read already, or hold no data", parent)
                 folders.clear()
                 continue
             found = [name for name in sorted(folders) if name[0] != "."]
@@ -120,6 +152,8 @@ def walk(folder: str, suffixes: Sequence[str]) -> Iterator[str]:
             for name in (*files, *found):
                 path = os.path.join(parent, name)
                 if not name.lower().endswith(tuple(suffixes)) or name[0] == ".":
+                    if name[0] != "." and name not in found:
+                        passed(os.path.splitext(name)[1].lower() or "no suffix", path)
                     continue
                 if name not in found or next(walk(path, suffixes), None) is None:
                     yield path

@@ -126,17 +126,13 @@ class _Spelling(dict):
             upper, folded = letter.upper(), letter.casefold()  # which turns ς to σ, ẞ to ss
             cases += [self._pairs.get(letter, letter), upper, letter.lower(), upper.lower()]
             cases += [folded, folded.upper()]
-        for way, forms in (
-            (CASE, cases),
-            (FORM, [unicodedata.normalize("NFD", x) for x in cases] + [separate_jamo(letter)]),
-        ):
-            for found in forms:
-                if found and self._letters.issuperset(found):
-                    return way, found
-        for found in cases if self._config.drop_accents else ():
-            plain = "".join(x for x in unicodedata.normalize("NFD", found) if not is_accent(x))
-            if self._letters.issuperset(plain):
-                return ACCENT, plain
+        apart = [unicodedata.normalize("NFD", x) for x in cases]
+        ways = {CASE: cases, FORM: [*apart, separate_jamo(letter) or letter]}
+        if self._config.drop_accents:
+            ways[ACCENT] = ["".join(x for x in text if not is_accent(x)) for text in apart]
+        for way, forms in ways.items():
+            for found in filter(self._letters.issuperset, forms):
+                return way, found
         # Letters, marks and numbers are content; punctuation, symbols and controls are not.
         return (OUTSIDE if unicodedata.category(letter)[0] in "LMN" else SIGN), ""
 
@@ -150,7 +146,7 @@ def separate_jamo(syllable: str) -> str:
     """A Hangul syllable in letters that are not joined, as keyboards have them (ㅎㅏㄴ); or ''."""
     parts = unicodedata.normalize("NFD", syllable)
     names = [unicodedata.name(x, "").rpartition(" ") for x in parts]
-    if not all(kind.startswith("HANGUL J") or kind.startswith("HANGUL C") for kind, *_ in names):
+    if not all(kind.startswith(("HANGUL J", "HANGUL C")) for kind, *_ in names):
         return ""
     try:
         return "".join(unicodedata.lookup(f"HANGUL LETTER {name}") for *_, name in names)

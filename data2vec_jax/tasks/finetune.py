@@ -444,13 +444,13 @@ def make(config: Mapping[str, Any], job: FinetuneSpec) -> Task:
 
     evals = {}
     for split in filter(None, options.eval_split.split(",")):
-        held_out = open_split(options, split, modality.codec, source.label_names)
+        part = open_split(options, split, modality.codec, source.label_names)
         if split != options.split:
-            sources.check_held_out(source, held_out, "or config.data.eval_source, or none: ''")
-        lines += check_known(held_out, options.max_outside_share)
-        lines += targets.check(held_out)
-        held_out = Examples(inputs_of(held_out, like=inputs, **config["examples"]), targets)
+            sources.check_held_out(source, part, "or config.data.eval_source, or none: ''")
+        lines += [*check_known(part, options.max_outside_share), *targets.check(part)]
+        held_out = Examples(inputs_of(part, like=inputs, **config["examples"]), targets)
         held_out.inputs.check(model)
+        lines += part.notes
         scoring = functools.partial(
             job.score,
             inputs=held_out.inputs,

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import jax
 import numpy as np
 
-from data2vec_jax.core.config import Length, Range, Size
+from data2vec_jax.core.config import Length, Range, Share, Size
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.modalities.contract import Labelled
 from data2vec_jax.modalities.text import tokenizer as tokenizers
@@ -16,6 +16,7 @@ from data2vec_jax.modalities.text.blocks import documents_of, pad_row, token_blo
 
 SPECIAL = len(tokenizers.SPECIALS)  # they come first (spec 1.3), `<mask>` last
 Lengths = Annotated[Sequence[Annotated[int, Range(8, 2**20)]], Length()]
+MAX_UNKNOWN_SHARE = 0.05
 TERMS = 5_000  # most columns of hand-made features
 
 
@@ -31,6 +32,7 @@ class BlockConfig:
     mode: Literal["complete_doc", "none"] = "complete_doc"
     tokenizer: str | None = None  # folder of one; None trains sentencepiece on the source
     vocab_size: Size = 8_000  # pieces of a new tokenizer
+    max_unknown_share: Share = MAX_UNKNOWN_SHARE  # see `check_unknown`
     padded: ClassVar[bool] = True
 
     def __post_init__(self):
@@ -65,6 +67,21 @@ def tokenizer_of(source: Any, config: Any) -> tokenizers.Tokenizer:
     return tokenizers.train_sentencepiece(texts, config.vocab_size)
 
 
+def check_unknown(
+    source: Any, tokens: np.ndarray, tokenizer: tokenizers.Tokenizer, most: float
+) -> None:
+    """Adds the share of tokens int [N] that are `<unk>`, if any are, to the source's notes.
+
+    Raises UserError: it is above `most`, as where a tokenizer has never seen a script.
+    """
+    count = int(np.sum(tokens == tokenizer.unk))
+    line = f"{source.uri} {source.split}: {count:,} of {len(tokens):,} tokens are <unk>"
+    if count > most * len(tokens):
+        raise UserError(f"{line}, more than config.examples.max_unknown_share={most:g} allows")
+    if count:
+        source.notes = [*source.notes, line]
+
+
 class TextExamples:
     """Blocks of token ids, `<s>` first. With `like`, its tokenizer is used."""
 
@@ -80,6 +97,7 @@ class TextExamples:
             eos=ids.eos,
             mode=self.layout.mode,
         )
+        check_unknown(source, self.blocks.tokens, ids, self.layout.max_unknown_share)
         self.lengths = self.blocks.lengths()
         self.bucket_of = np.searchsorted(self.layout.buckets, self.lengths)
 

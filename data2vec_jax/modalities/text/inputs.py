@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
-from data2vec_jax.core.config import Size
+from data2vec_jax.core.config import Share, Size
 from data2vec_jax.core.errors import ExampleError, UserError
 from data2vec_jax.data.codecs.text import checked
 from data2vec_jax.modalities.contract import with_bad_ones
@@ -28,6 +28,7 @@ class RowConfig:
     # checkpoint a new one.
     tokenizer: str | None = None
     vocab_size: Size = 8_000  # pieces of a new tokenizer
+    max_unknown_share: Share = data.MAX_UNKNOWN_SHARE  # see `data.check_unknown`
     padded: ClassVar[bool] = True
 
     def __post_init__(self):
@@ -78,6 +79,8 @@ class Rows:
             np.array(row_of(*both, self.tokenizer, longest), np.int32)
             for both in zip(texts, pairs, strict=True)
         ]
+        tokens = np.concatenate(self.rows)
+        data.check_unknown(source, tokens, self.tokenizer, self.layout.max_unknown_share)
         self.lengths = np.array([len(row) for row in self.rows], np.int64)
         bucket_of = np.searchsorted(self.layout.buckets, self.lengths)
         self.bucket_of = with_bad_ones(bucket_of, source.bad)

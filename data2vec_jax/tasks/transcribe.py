@@ -305,16 +305,14 @@ def targets(config: Mapping[str, Any], head: Ctc) -> finetune.Targets:
         known = [text for text in texts if isinstance(text, str)]
         if not known:
             transcript_of(None, normaliser, source.uri)
+        scoring = ScoringConfig(**config.get("scoring", {}))
+        lines = [] if surveys else check_language_model(scoring, normaliser, most)
         if len(texts) < len(source):
-            return []  # to know them, all would be decoded; references are counted in the scores
+            return lines  # the others would have to be decoded; references are counted in scores
         name = f"transcripts of {source.uri} {source.split}"
         surveys[source.split] = normaliser.survey(known)
         surveys[source.split].check(name, most)
-        lines = [surveys[source.split].line(name)]
-        if len(surveys) == 1:
-            scoring = ScoringConfig(**config.get("scoring", {}))
-            lines += check_language_model(scoring, normaliser, most)
-        return lines
+        return [surveys[source.split].line(name), *lines]
 
     def save(folder):
         characters.save(folder / "vocab.json")

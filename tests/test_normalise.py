@@ -215,6 +215,17 @@ def test_a_run_tells_records_and_refuses(tmp_path):
         strict.check(source_of(["αβγ"]))
 
 
+def test_of_records_the_first_transcripts_are_looked_at():
+    items = [{"audio": np.zeros(400, np.float32), "transcript": "ab"} for _ in range(70)]
+    _, targets = task_of("AB")
+    (line,) = targets.check(Items(items))
+    assert line.startswith("the first 64 transcripts of items train: 128 letters")
+    with pytest.raises(UserError, match="the first 64 transcripts of items train: 64 of 128"):
+        task_of("A")[1].check(Items(items))
+    (line,) = targets.check(Items(items[:3]))
+    assert line.startswith("transcripts of items train: 6 letters")
+
+
 def test_a_score_counts_what_its_references_lost():
     config, _ = task_of("AB")
     characters, scored = transcribe.characters_of(config), transcribe.job(config).score

@@ -7,6 +7,7 @@ encoder's and, under `task`, those of a `heads.Ctc`. Conversion spec 1.2 to 1.4.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -31,6 +32,7 @@ Array = jax.Array
 # The front end that stays as it was pretrained: all but the last norm and the projection. For
 # `optim.frozen`; `model.frontend.gradient=0` keeps its gradients out of the norm, too.
 FRONTEND = r"^frontend/(conv\d+/|norm\d+/|time_norm/)"
+FIRST = 64  # transcripts that are looked at where a source does not list them
 CONFIG, resolve_config = finetune.FinetuneConfig, finetune.resolve_config
 
 
@@ -301,15 +303,17 @@ def targets(config: Mapping[str, Any], head: Ctc) -> finetune.Targets:
         return {"labels": found}
 
     def check(source):
-        texts = source.column("transcript") or [next(source.items())[1].get("transcript")]
+        texts, which = source.column("transcript"), ""
+        if texts is None:  # they are decoded to be known
+            first = itertools.islice(source.items(), FIRST)
+            texts = [item.get("transcript") for _, item in first]
+            which = f"the first {len(texts)} " if len(texts) < len(source) else ""
         known = [text for text in texts if isinstance(text, str)]
         if not known:
             transcript_of(None, normaliser, source.uri)
         scoring = ScoringConfig(**config.get("scoring", {}))
         lines = [] if surveys else check_language_model(scoring, normaliser, most)
-        if len(texts) < len(source):
-            return lines  # the others would have to be decoded; references are counted in scores
-        name = f"transcripts of {source.uri} {source.split}"
+        name = f"{which}transcripts of {source.uri} {source.split}"
         surveys[source.split] = normaliser.survey(known)
         surveys[source.split].check(name, most)
         return [surveys[source.split].line(name), *lines]

@@ -223,7 +223,7 @@ def test_the_linear_schedule():
 class Tokens:
     """A tokenizer whose tokens are letters."""
 
-    bos, pad, eos, vocab_size = 0, 1, 2, 40
+    bos, pad, eos, unk, vocab_size = 0, 1, 2, 3, 40
 
     def encode_batch(self, texts, literal=False):
         return [[ord(c) - 93 for c in text] for text in texts]

@@ -305,7 +305,7 @@ LINES = [f"the {a} sat on the {b} and saw a {a}" for a in ("cat", "dog") for b i
 def test_characters_that_a_tokenizer_does_not_know(tmp_path, part):
     made = tokenizer.train_sentencepiece(LINES * 5, 40, byte_fallback=False)
     made.save(tmp_path / "tokenizer")
-    options = {"lengths": (32,), "tokenizer": str(tmp_path / "tokenizer")}
+    options = {"lengths": (64,), "tokenizer": str(tmp_path / "tokenizer")}
 
     def texts(lines):
         place = tmp_path / "t.tsv"

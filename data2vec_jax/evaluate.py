@@ -42,6 +42,7 @@ from data2vec_jax.cli.output import as_json, run_main
 from data2vec_jax.core import checkpoints, files, sharding, step_folder
 from data2vec_jax.core.config import check_section, with_options
 from data2vec_jax.core.errors import UserError, nearest
+from data2vec_jax.core.files import read_json
 from data2vec_jax.core.state import TrainState, matches, path_name, shapes_of
 from data2vec_jax.core.train_step import init_state
 from data2vec_jax.modalities import contract
@@ -68,7 +69,7 @@ def open_run(
     if (folder / "tokenizer").is_dir():
         config["examples"]["tokenizer"] = str(folder / "tokenizer")
     if "head" in config and (folder / "labels.json").is_file():
-        config["labels"] = read_labels(folder / "labels.json")
+        config["labels"] = read_json(folder / "labels.json", list)
     for key in changes:
         section, _, name = key.partition(".")
         if section not in SECTIONS or not name:
@@ -77,14 +78,6 @@ def open_run(
     config = with_options(config, changes)
     check_config(config)
     return place, config, sharding.make_mesh(**config["mesh"])
-
-
-def read_labels(path: Path) -> list[str]:
-    """Names of a run's classes. Raises UserError: the file is damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a list of classes ({error})") from None
 
 
 def evaluate(

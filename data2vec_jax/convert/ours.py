@@ -6,7 +6,6 @@ Workdirs of training runs are read as well.
 """
 
 import functools
-import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -162,7 +161,7 @@ def _config_of_run(training: Config, home: Path) -> Config:
     if training.get("head"):
         config["head"] = {k: v for k, v in training["head"].items() if v is not None}
     if (home / "labels.json").is_file():  # names of the classes that the run found in its data
-        config["labels"] = json.loads((home / "labels.json").read_text(encoding="utf-8"))
+        config["labels"] = files.read_json(home / "labels.json", list)
     return config
 
 

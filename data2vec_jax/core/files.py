@@ -13,16 +13,16 @@ from data2vec_jax.core.errors import UserError
 JSON_BYTES = 16 * 2**20  # of a file; settings have a thousandth
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file."""
+def read_json(path: Path, kind: type = dict) -> Any:
+    """The object in a JSON file, or the list if that is the `kind`."""
     try:
         if (size := path.stat().st_size) > JSON_BYTES:
             raise UserError(f"{path}: {size:,} bytes of JSON; at most {JSON_BYTES:,} are read")
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: {getattr(error, 'strerror', None) or 'not JSON'}") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: not a JSON object")
+    if not isinstance(found, kind):
+        raise UserError(f"{path}: not a JSON {'object' if kind is dict else 'list'}")
     return found
 
 

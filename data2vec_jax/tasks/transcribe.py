@@ -5,9 +5,9 @@ length [B] (samples), labels int [B, U] (below 0: none) and example_id [B]; the 
 encoder's and, under `task`, those of a `heads.Ctc`. Conversion spec 1.2 to 1.4.
 """
 
+import contextlib
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data2vec_jax.core.config import Length, Range
-from data2vec_jax.core.errors import UserError
+from data2vec_jax.core.errors import ExampleError, UserError
 from data2vec_jax.core.task import Task
 from data2vec_jax.data import normalise
 from data2vec_jax.data.characters import BLANK, SPACE, SPECIALS, Characters
@@ -270,6 +270,16 @@ def check_language_model(
     return [line]
 
 
+def first_transcripts(source: Any) -> list[Any]:
+    """Of the first examples that can be read, which are decoded for it. Raises UserError: none."""
+    next(source.items())
+    found = []
+    for i in range(min(FIRST, len(source))):
+        with contextlib.suppress(ExampleError):
+            found.append(source[i].get("transcript"))
+    return found
+
+
 def targets(config: Mapping[str, Any], head: Ctc) -> finetune.Targets:
     """labels int [U] of the transcript, -1 for none; U is half of the frames, and one more.
 
@@ -304,9 +314,8 @@ def targets(config: Mapping[str, Any], head: Ctc) -> finetune.Targets:
 
     def check(source):
         texts, which = source.column("transcript"), ""
-        if texts is None:  # they are decoded to be known
-            first = itertools.islice(source.items(), FIRST)
-            texts = [item.get("transcript") for _, item in first]
+        if texts is None:
+            texts = first_transcripts(source)
             which = f"the first {len(texts)} " if len(texts) < len(source) else ""
         known = [text for text in texts if isinstance(text, str)]
         if not known:
@@ -344,13 +353,9 @@ def abstract_task(config: Mapping[str, Any]) -> Task:
 def job(config: Mapping[str, Any]) -> finetune.FinetuneSpec:
     """What CTC adds to fine-tuning."""
     step = frontend_of(config).hop
-    scored = functools.partial(
-        score,
-        characters=characters_of(config),
-        step=step,
-        normaliser=normaliser_of(config),
-        max_outside_share=config["data"].get("max_outside_share", normalise.MAX_OUTSIDE_SHARE),
-    )
+    given = {"characters": characters_of(config), "normaliser": normaliser_of(config)}
+    most = config["data"].get("max_outside_share", normalise.MAX_OUTSIDE_SHARE)
+    scored = functools.partial(score, step=step, max_outside_share=most, **given)
     return finetune.FinetuneSpec(
         make_loss,
         make_predict,

@@ -168,7 +168,7 @@ def test_the_names_of_a_run_travel_with_it(tmp_path):
     assert source.column("label") == [2, 0] and source.label_names == ("eel", "cat", "dog")
     classify.make(found)
     (run / "labels.json").write_text("{")
-    with pytest.raises(UserError, match=r"labels\.json: not a list of classes"):
+    with pytest.raises(UserError, match=r"labels\.json: not JSON"):
         evaluate.open_run(str(run), {})
 
 

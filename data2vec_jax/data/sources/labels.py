@@ -54,7 +54,7 @@ class Renamed(Subset):
         super().__init__(source, np.arange(len(source)))
         if source.column("labels") is not None:
             raise UserError(f"{source.uri}: its classes, or their order, are not the known ones")
-        self.label_names = tuple(names)
+        self.label_names, self._few = tuple(names), tuple(names)[:50]
         index = {name: i for i, name in enumerate(names)}
         self._old, self._new = source.label_names, [index.get(x) for x in source.label_names]
         for i, label in enumerate(source.column("label") or ()):
@@ -68,9 +68,7 @@ class Renamed(Subset):
         if not isinstance(label, int | np.integer) or not 0 <= label < len(self._new):
             return label  # which `class_of` refuses
         if self._new[label] is None:
-            text = (
-                f"unknown label '{self._old[label]}'{nearest(self._old[label], self.label_names)}"
-            )
+            text = f"unknown label '{self._old[label]}'{nearest(self._old[label], self._few)}"
             raise ExampleError(self.location(i), UNKNOWN, text)
         return self._new[label]
 

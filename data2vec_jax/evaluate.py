@@ -42,7 +42,6 @@ from data2vec_jax.cli.output import as_json, run_main
 from data2vec_jax.core import checkpoints, files, sharding, step_folder
 from data2vec_jax.core.config import check_section, with_options
 from data2vec_jax.core.errors import UserError, nearest
-from data2vec_jax.core.files import read_json
 from data2vec_jax.core.state import TrainState, matches, path_name, shapes_of
 from data2vec_jax.core.train_step import init_state
 from data2vec_jax.modalities import contract
@@ -69,7 +68,7 @@ def open_run(
     if (folder / "tokenizer").is_dir():
         config["examples"]["tokenizer"] = str(folder / "tokenizer")
     if "head" in config and (folder / "labels.json").is_file():
-        config["labels"] = read_json(folder / "labels.json", list)
+        config["labels"] = files.read_json(folder / "labels.json", list)
     for key in changes:
         section, _, name = key.partition(".")
         if section not in SECTIONS or not name:
@@ -186,6 +185,8 @@ def probed(
         probes[" hand-made"] = found
     for name, found in probes.items():
         scores |= {f"{key}{name}": found[key] for key in probe.PROBES}
+    if labelled[1].unknown:
+        scores["unknown_classes"] = labelled[1].unknown
     run = record(folder, config, {splits[1]: dict(sorted(scores.items()))}, params)
     example = {k: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for k, x in labelled[0].inputs.items()}
     flops = modality.flops(model, example, 0, 0)

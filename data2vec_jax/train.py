@@ -151,10 +151,13 @@ def begun(run: Run, init_from: str | None, verbose: bool) -> TrainState:
     """The state of a new run, which may begin with the parameters of a checkpoint."""
     state = run.init(run.config["seed"])
     if init_from:
-        state, new = init_state_from(init_from, state, run.abstract)
+        renewed = run.task.renewed(init_from)
+        state, new = init_state_from(init_from, state, run.abstract, renewed)
         state = state.replace(params=run.task.init_from(state.params, new, init_from))
         if verbose:
             say(f"initialised from {init_from}; {len(new)} new parameters {new[:3] or ''}")
+            for part, why in renewed.items():
+                say(f"{part} begins anew: {why}")
     return state
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data2vec_jax.convert import ours, peft
+from data2vec_jax.core.errors import UserError
 from data2vec_jax.core.trees import nest
 from data2vec_jax.models import adapters, heads
 from data2vec_jax.models.layers import Array
@@ -69,15 +70,33 @@ class Loaded:
           `Outputs`: last_hidden_state, hidden_states, and the head's outputs.
 
         Raises:
-          UserError: inputs that the model cannot read.
+          UserError: inputs that the model cannot read: of another shape, empty, too short, or not
+            finite.
         """
         inference = ours.inference_of(self.config)
-        batch = {inference.input: np.asarray(inputs)}
+        batch = {inference.input: array_of(inference.input, inputs)}
         if padding_mask is not None:
-            batch["padding"] = np.asarray(padding_mask) != 0
+            batch["padding"] = padding = array_of("padding_mask", padding_mask) != 0
+            if padding.shape != (shape := batch[inference.input].shape):
+                raise UserError(f"padding_mask of shape {padding.shape} for inputs of {shape}")
         batch |= {name: np.asarray(value) for name, value in more.items() if value is not None}
         batch = dict(inference.prepare(ours.model_of(self.config), batch))
         return self._forward(self.params, batch)
+
+
+def array_of(name: str, values: Any) -> np.ndarray:
+    """An array of the values. Raises UserError: it has none, or they are not finite numbers."""
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        raise UserError(f"{name}: rows of several lengths; pad them") from None
+    if not any(jnp.issubdtype(array.dtype, kind) for kind in (bool, jnp.integer, jnp.floating)):
+        raise UserError(f"{name}: {array.dtype} in place of real numbers")
+    if not array.size:
+        raise UserError(f"{name} of shape {array.shape}: nothing is in it")
+    if not np.isfinite(array).all():
+        raise UserError(f"{name}: some numbers are NaN or infinite")
+    return array
 
 
 def load(path: Any, base: Any = None) -> Loaded:

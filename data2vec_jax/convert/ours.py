@@ -99,6 +99,8 @@ def open_checkpoint(path: Any, base: Any = None) -> Checkpoint:
         if str(error).startswith("config."):  # the options that its settings amount to
             raise UserError(f"{path}: {error}") from error
         raise
+    except OSError as error:  # longer than a path may be, or closed to this user
+        raise UserError(f"{str(path)[:80]}: {error.strerror or error}") from error
     except FAULTS_OF_SETTINGS as error:
         reason = (str(error).splitlines() or ["?"])[0]
         raise UserError(

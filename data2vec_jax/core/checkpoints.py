@@ -9,13 +9,14 @@ the unfinished saves of its predecessor.
 
 import contextlib
 import dataclasses
+import difflib
 import functools
 import json
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -470,7 +471,9 @@ def _load_converted(folder: Path, abstract: Any, subtree: str) -> dict[str, Any]
     return nest({path: place(path, wanted) for path, wanted in flatten(abstract).items()})
 
 
-def init_state_from(path: str | os.PathLike, state: Any, abstract: Any) -> tuple[Any, list[str]]:
+def init_state_from(
+    path: str | os.PathLike, state: Any, abstract: Any, renewed: Collection[str] = ()
+) -> tuple[Any, list[str]]:
     """The first state of a run, with parameters and teacher of another checkpoint.
 
     What the checkpoint does not have stays as it is in `state`: a new head. A teacher's leaf that
@@ -480,6 +483,7 @@ def init_state_from(path: str | os.PathLike, state: Any, abstract: Any) -> tuple
       path: as of `load_params`.
       state: a state with `params` and `teacher`, nested dicts.
       abstract: its shapes and shardings.
+      renewed: parts ('task') that stay as they are in `state`, too.
 
     Returns:
       The state, and the paths of parameters that are new.
@@ -487,7 +491,7 @@ def init_state_from(path: str | os.PathLike, state: Any, abstract: Any) -> tuple
     Raises:
       UserError: as `load_params`; or nothing in the checkpoint is of this model.
     """
-    have = held_paths(path, "params")
+    have = {x for x in held_paths(path, "params") if x.partition("/")[0] not in renewed}
     wanted = flatten(abstract.params)
     new = sorted(wanted.keys() - have)
     if len(new) == len(wanted):
@@ -536,6 +540,9 @@ def located(path: str | os.PathLike) -> str | os.PathLike:
     """
     scheme, colon, name = str(path).partition(":")
     if scheme != "reference" or not colon:  # a folder may be called 'reference'
+        misspelt = difflib.get_close_matches(scheme.lower(), ["reference"], cutoff=0.8)
+        if colon and misspelt and not os.path.exists(path):
+            raise UserError(f"{path} does not exist; did you mean 'reference:{name}'?")
         return path
     folder = Path(__file__).parents[1] / "reference"
     names = sorted(found.parent.name for found in folder.glob(f"*/{CONVERTED}"))

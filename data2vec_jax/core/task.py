@@ -35,6 +35,8 @@ class Task:
       run and its continuation.
     notes: lines for the user at the start.
     save_assets: writes what the workdir needs beside the parameters (a tokenizer) into a folder.
+    renewed: a checkpoint's path -> {part of its parameters: why}, of parts that mean something else
+      in this run, and begin anew: a head of other classes.
     init_from: (parameters, paths of those that the checkpoint did not have, its path) ->
       the parameters, of which some new ones depend on others (DoRA's lengths).
     """
@@ -53,6 +55,7 @@ class Task:
     order: str = ""
     notes: Sequence[str] = ()
     save_assets: Callable[[Path], None] = lambda folder: None
+    renewed: Callable[[str], Mapping[str, str]] = lambda path: {}
     init_from: Callable[..., dict[str, Any]] = lambda params, new, path: params
 
     def mean(self, values: Sequence[float]) -> float:

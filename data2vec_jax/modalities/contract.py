@@ -149,12 +149,14 @@ class Inference:
 class Labelled(NamedTuple):
     """Examples with labels, for probes: arrays [N, ...], labels int [N] or [N, T], -1 for none.
 
-    names: of the classes, () where they are not known.
+    names: of the classes, () where they are not known. unknown: share of labels that are left out,
+    of classes that no training example has.
     """
 
     inputs: Mapping[str, np.ndarray]
     labels: np.ndarray
     names: Sequence[str] = ()
+    unknown: float = 0.0
 
     def take(self, rows: np.ndarray) -> "Labelled":
         """These examples, int [n], alone."""

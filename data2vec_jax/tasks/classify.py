@@ -10,6 +10,7 @@ import functools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
@@ -26,6 +27,7 @@ from data2vec_jax.core.config import (
     Span,
 )
 from data2vec_jax.core.errors import UserError, nearest
+from data2vec_jax.core.files import read_json
 from data2vec_jax.core.task import Task
 from data2vec_jax.data.sources import UNKNOWN, check_field, class_of
 from data2vec_jax.models.layers import wide
@@ -288,6 +290,12 @@ def targets(config: Mapping[str, Any], head: Any) -> finetune.Targets:
             text = json.dumps(list(seen["names"]), ensure_ascii=False, indent=1)
             (folder / "labels.json").write_text(text + "\n", encoding="utf-8")
 
+    def outputs(stored):
+        if stored is None:
+            return seen.get("names") or ()
+        path = Path(stored["folder"]) / "labels.json"
+        return read_json(path, list) if path.is_file() else stored.get("labels") or ()
+
     def classes_of(source):
         labels = source.column(column)
         if labels is None or problem == REGRESSION:
@@ -301,7 +309,7 @@ def targets(config: Mapping[str, Any], head: Any) -> finetune.Targets:
 
     seen: dict[str, Any] = {}
     names = () if problem == REGRESSION else None
-    return finetune.Targets(shapes, read, check, save, names, classes_of)
+    return finetune.Targets(shapes, read, check, save, names, classes_of, outputs)
 
 
 def number_of(label: Any) -> float:

@@ -5,6 +5,7 @@ B batch, T frames or tokens, D width. Parameters are the encoder's at the top, t
 """
 
 import functools
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -81,7 +82,8 @@ class Targets:
 
     check: of a source -> lines for the user; raises UserError. save: writes what gives the numbers
     names. names: of the classes, for `open_source`. classes: of a source -> numbers of the classes
-    of each example.
+    of each example. outputs: what each output of the head stands for, of a checkpoint's config or,
+    for None, of this run; () where that is not known.
     """
 
     shapes: Callable[[int], Mapping[str, jax.ShapeDtypeStruct]]
@@ -90,6 +92,7 @@ class Targets:
     save: Callable[[Path], None] = lambda folder: None
     names: Sequence[str] | None = None
     classes: Callable[[Any], Sequence[Sequence[int]]] | None = None
+    outputs: Callable[[Mapping[str, Any] | None], Sequence[str]] = lambda stored: ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -471,7 +474,19 @@ def make(config: Mapping[str, Any], job: FinetuneSpec) -> Task:
         **corpus(source, plan, options),
         notes=[*task.notes, *source.notes, *data_notes(plan, examples), *lines],
         save_assets=save_assets,
+        renewed=functools.partial(renewed, targets),
     )
+
+
+def renewed(targets: Targets, path: str) -> dict[str, str]:
+    """{'task': why} if the head of the checkpoint `path` has other classes or characters."""
+    own, theirs = (targets.outputs(x) for x in (None, checkpoints.load_config(path)))
+    if not own or not theirs or list(own) == list(theirs):
+        return {}
+    first, (ours, other) = next(
+        (i, pair) for i, pair in enumerate(itertools.zip_longest(own, theirs)) if len(set(pair)) > 1
+    )
+    return {"task": f"output {first} of {path} is {other!r}, and of this run {ours!r}"}
 
 
 def balanced(source: sources.Source, examples: Examples, targets: Targets) -> np.ndarray:

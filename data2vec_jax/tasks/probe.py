@@ -29,8 +29,8 @@ def labelled(
 ) -> list[Labelled]:
     """Labelled examples of splits of a pretraining config's source, read as pretraining reads them.
 
-    The classes are those of the first split. Raises UserError: a split has no labels that this
-    modality can probe, or a class that the first has not.
+    The classes are those of the first split; labels of others are left out, and `unknown` counts
+    them. Raises UserError: a split has no labels that this modality can probe, or none of these.
     """
     like, names, found, sources = training_examples(modality, config), None, [], []
     for split in splits:
@@ -40,7 +40,8 @@ def labelled(
             check_held_out(sources[0], source, "or other data: --set data.source=ADDRESS")
         sources.append(source)
         names = source.label_names
-        found.append(of_source(modality, config, source, like))
+        part = of_source(modality, config, source, like)
+        found.append(of_known_classes(found[0], part, source) if found else part)
         if source.bad:
             first = source.bad[min(source.bad)]
             warnings.warn(
@@ -48,6 +49,20 @@ def labelled(
                 stacklevel=2,
             )
     return found
+
+
+def of_known_classes(train: Labelled, part: Labelled, source: Source) -> Labelled:
+    """A part without the labels that no training example has. Raises UserError: all are such."""
+    known = part.labels >= 0
+    strange = known & ~np.isin(part.labels, train.labels)
+    if not strange.any():
+        return part
+    if (strange == known).all():
+        raise UserError(f"{source.uri} {source.split}: training has none of its classes")
+    share = float(strange.sum() / known.sum())
+    if strange.ndim == 1:
+        return part.take(np.flatnonzero(~strange))._replace(unknown=share)
+    return part._replace(labels=np.where(strange, -1, part.labels), unknown=share)
 
 
 def training_examples(modality: Modality, config: Mapping[str, Any]) -> Examples:

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
@@ -331,7 +332,13 @@ def targets(config: Mapping[str, Any], head: Ctc) -> finetune.Targets:
         characters.save(folder / "vocab.json")
         normalise.save(folder, normaliser, surveys)
 
-    return finetune.Targets(shapes, read, check, save)
+    def outputs(stored):
+        path = stored and Path(stored["folder"]) / "vocab.json"
+        if path and not path.is_file():
+            return ()
+        return (Characters.load(path) if path else characters).names
+
+    return finetune.Targets(shapes, read, check, save, outputs=outputs)
 
 
 def frontend_of(config: Mapping[str, Any]) -> Any:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data2vec_jax.core.errors import UserError
 from data2vec_jax.modalities.contract import Inference, Tokens
 from data2vec_jax.modalities.speech.model import SpeechModel
 from data2vec_jax.models import heads
@@ -43,6 +44,21 @@ def forward(
     return outputs(config, params, encoded, features, extract_features=extracted)
 
 
+def prepare(model: SpeechModel, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """Waveforms as they are. Raises UserError: not [B, S], less than a frame, or a mask that has
+    other frames.
+    """
+    audio = inputs["audio"]
+    if audio.ndim != 2 or (frames := model.frontend.frames(audio.shape[1])) < 1:
+        raise UserError(
+            f"audio of shape {audio.shape}; the model reads [batch, samples], of at least "
+            f"{model.frontend.reach} samples at 16 kHz"
+        )
+    if "mask" in inputs and inputs["mask"].shape[1:] != (frames,):
+        raise UserError(f"a mask of shape {inputs['mask'].shape} for {frames} frames")
+    return inputs
+
+
 def example(model: SpeechModel) -> dict[str, jax.ShapeDtypeStruct]:
     """One waveform of at least 8 frames."""
     samples = model.frontend.reach + 7 * model.frontend.hop
@@ -57,4 +73,6 @@ def random_inputs(
     return {"audio": rng.normal(size=(2, 3 * samples)).astype(np.float32)}
 
 
-INFERENCE = Inference(input="audio", example=example, forward=forward, random_inputs=random_inputs)
+INFERENCE = Inference(
+    input="audio", example=example, forward=forward, prepare=prepare, random_inputs=random_inputs
+)

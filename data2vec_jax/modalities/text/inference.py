@@ -41,6 +41,8 @@ def forward(config: Mapping[str, Any], model: TextModel, params: Params, inputs:
 def prepare(model: TextModel, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
     """Raises UserError for rows that are too long and ids outside the vocabulary."""
     tokens, embeddings = inputs["tokens"], model.embeddings
+    if not np.issubdtype(tokens.dtype, np.integer):
+        raise UserError(f"tokens are {tokens.dtype}, not integers")
     if tokens.shape[-1] > embeddings.max_length:
         raise UserError(
             f"{tokens.shape[-1]} tokens in a row; the model has positions for "

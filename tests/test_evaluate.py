@@ -16,6 +16,7 @@ from data2vec_jax.convert import export, ours
 from data2vec_jax.convert.tables import entries_of
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.metrics.writer import FILE, read_lines
+from data2vec_jax.modalities.contract import Labelled
 from data2vec_jax.tasks import probe
 
 
@@ -142,6 +143,21 @@ def test_other_checkpoints_are_probed_on_the_data_of_a_run(
     table = capsys.readouterr().out
     assert "forward MFLOPs" in table and "\nsmall, knn: " in table
     assert f"`small`: the checkpoint {tmp_path}/small, probed on" in (tmp_path / "a.md").read_text()
+
+
+def test_scores_of_a_probe_count_classes_that_training_has_not(pretrained, monkeypatch):
+    config = json.loads((pretrained / "config.json").read_text())
+    found = {"linear_probe": 0.5, "knn": 0.25}
+    results = dict(probe=found, probe_hand_made=None, tokens=(), attentive=0.75)
+    for name, result in results.items():
+        monkeypatch.setattr(probe, name, lambda *_, result=result, **more: result)
+    size = config["model"]["image"]
+    part = Labelled({"image": np.zeros((2, size, size, 1), np.uint8)}, np.arange(2))
+    for unknown in (0.25, 0.0):
+        frozen = ("train", "dev"), [part, part._replace(unknown=unknown)], None
+        scores = evaluate.probed(pretrained, config, frozen, {}, {})["scores"]["dev"]
+        assert scores["linear_probe"] == scores["linear_probe untrained"] == 0.5
+        assert scores.get("unknown_classes", 0.0) == unknown
 
 
 def test_a_pretrained_encoder_is_probed_beside_an_untrained_one(pretrained, tmp_path):

@@ -4,8 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from configs_for_tests import Items
+from PIL import Image
 
 from data2vec_jax.core.errors import UserError
+from data2vec_jax.modalities import contract
 from data2vec_jax.modalities.contract import Labelled
 from data2vec_jax.modalities.text.modality import MODALITY
 from data2vec_jax.modalities.vision.model import VisionConfig
@@ -294,19 +297,25 @@ def test_labels_of_tables_have_the_numbers_of_the_training_file(tmp_path):
         rows = "".join(f"a text of some words {i},{label}\n" for i, label in enumerate(labels))
         (tmp_path / f"{split}.csv").write_text(f"text,label\n{rows}")
 
-    def found():
+    def parts():
         data = {"source": f"manifest:{tmp_path}/{{split}}.csv", "split": "train"}
         examples = {"lengths": (16,), "vocab_size": 300}
         config = {"data": data, "examples": examples}
-        return [
-            part.labels.tolist() for part in probe.labelled(MODALITY, config, ("train", "test"))
-        ]
+        return probe.labelled(MODALITY, config, ("train", "test"))
+
+    def found():
+        return [part.labels.tolist() for part in parts()]
 
     table("train", "a", "b", "c", "b")
     table("test", "c", "b")
-    assert found() == [[0, 1, 2, 1], [2, 1]]
-    table("test", "b", "d")
-    with pytest.raises(UserError, match=r"test\.csv:3: unknown label 'd'"):
+    assert found() == [[0, 1, 2, 1], [2, 1]] and parts()[1].unknown == 0
+    table("test", "b", "d", "c", "d")
+    with pytest.warns(UserWarning, match=r"2 of 4 .*test\.csv:3: .*unknown label 'd'"):
+        assert found() == [[0, 1, 2, 1], [1, 2]]
+    with pytest.warns(UserWarning):
+        assert parts()[1].unknown == 0.5
+    table("test", "d", "e")
+    with pytest.raises(UserError, match=r"test\.csv:2: .*unknown label 'd'"):
         found()
     table("test", "b", "")
     with pytest.raises(UserError, match=r"test\.csv:3: no label"):
@@ -314,3 +323,30 @@ def test_labels_of_tables_have_the_numbers_of_the_training_file(tmp_path):
     table("train", "1", "0.5")
     with pytest.raises(UserError, match=r"train\.csv:2: label 1.0 is not a class"):
         found()
+
+
+def test_classes_without_a_training_example_are_left_out_and_counted(tmp_path):
+    """The splits of a folder have the classes of all of them."""
+    for i, place in enumerate(("train/cat", "train/eel", "test/eel", "test/dog", "test/cat")):
+        (tmp_path / place).mkdir(parents=True)
+        for name in "ab":
+            image = np.full((8, 8), 10 * i, np.uint8)
+            Image.fromarray(image).save(tmp_path / place / f"{name}.png")
+    config = {
+        "data": {"source": f"folder:{tmp_path}", "split": "train"},
+        "examples": {"image": 8, "channels": 1},
+    }
+    train, test = probe.labelled(contract.get("vision"), config, ("train", "test"))
+    assert test.names == ("cat", "dog", "eel") and test.unknown == pytest.approx(1 / 3)
+    assert test.labels.tolist() == [0, 0, 2, 2] and train.unknown == 0
+    assert np.unique(test.inputs["image"]).tolist() == [20, 40]  # not the dogs' 30
+
+
+def test_frames_of_classes_without_a_training_frame_are_left_out_and_counted():
+    train = Labelled({}, np.array([[0, 1, -1], [2, 1, 1]]))
+    part = Labelled({}, np.array([[-1, 3, 0], [2, 3, -1]]))
+    source = Items([{}, {}], split="test")
+    found = probe.of_known_classes(train, part, source)
+    assert found.labels.tolist() == [[-1, -1, 0], [2, -1, -1]] and found.unknown == 0.5
+    with pytest.raises(UserError, match="training has none of its classes"):
+        probe.of_known_classes(train, Labelled({}, np.array([[3, -1]])), source)

@@ -12,7 +12,7 @@ from configs_for_tests import Items, config_of
 
 from data2vec_jax import train
 from data2vec_jax.convert import loaded, ours
-from data2vec_jax.core import checkpoints, optimizer
+from data2vec_jax.core import checkpoints, files, optimizer
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.core.state import path_name
 from data2vec_jax.core.train_step import StepKeys
@@ -436,3 +436,23 @@ def test_encoders_without_an_embedding_get_noise_or_zeros():
     options = dataclasses.replace(options, time_prob=0.0)
     same = augment(tokens, None, jax.random.key(2), step_keys(), ids, options)
     assert same.x is tokens.x
+
+
+def test_a_head_of_another_alphabet_begins_anew(tmp_path):
+    """Of the same size or not; checkpoints that do not say their characters keep their heads."""
+    config = config_of("finetune_librispeech", "smoke").to_dict()
+    targets = transcribe.targets(config, heads.make(config["head"], "head"))
+    own = transcribe.characters_of(config).names
+    files.write_json(tmp_path / "config.json", {"modality": "speech", "model": config["model"]})
+    assert finetune.renewed(targets, str(tmp_path)) == {}
+    Characters(own).save(tmp_path / "vocab.json")
+    assert finetune.renewed(targets, str(tmp_path)) == {}
+    at = len(own) - 1
+    Characters([*own[:-1], "Ä"]).save(tmp_path / "vocab.json")
+    assert finetune.renewed(targets, str(tmp_path)) == {
+        "task": f"output {at} of {tmp_path} is 'Ä', and of this run {own[at]!r}"
+    }
+    Characters([*own, "Ä"]).save(tmp_path / "vocab.json")
+    assert finetune.renewed(targets, str(tmp_path)) == {
+        "task": f"output {at + 1} of {tmp_path} is 'Ä', and of this run None"
+    }

@@ -20,7 +20,7 @@ import numpy as np
 import optax
 
 from data2vec_jax.core.errors import ExampleError, UserError
-from data2vec_jax.data.sources import Source, check_held_out, open_named, open_source
+from data2vec_jax.data.sources import UNKNOWN, Source, check_held_out, open_named, open_source
 from data2vec_jax.modalities.contract import Examples, Labelled, Modality
 
 
@@ -34,7 +34,9 @@ def labelled(
     """
     like, names, found, sources = training_examples(modality, config), None, [], []
     for split in splits:
-        source = open_named(config["data"]["source"], split, modality.codec, names)
+        source = open_named(
+            config["data"]["source"], split, modality.codec, names, tolerant=bool(names)
+        )
         modality.check_labels(source)
         if sources:
             check_held_out(sources[0], source, "or other data: --set data.source=ADDRESS")
@@ -52,15 +54,17 @@ def labelled(
 
 
 def of_known_classes(train: Labelled, part: Labelled, source: Source) -> Labelled:
-    """A part without the labels that no training example has. Raises UserError: all are such."""
+    """A part of a source without the labels that no training example has; `unknown` counts them.
+
+    Raises UserError: there are no others.
+    """
+    lost = sum(error.reason == UNKNOWN for error in source.bad.values())
     known = part.labels >= 0
     strange = known & ~np.isin(part.labels, train.labels)
-    if not strange.any():
-        return part
     if (strange == known).all():
         raise UserError(f"{source.uri} {source.split}: training has none of its classes")
-    share = float(strange.sum() / known.sum())
-    if strange.ndim == 1:
+    share = float((strange.sum() + lost) / (known.sum() + lost))
+    if strange.ndim == 1 and strange.any():
         return part.take(np.flatnonzero(~strange))._replace(unknown=share)
     return part._replace(labels=np.where(strange, -1, part.labels), unknown=share)
 

@@ -2,15 +2,21 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from configs_for_tests import Items, config_of
 from PIL import Image
 
-from data2vec_jax import evaluate
+from data2vec_jax import evaluate, train
+from data2vec_jax.convert.ours import entries_of
+from data2vec_jax.core import sharding
 from data2vec_jax.core.errors import ExampleError, UserError
+from data2vec_jax.core.safetensors import write_safetensors
+from data2vec_jax.core.trees import flatten
 from data2vec_jax.data.sources import UNKNOWN, by_name, open_source
 from data2vec_jax.modalities import contract
+from data2vec_jax.models.heads import make as make_head
 from data2vec_jax.tasks import classify, finetune
 
 VISION, TEXT = (contract.get(name) for name in ("vision", "text"))
@@ -196,3 +202,72 @@ def test_texts_of_unknown_classes_are_left_out(tmp_path):
         inputs.load(2, 0, None)
     with pytest.raises(UserError, match="unknown label 'fox'"):
         open_source(options.eval_source, codec=TEXT.codec, label_names=WORDS)
+
+
+@pytest.fixture(scope="module")
+def fine_tuned(tmp_path_factory):
+    """A converted checkpoint with the classes `WORDS`, its config, and all its parameters."""
+    place = tmp_path_factory.mktemp("start")
+    folder(place / "data/train", [*WORDS, *WORDS])
+    config = config_on(place / "data")
+    task = classify.make(classify.resolve_config(config))
+    params = flatten(jax.device_get(jax.jit(task.init)(jax.random.key(5))))
+    write_safetensors(place / "model.safetensors", entries_of(params), {})
+    kept = {"modality": "vision", "model": config["model"], "head": config["head"]}
+    (place / "config.json").write_text(json.dumps(kept | {"labels": WORDS}))
+    return place, config, params
+
+
+def begun(place, config, capfd):
+    """The first parameters of a run from the checkpoint `place`, and what it says of the head."""
+    task = classify.make(classify.resolve_config(config, str(place)))
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        state = train.begun(train.Run(config, task, mesh), str(place), True)
+    said = [line for line in capfd.readouterr().err.splitlines() if "begins anew" in line]
+    return flatten(jax.device_get(state.params)), said
+
+
+def test_a_head_of_the_same_classes_is_kept(fine_tuned, capfd):
+    place, config, params = fine_tuned
+    found, said = begun(place, config, capfd)
+    assert not said and found.keys() == params.keys()
+    for name, value in params.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("labels", "first"),
+    [
+        (["cat", "eel", "dog"], "output 1 of {} is 'dog', and of this run 'eel'"),
+        (["cat", "dog"], "output 2 of {} is 'eel', and of this run None"),
+    ],
+)
+def test_a_head_of_other_classes_begins_anew(fine_tuned, tmp_path, capfd, labels, first):
+    """By name, whether or not there are as many."""
+    place, config, params = fine_tuned
+    config = json.loads(json.dumps(config))
+    config["data"]["source"] = folder(tmp_path, labels * 3)
+    config["head"]["classes"], config["labels"] = len(labels), labels
+    found, said = begun(place, config, capfd)
+    assert len(said) == 1 and said[0].endswith("task begins anew: " + first.format(place))
+    heads = [name for name in params if name.startswith("task/")]
+    kernels = [name for name in heads if name.endswith("kernel")]
+    assert heads and kernels and len(params) > len(heads)
+    for name, value in params.items():
+        if name not in heads:
+            np.testing.assert_array_equal(found[name], value, err_msg=name)
+    for name in kernels:
+        assert found[name].shape != params[name].shape or np.any(found[name] != params[name])
+
+
+def test_names_of_a_run_are_those_that_it_found_in_its_data(fine_tuned, tmp_path):
+    place, config, _ = fine_tuned
+    targets = classify.targets(config, make_head(config["head"]))
+    stored = {"folder": str(tmp_path), "labels": []}
+    assert targets.outputs(stored) == [] and targets.outputs(None) == ()
+    (tmp_path / "labels.json").write_text(json.dumps(WORDS))
+    assert targets.outputs(stored) == WORDS
+    targets.check(open_source(config["data"]["source"], codec=VISION.codec))
+    assert targets.outputs(None) == tuple(WORDS)
+    assert finetune.renewed(targets, str(place)) == {}

@@ -265,7 +265,7 @@ def test_names_of_a_run_are_those_that_it_found_in_its_data(fine_tuned, tmp_path
     place, config, _ = fine_tuned
     targets = classify.targets(config, make_head(config["head"]))
     stored = {"folder": str(tmp_path), "labels": []}
-    assert targets.outputs(stored) == [] and targets.outputs(None) == ()
+    assert not targets.outputs(stored) and not targets.outputs(None)
     (tmp_path / "labels.json").write_text(json.dumps(WORDS))
     assert targets.outputs(stored) == WORDS
     targets.check(open_source(config["data"]["source"], codec=VISION.codec))

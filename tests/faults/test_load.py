@@ -32,6 +32,7 @@ def models():
         ("references:speech", r"did you mean 'reference:speech'\?$"),
         ("difference:digits", r"^difference:digits does not exist$"),
     ],
+    ids=["long name", "many folders", "typing error", "capital", "plural", "something else"],
 )
 def test_paths(path, said):
     with pytest.raises(UserError, match=said):

@@ -35,6 +35,7 @@ LAYERS = {
     "plan": 4,
     "bench": 4,
     "report": 4,
+    "prepare": 4,
     "convert": 4,
     "configs": 4,
 }

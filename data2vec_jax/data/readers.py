@@ -252,7 +252,7 @@ class _Process(_Reader):
 
 def _serve(connection: socket.socket) -> None:
     """The reader process: sends the batches that it is asked for until all are sent."""
-    _end_with_parent()
+    end_with_parent()
     with contextlib.suppress(OSError, EOFError):  # the trainer is gone
         read, numbers = pickle.loads(_receive(connection))
         _send(connection, None)  # what it imports is here
@@ -267,7 +267,7 @@ def _serve(connection: socket.socket) -> None:
             _send(connection, item)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Lets this process end when its parent does, however that happens."""
     with contextlib.suppress(AttributeError, OSError):  # Linux: also while we are stopped or stuck
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

@@ -10,7 +10,8 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import soundfile
@@ -21,6 +22,14 @@ from data2vec_jax.data.codecs.base import Codec, Item, unreadable
 BLOCK = 2**22  # samples of all channels that are decoded at a time
 UNKNOWN = 2**62  # lengths above it stand for one that the header does not have
 PER_BYTE = 8192  # samples; no format gets as many into a byte, even of silence
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioConversion:
+    """How `prepare` changes audio; by default not at all."""
+
+    resample: bool = False  # to the codec's rate, by soxr
+    encode: Literal["", "flac", "wav"] = ""  # of one channel; '': as it was
 
 
 def codec(
@@ -41,6 +50,8 @@ def codec(
         read_part=functools.partial(read_part, **options),
         measure=functools.partial(count_samples, **options),
         measure_record=functools.partial(count_record_samples, **options),
+        conversion=AudioConversion,
+        convert=functools.partial(convert, **options),
         kinds=kinds or {},
     )
 
@@ -182,3 +193,29 @@ def scale_audio(samples: np.ndarray, name: str) -> np.ndarray:
         text = "damaged audio, has samples that are not finite"
         raise ExampleError(name, "not finite", text)
     return np.clip(samples.astype(np.float32), -1, 1)
+
+
+def convert(options: AudioConversion, data: bytes, name: str, *, sample_rate: int) -> bytes:
+    """A file's bytes -> those of a file of one channel at `sample_rate` Hz; audio that needs no
+    change keeps its bytes, unless `encode` asks for a format.
+
+    Raises ExampleError as `open_audio`.
+    """
+    try:
+        found = soundfile.info(io.BytesIO(data))
+    except (soundfile.SoundFileError, OSError) as error:
+        raise unreadable(name, "audio", error) from error
+    resample = options.resample and found.samplerate != sample_rate
+    if not resample and not options.encode:
+        return data
+    rate = found.samplerate
+    audio = decode_audio(io.BytesIO(data), name, rate)
+    if resample:
+        import soxr
+
+        # Its filter rings beyond full scale where a peak was near it.
+        audio = np.clip(soxr.resample(audio, rate, sample_rate, "VHQ"), -1, 1)
+        rate = sample_rate
+    file = io.BytesIO()
+    soundfile.write(file, audio, rate, format=options.encode or "flac", subtype="PCM_16")
+    return file.getvalue()

@@ -50,6 +50,10 @@ class Codec:
     units: str = "samples"
     # Whether a column `field` of a table may hold the signal itself (a text), in place of a `path`.
     in_tables: bool = False
+    # For `prepare`: a frozen dataclass of the options of a conversion (resampling, ...), and
+    # (options, bytes of a file, name) -> bytes of a file that `read` takes.
+    conversion: Callable[..., Any] | None = None
+    convert: Callable[[Any, bytes, str], bytes] | None = None
     # Further kinds of addresses, `KIND:PLACE`, for the published data sets and the shipped samples
     # of a modality -> their openers, see `data.sources.Address`.
     kinds: Mapping[str, Callable[..., Any]] = field(default_factory=dict)

@@ -5,11 +5,13 @@ import io
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from data2vec_jax.core.config import Range
 from data2vec_jax.core.errors import ExampleError
 from data2vec_jax.data.codecs.base import Codec, Item, unreadable
 
@@ -17,6 +19,15 @@ MAX_PIXELS = 50_000_000
 WHITE = (255, 255, 255)
 ORIENTATION = 0x0112  # the EXIF tag of how to turn a photo
 DEFLATE = 1032  # bytes that one byte of a PNG can become, at most
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageConversion:
+    """How `prepare` changes images; by default not at all."""
+
+    short_side: Annotated[int, Range(0, 2**14)] = 0  # shrinks to this shorter side; 0: as it was
+    encode: Literal["", "jpeg", "png"] = ""  # '': as it was
+    quality: Annotated[int, Range(1, 100)] = 90  # of JPEG
 
 
 def codec(
@@ -37,6 +48,8 @@ def codec(
         read=functools.partial(read_image, **options),
         record_fields=("image_bytes", "image"),
         read_record=functools.partial(read_record, **options),
+        conversion=ImageConversion,
+        convert=functools.partial(convert, **options),
         kinds=kinds or {},
     )
 
@@ -137,3 +150,24 @@ def to_rgb(image: np.ndarray, name: str, background: Sequence[int] = WHITE) -> n
     if image.shape[-1] == 4:
         return np.array(on_background(Image.fromarray(np.ascontiguousarray(image)), background))
     return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
+
+
+def convert(options: ImageConversion, data: bytes, name: str, **decoding: Any) -> bytes:
+    """A file's bytes -> those of a JPEG or PNG of the size asked for; an image that needs no change
+    keeps its bytes. One that is made smaller, and no format asked for, becomes a JPEG.
+
+    Raises ExampleError as `decode_image`.
+    """
+    pixels = decode_image(io.BytesIO(data), name, **decoding)
+    short, wanted = min(pixels.shape[:2]), options.short_side
+    shrinks = 0 < wanted < short
+    if not shrinks and not options.encode:
+        return data
+    image = Image.fromarray(pixels)
+    if shrinks:
+        size = [max(round(side * wanted / short), wanted) for side in image.size]
+        image = image.resize((size[0], size[1]), Image.Resampling.BICUBIC)
+    file = io.BytesIO()
+    encode = options.encode or "jpeg"
+    image.save(file, encode, **({"quality": options.quality} if encode == "jpeg" else {}))
+    return file.getvalue()

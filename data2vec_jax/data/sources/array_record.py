@@ -17,6 +17,7 @@ import numpy as np
 
 from data2vec_jax.core.errors import ExampleError, UserError, nearest
 from data2vec_jax.data.codecs.base import Codec, Item, unreadable
+from data2vec_jax.data.sources import shards
 from data2vec_jax.data.sources.base import Address, Source
 
 
@@ -140,7 +141,8 @@ class ArrayRecordSource(Source):
         super().__init__(uri, split, codec, label_names)
         self._paths, self._key = list(paths), key
         self._files = [open_array_file(path) for path in paths]
-        self._ends = np.cumsum([len(file) for file in self._files])
+        self.counts = [len(file) for file in self._files]
+        self._ends = np.cumsum(self.counts)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -154,6 +156,14 @@ class ArrayRecordSource(Source):
         """Number of the file, and of the record in it, of example i."""
         f = int(np.searchsorted(self._ends, i, side="right"))
         return f, i - int(self._ends[f]) + len(self._files[f])
+
+    def field(self, index: int, name: str) -> Any:
+        f, i = self._place(range(len(self))[index])
+        record = read_record(self._files[f], i, self._paths[f])
+        plain = isinstance(record.get(name), str | int | float | list)
+        if plain and name != self.codec.field:
+            return record[name]  # without decoding the signal beside it
+        return super().field(index, name)
 
     def location(self, index: int) -> str:
         file, i = self._place(index)
@@ -220,21 +230,41 @@ class ArrayRecordSource(Source):
 
 
 def open_array_record(address: Address) -> ArrayRecordSource:
-    """`array_record:DIR` (files called SPLIT*.array_record) or `array_record:GLOB`."""
-    uri, place, split = address.uri, address.place, address.split
-    if os.path.isdir(place):
-        found = sorted(path.name for path in Path(place).glob("*.array_record*"))
-        found = [n for n in found if not n.endswith((".npy", ".partial"))]
-        if not found:
-            raise UserError(f"{uri}: no *.array_record files in '{place}'")
-        names = [n for n in found if re.split(r"[-._]", n)[0] == split]
-        if not names:
-            splits = {re.split(r"[-._]", n)[0] for n in found}
-            raise UserError(f"{uri}: no split '{split}'{nearest(split, splits)}")
-        paths = [os.path.join(place, name) for name in names]
+    """`array_record:DIR` (the manifest's shards, or files called SPLIT*.array_record) or
+    `array_record:GLOB`."""
+    uri, place, split, names = address.uri, address.place, address.split, address.label_names
+    manifest = shards.read_manifest(Path(place)) if os.path.isdir(place) else None
+    counts: list[int] | None = None
+    if manifest:
+        found = shards.shards_of_split(manifest, split, uri)
+        shards.check_shards(Path(place), found)
+        paths = [os.path.join(place, shard["file"]) for shard in found]
+        counts = [shard["examples"] for shard in found]
+        own = manifest.get("label_names")
+        if own is not None and names and list(map(str, names)) != list(map(str, own)):
+            raise UserError(f"{uri}: its classes are {len(own)} of its own, not those given")
+        names = own if own is not None else names
+    elif os.path.isdir(place):
+        paths = shards_by_name(uri, place, split)
     else:
         pattern = place.replace("{split}", split)
         paths = sorted(p for p in glob(pattern) if not p.endswith((".npy", ".partial")))
         if not paths:
             raise UserError(f"{uri}: no file or folder '{pattern}'")
-    return ArrayRecordSource(uri, split, address.codec, paths, address.label_names, address.key)
+    source = ArrayRecordSource(uri, split, address.codec, paths, names, address.key)
+    if counts is not None and counts != source.counts:
+        raise UserError(f"{uri}: {source.counts} records, but {shards.MANIFEST} says {counts}")
+    return source
+
+
+def shards_by_name(uri: str, place: str, split: str) -> list[str]:
+    """The shards of a split in a folder without a manifest: SPLIT*.array_record."""
+    found = sorted(path.name for path in Path(place).glob("*.array_record*"))
+    found = [n for n in found if not n.endswith((".npy", ".partial"))]
+    if not found:
+        raise UserError(f"{uri}: no *.array_record files in '{place}'")
+    names = [n for n in found if re.split(r"[-._]", n)[0] == split]
+    if not names:
+        splits = {re.split(r"[-._]", n)[0] for n in found}
+        raise UserError(f"{uri}: no split '{split}'{nearest(split, splits)}")
+    return [os.path.join(place, name) for name in names]

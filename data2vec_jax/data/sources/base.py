@@ -14,6 +14,7 @@ import numpy as np
 
 from data2vec_jax.core.errors import ExampleError, UserError
 from data2vec_jax.data.codecs.base import Codec, Item
+from data2vec_jax.data.sources.stored import Stored
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,11 @@ class Source(abc.ABC):
     @abc.abstractmethod
     def _load(self, i: int) -> Item:
         """Example i, 0 <= i < len(self)."""
+
+    def stored(self) -> Iterator[Stored]:
+        """All examples as they are stored, in order. Raises UserError: they are no files or
+        texts."""
+        raise UserError(f"{self.uri}: its examples are neither files nor texts")
 
     def lengths(self) -> np.ndarray | None:
         """Length of each example in the codec's units, int64 [N], without decoding.

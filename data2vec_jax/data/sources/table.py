@@ -2,8 +2,9 @@
 
 import copy
 import hashlib
+import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from data2vec_jax.core.errors import ExampleError, UserError, nearest
 from data2vec_jax.data.codecs.base import Codec, Item, check_file
 from data2vec_jax.data.sources.base import Source
+from data2vec_jax.data.sources.stored import FilePart, Stored
 
 
 class TableSource(Source):
@@ -20,6 +22,7 @@ class TableSource(Source):
     columns: name -> list [N]. `path` (relative to `root`), or the signal itself in the column that
       has the name of the codec's field; the codec's units (`samples`), the lengths; `label`; others
       are handed on.
+    parts: where each row's file lies in another one (a tar); its `path` is a mere name then.
     file, lines: the table's own, and the line of each row.
     bad: of rows that are known to be damaged; their values are None.
     """
@@ -32,6 +35,7 @@ class TableSource(Source):
         columns: Mapping[str, list],
         *,
         root: str = "",
+        parts: Sequence[FilePart] = (),
         label_names: Sequence[str] | None = None,
         file: str = "",
         lines: Sequence[int] = (),
@@ -44,7 +48,7 @@ class TableSource(Source):
         lengths = columns.pop(codec.units, None) if codec.measure else None
         self._lengths = None if lengths is None else np.array(lengths, np.int64)
         self._measured = lengths is not None  # by the table, which may be wrong
-        self._columns, self._root = columns, root
+        self._columns, self._root, self._parts = columns, root, parts
 
     def __len__(self) -> int:
         return len(next(iter(self._columns.values())))
@@ -83,11 +87,38 @@ class TableSource(Source):
                 value = item[self.codec.field]
                 item |= self.codec.read_record(value, dict(item), self.location(i))
             return item
+        if self._parts:
+            where = self.location(i)
+            data = io.BytesIO(self._parts[i].read(where))
+            return {**item, **self._checked(i, self.codec.read(data, where))}
         path = self._path(i)
         return {**item, **self._checked(i, self.codec.read(path, path))}
 
+    def stored(self) -> Iterator[Stored]:
+        texts = self._columns.get(self.codec.field) if self.codec.in_tables else None
+        for i in range(len(self)):
+            fields = {n: column[i] for n, column in self._columns.items() if column is not texts}
+            if i in self.bad:
+                yield Stored(self.location(i), fields, self.bad[i])
+            elif texts is not None:
+                yield Stored(self.location(i), fields, texts[i])
+            elif self._parts:
+                yield Stored(self.location(i), fields, self._parts[i])
+            else:
+                path = self.location_of_file(i)
+                yield Stored(path, fields, FilePart(path))
+
+    def location_of_file(self, i: int) -> str:
+        """The path of the file of row i."""
+        return os.path.join(self._root, self._columns["path"][i])
+
     def part(self, index: int, start: int, count: int) -> Item:
-        if self.codec.read_part is None or (self.codec.in_tables and "path" not in self._columns):
+        codec = self.codec
+        if (
+            codec.read_part is None
+            or self._parts
+            or (codec.in_tables and "path" not in self._columns)
+        ):
             return super().part(index, start, count)
         if index in self.bad:
             raise self.bad[index]
@@ -96,7 +127,7 @@ class TableSource(Source):
 
     def _path(self, i: int) -> str:
         """The file of row i. Raises ExampleError: it is no ordinary one."""
-        path = os.path.join(self._root, self._columns["path"][i])
+        path = self.location_of_file(i)
         check_file(path)
         return path
 
@@ -137,7 +168,9 @@ class TableSource(Source):
         found = hashlib.sha256()
         for name, column in sorted(self._columns.items()):
             found.update(repr((name, column)).encode("utf-8", "surrogatepass"))
-        if "path" in self._columns:
+        if self._parts:
+            found.update(repr(self._parts).encode())
+        elif "path" in self._columns:
             with ThreadPoolExecutor(16) as pool:
                 sizes = list(pool.map(self._size, self._columns["path"]))
             found.update(np.array(sizes, np.int64).tobytes())

@@ -3,18 +3,26 @@
 | address           | DIR holds                                     | splits                      |
 | ----------------- | --------------------------------------------- | --------------------------- |
 | `librispeech:DIR` | the parts of LibriSpeech, Libri-light's sets  | dev-clean, ...; 10m to 960h |
+| `librilight:DIR`  | Libri-light's unlabelled parts                | small, medium, large        |
+| `common_voice:DIR`| a language of Common Voice: SPLIT.tsv, clips/ | train, dev, test, other, ...|
+| `fairseq:DIR`     | wav2vec's SPLIT.tsv with SPLIT.ltr or .wrd    | as the files                |
+| `transcribed:DIR` | audio files, X.txt or X.lab beside X.wav      | as of `folder:`             |
 
-Items hold what `data.sources` says, and transcript, id, speaker.
+Items hold what `data.sources` says, transcript (but for `librilight:`) and, where they are known,
+id and speaker. Common Voice has MP3 of 32 or 48 kHz, so `prepare` it with --resample.
 """
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data2vec_jax.core.errors import UserError, nearest
-from data2vec_jax.data.codecs.text import read_lines
+from data2vec_jax.core.errors import ExampleError, UserError, nearest
+from data2vec_jax.data.codecs.text import read_lines, read_text
 from data2vec_jax.data.sources import Address, TableSource, published, subfolders
+from data2vec_jax.data.sources.folder import open_folder, walk
+from data2vec_jax.data.sources.manifest import missing_files, open_manifest, read_rows
 
 SETS = {  # our names of training sets -> folders
     "10m": ("1h/0",),
@@ -65,6 +73,86 @@ def open_librispeech(address: Address) -> TableSource:
                     columns["id"].append(utterance)
                     columns["speaker"].append(utterance.split("-")[0])
     return TableSource(uri, split, address.codec, columns, root=place)
+
+
+@published
+def open_librilight(address: Address) -> TableSource:
+    """`SPLIT/SPEAKER/BOOK/*.flac`, recordings without transcripts. `a+b` joins splits."""
+    uri, place = address.uri, address.place
+    paths = []
+    for split in address.split.split("+"):
+        if not Path(place, split).is_dir():
+            hint = nearest(split, subfolders(Path(place))) if Path(place).is_dir() else ""
+            raise UserError(f"{uri}: no folder '{split}' in '{place}'{hint}")
+        found = walk(os.path.join(place, split), address.codec.suffixes)
+        paths += sorted(os.path.relpath(path, place) for path in found)
+    if not paths:
+        raise UserError(f"{uri}: no audio files in '{place}/{address.split}'")
+    columns = {"path": paths, "speaker": [path.split(os.sep)[1] for path in paths]}
+    return TableSource(uri, address.split, address.codec, columns, root=place)
+
+
+@published
+def open_common_voice(address: Address) -> TableSource:
+    """`SPLIT.tsv` and `clips/`, of one language. Cells are between tabs, nothing is quoted."""
+    uri, place, split = address.uri, address.place, address.split
+    table = os.path.join(place, f"{split}.tsv")
+    if not os.path.isfile(table):
+        found = [path.stem for path in Path(place).glob("*.tsv")]
+        raise UserError(f"{uri}: no file '{table}'{nearest(split, found) if found else ''}")
+    _, names, lines, cells, bad = read_rows(table, address.codec, None)
+    columns: dict[str, list] = {name: [row[i] for row in cells] for i, name in enumerate(names)}
+    renamed = {"client_id": "speaker", "sentence": "transcript"}
+    for name in ("path", *renamed):
+        if name not in columns:
+            raise UserError(f"{table}: no column '{name}'{nearest(name, columns)}")
+    columns = {renamed.get(name, name): column for name, column in columns.items()}
+    suffixes = address.codec.suffixes
+    columns["path"] = [  # early versions leave out the suffix
+        path and f"clips/{path}{'' if path.endswith(suffixes) else '.mp3'}"
+        for path in columns["path"]
+    ]
+    for i, path in missing_files(place, columns["path"], skip=bad):
+        bad[i] = ExampleError(f"{table}:{lines[i]}", "missing", f"no file '{path}'")
+    return TableSource(
+        uri, split, address.codec, columns, root=place, file=table, lines=lines, bad=bad
+    )
+
+
+@published
+def open_fairseq(address: Address) -> TableSource:
+    """`SPLIT.tsv`, a wav2vec manifest, and its transcripts, a line for each of its lines: words in
+    `SPLIT.wrd`, or letters in `SPLIT.ltr`, where `|` ends a word."""
+    stem = os.path.join(address.place, address.split)
+    source = open_manifest(dataclasses.replace(address, place=f"{stem}.tsv"))
+    table = next((t for t in (f"{stem}.wrd", f"{stem}.ltr") if os.path.isfile(t)), f"{stem}.ltr")
+    texts = read_lines(Path(table), address.uri)
+    if len(texts) != len(source):
+        raise UserError(f"{table}: {len(texts)} lines for the {len(source)} of {stem}.tsv")
+    if table.endswith(".ltr"):
+        texts = [" ".join("".join(text.split()).replace("|", " ").split()) for text in texts]
+    return source.with_columns({"transcript": texts})
+
+
+@published
+def open_transcribed(address: Address) -> TableSource:
+    """As `folder:`, with the transcript of each file in X.txt or X.lab beside it; a file without
+    one is bad."""
+    source = open_folder(address)
+    texts: list[str | None] = []
+    for i in range(len(source)):
+        path = source.location(i)
+        stem = os.path.splitext(path)[0]
+        beside = next((t for t in (f"{stem}.txt", f"{stem}.lab") if os.path.isfile(t)), None)
+        texts.append(None)
+        try:
+            if beside is None:
+                raise ExampleError(path, "missing", f"no transcript, '{stem}.txt' or '{stem}.lab'")
+            texts[i] = " ".join(read_text(beside).split())
+        except ExampleError as error:
+            source.bad.setdefault(i, error)
+    source.check_any()
+    return source.with_columns({"transcript": texts})
 
 
 def published_scores(config: Mapping[str, Any], split: str, metric: str) -> float | None:

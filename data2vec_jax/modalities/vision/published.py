@@ -3,9 +3,11 @@
 | address        | DIR holds                                      | splits     |
 | -------------- | ---------------------------------------------- | ---------- |
 | `imagenet:DIR` | ILSVRC 2012: torchvision's or Kaggle's folders | train, val |
+|                | or the authors' ILSVRC2012_img_*.tar           |            |
 """
 
 import os
+import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from data2vec_jax.core.errors import UserError, nearest
 from data2vec_jax.data.codecs import unreadable
 from data2vec_jax.data.codecs.text import read_lines
 from data2vec_jax.data.sources import Address, TableSource, index_labels, published, subfolders
+from data2vec_jax.data.sources.stored import FilePart
 
 # Accuracies of the papers on ImageNet's validation images, in per cent, by version and width (base,
 # large); as they are known to us, not checked against the papers again.
@@ -31,6 +34,8 @@ def open_imagenet(address: Address) -> TableSource:
     if split not in ("train", "val"):
         raise UserError(f"{uri}: no split '{split}'{nearest(split, ('train', 'val'))}")
     tops = Path(place), Path(place, "ILSVRC/Data/CLS-LOC")
+    if (tar := Path(place, f"ILSVRC2012_img_{split}.tar")).is_file():
+        return open_tar(address, tar)
     top = next((path for path in tops if (path / split).is_dir()), None)
     if top is None:
         raise UserError(f"{uri}: no folder '{split}' in '{place}'")
@@ -56,6 +61,44 @@ def open_imagenet(address: Address) -> TableSource:
     labels, names = index_labels([name for _, name in pairs], names, uri)
     columns = {"path": [path for path, _ in pairs], "label": labels}
     return TableSource(uri, split, address.codec, columns, root=str(folder), label_names=names)
+
+
+def open_tar(address: Address, tar: Path) -> TableSource:
+    """The authors' tar of `val`, or that of `train`, which holds a tar of each class. Images stay
+    in it, and are read from their places."""
+    paths, parts, classes = [], [], []
+    try:
+        with tarfile.open(tar, "r:") as outer:
+            for member in outer:
+                if not member.name.endswith(".tar"):
+                    inner, start = [member] if member.isfile() else [], 0
+                else:
+                    start = member.offset_data
+                    with tarfile.open(fileobj=outer.extractfile(member), mode="r:") as of_class:
+                        inner = [one for one in of_class if one.isfile()]
+                for one in inner:
+                    paths.append(one.name)
+                    parts.append(FilePart(str(tar), start + one.offset_data, one.size))
+                    classes.append(Path(member.name).stem)
+    except (tarfile.TarError, OSError) as error:
+        raise unreadable(str(tar), "tar", error) from error
+    names = sorted(set(classes))
+    if address.split == "val":
+        known, names = validation_classes((tar.parent,), (), address.uri)
+        unknown = next((stem for stem in classes if stem not in known), None)
+        if unknown:
+            raise UserError(f"{tar}/{unknown}: no class is known for this image")
+        classes = [known[stem] for stem in classes]
+    labels, names = index_labels(classes, names, address.uri)
+    return TableSource(
+        address.uri,
+        address.split,
+        address.codec,
+        {"path": paths, "label": labels},
+        root=str(tar),
+        parts=parts,
+        label_names=names,
+    )
 
 
 def images_in(folder: Path, suffixes: tuple[str, ...]) -> list[str]:

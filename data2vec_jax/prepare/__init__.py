@@ -1,0 +1,1 @@
+"""Corpora -> checked ArrayRecord shards with a manifest: `python -m data2vec_jax.prepare`."""

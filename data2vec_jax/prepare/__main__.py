@@ -1,0 +1,125 @@
+"""Turns a corpus into checked ArrayRecord shards.
+
+    python -m data2vec_jax.prepare MODALITY --source=KIND:PLACE --target=FOLDER [--splits=NAMES]
+
+It decodes every example, names those that it cannot read in FOLDER/bad_examples.jsonl, and writes
+the others to shards, which `--config.data.source=array_record:FOLDER` trains on, with a manifest.
+Files keep their bytes unless an option changes them. The same command goes on after an
+interruption. MODALITY --help lists all options; docs/your_data.md has examples.
+"""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any, Literal, get_args, get_origin
+
+import data2vec_jax
+from data2vec_jax.cli.arguments import Arguments, user_path
+from data2vec_jax.cli.output import run_main, say
+from data2vec_jax.core.config import PositiveFloat, PositiveInt, Share, check_option
+from data2vec_jax.core.errors import UserError
+from data2vec_jax.data.codecs.base import Codec
+from data2vec_jax.prepare.corpus import blocks, open_splits, parse_splits
+from data2vec_jax.prepare.shards import make_shards
+
+CHANGE = "soundfile", "soxr", "pillow"  # what a conversion is made with
+RANGES = {"workers": PositiveInt, "max_bad_share": Share, "shard_mb": PositiveFloat}
+
+
+def parser(name: str, codec: Codec) -> Arguments:
+    """The command's arguments for one modality, with those of its conversions."""
+    found = Arguments(prog=f"python -m data2vec_jax.prepare {name}")
+    add = found.add_argument
+    add("--source", required=True, metavar="KIND:PLACE", help="as data.source, see docs/data.md")
+    add("--target", required=True, type=user_path, metavar="FOLDER", help="a new folder")
+    text = "NAME or NAME=SPLIT OF THE SOURCE, comma-separated; by default train"
+    add("--splits", default="train", metavar="NAMES", help=text)
+    add("--key", metavar="COLUMN", help=f"of a table: its paths, or its {codec.field}")
+    add("--columns", metavar="NAMES", help="of a table without a line of names, comma-separated")
+    add("--licence", metavar="TEXT", help="of the corpus, for the manifest")
+    text = "more bad examples than this share of a split are refused; by default 0.01"
+    add("--max_bad_share", default=0.01, type=float, metavar="SHARE", help=text)
+    text = "stored bytes of a shard, about, in millions; by default 256"
+    add("--shard_mb", default=256.0, type=float, metavar="MB", help=text)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    add("--workers", default=cores, type=int, metavar="N", help="processes; by default all cores")
+    for option in dataclasses.fields(codec.conversion) if codec.conversion else ():
+        if option.type is bool:
+            add(f"--{option.name}", action="store_true", help="to the rate that models read")
+        elif get_origin(option.type) is Literal:
+            choices = [choice for choice in get_args(option.type) if choice]
+            add(f"--{option.name}", choices=choices, default="", help="all files, to this format")
+        else:
+            add(f"--{option.name}", type=int, default=option.default, metavar="N")
+    return found
+
+
+def conversion_of(options: Any, codec: Codec) -> Any:
+    """The options of a conversion; None if nothing is changed. Raises UserError: out of range."""
+    if codec.conversion is None:
+        return None
+    fields = dataclasses.fields(codec.conversion)
+    for field in fields:
+        check_option(f"--{field.name}", getattr(options, field.name), field.type)
+    found = codec.conversion(**{field.name: getattr(options, field.name) for field in fields})
+    return None if found == codec.conversion() else found
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command: see the module's docstring."""
+    from data2vec_jax.modalities import contract  # it imports jax, which workers do without
+
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0].startswith("-"):
+        print(__doc__)
+        if argv[:1] in (["-h"], ["--help"]):
+            return
+        raise UserError(f"MODALITY is missing; choose from {', '.join(contract.names())}")
+    codec = contract.get(argv[0]).codec
+    options = parser(argv[0], codec).parse_args(argv[1:])
+    for name, annotation in RANGES.items():
+        check_option(f"--{name}", getattr(options, name), annotation)
+    said, conversion = None, conversion_of(options, codec)
+    if conversion:
+        installed = {d.name: d.version for n in CHANGE for d in metadata.distributions(name=n)}
+        said = dataclasses.asdict(conversion) | installed
+    splits = parse_splits(options.splits)
+    columns = options.columns and options.columns.split(",")
+    sources = open_splits(options.source, splits, codec, options.key, columns)
+    manifest = make_shards(
+        options.target,
+        blocks(sources, round(options.shard_mb * 1e6)),
+        codec,
+        conversion=conversion,
+        about={
+            "modality": argv[0],
+            "source": options.source,
+            "read": splits,
+            "licence": options.licence,
+            "conversion": said,
+            "label_names": next(iter(sources.values())).label_names,
+            "shard_mb": options.shard_mb,
+            "data2vec_jax": data2vec_jax.__version__,
+        },
+        workers=options.workers,
+        max_bad_share=options.max_bad_share,
+        tell=say,
+    )
+    print(summary(manifest))
+
+
+def summary(manifest: dict[str, Any]) -> str:
+    """A table of the splits."""
+    units = manifest["units"]
+    lines = [f"{'split':<12}{'examples':>12}{units or '':>16}  left out"]
+    for split, counts in manifest["splits"].items():
+        length = f"{counts['length']:,}" if units else ""
+        bad = ", ".join(f"{reason} {count}" for reason, count in counts["bad"].items())
+        lines.append(f"{split:<12}{counts['examples']:>12,}{length:>16}  {bad or '-'}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_main(main)

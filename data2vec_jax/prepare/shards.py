@@ -1,0 +1,206 @@
+"""The shards of a corpus, made by many processes, and the manifest that is written last.
+
+A block makes its shard alone, from what is stored and the options, so shards are the same for any
+number of processes and after any interruption. While the work lasts, `unfinished/` holds a report
+of each finished shard; the same command goes on from there.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import math
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import chain
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data2vec_jax.core.errors import ExampleError, UserError
+from data2vec_jax.core.files import read_json, write_json
+from data2vec_jax.data.codecs.base import Codec
+from data2vec_jax.data.readers import end_with_parent
+from data2vec_jax.data.sources import shards, write_array_record
+from data2vec_jax.data.sources.array_record import lengths_file
+from data2vec_jax.prepare.corpus import Block
+from data2vec_jax.prepare.examples import prepare_example
+
+BAD = "bad_examples.jsonl"  # as in a workdir
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardMaker:
+    """Makes shards in `folder`. options: all that change them, as text."""
+
+    folder: Path
+    codec: Codec
+    conversion: Any
+    options: str
+
+    def __call__(self, block: Block) -> dict[str, Any]:
+        """The report of a block's shard: its entry in the manifest, and the bad examples."""
+        path = self.folder / block.name
+        place, digest = self.folder / shards.UNFINISHED / block.name, block.digest(self.options)
+        with contextlib.suppress(UserError, KeyError):
+            report = read_json(place)
+            if report["digest"] == digest:
+                shards.check_shards(self.folder, report["shards"])
+                return report
+        made, bad = [], []
+        records = self._records(block, bad)
+        if (first := next(records, None)) is not None:
+            count = write_array_record(path, chain([first], records), codec=self.codec)
+            with path.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            shard = {"file": block.name, "split": block.split, "examples": count}
+            shard |= {"bytes": path.stat().st_size, "mark": shards.mark_of(path), "sha256": sha256}
+            if (lengths := Path(lengths_file(str(path)))).exists():
+                shard |= {"length": int(np.load(lengths).sum()), "lengths": shards.mark_of(lengths)}
+            made = [shard]
+        report = {"digest": digest, "shards": made, "bad": bad}
+        write_json(place.with_suffix(".partial"), report)
+        place.with_suffix(".partial").replace(place)
+        return report
+
+    def _records(self, block: Block, bad: list[dict[str, str]]) -> Iterator[dict[str, Any]]:
+        for stored in block.examples:
+            try:
+                yield prepare_example(stored, self.codec, self.conversion)
+            except ExampleError as error:
+                path, message = (  # names of files may be no text
+                    text.encode(errors="backslashreplace").decode()
+                    for text in (stored.where, str(error))
+                )
+                line = {"split": block.split, "path": path, "reason": error.reason}
+                bad.append(line | {"message": message})
+
+
+def make_shards(
+    target: Path,
+    blocks: Iterable[Block],
+    codec: Codec,
+    *,
+    conversion: Any,
+    about: Mapping[str, Any],
+    workers: int,
+    max_bad_share: float,
+    tell: Callable[[str], None],
+) -> dict[str, Any]:
+    """Writes the shards and then the manifest, which it returns.
+
+    about: what the manifest says besides: source, licence, ... workers: processes; 1 is this one.
+    max_bad_share: see `counts_of`. tell: gets lines for the user.
+    Raises UserError: the target is finished, in use or holds other files; too much is bad; ...
+    """
+    with claimed(target):
+        light = dataclasses.replace(codec, kinds={})
+        maker = ShardMaker(target, light, conversion, json.dumps(about, sort_keys=True))
+        made, bad = [], []
+        for report in in_order(maker, blocks, workers):
+            made += report["shards"]
+            bad += report["bad"]
+            for shard in report["shards"]:
+                text = f"{shard['file']}: {shard['examples']:,} examples"
+                tell(f"{text}, {len(report['bad']):,} left out" if report["bad"] else text)
+        (target / BAD).write_text("".join(json.dumps(line) + "\n" for line in bad))
+        splits = {
+            split: counts_of(split, made, bad, max_bad_share, target / BAD)
+            for split in dict.fromkeys(one["split"] for one in [*made, *bad])
+        }
+        if not made:
+            raise UserError(f"{about['source']}: has no examples")
+        units = codec.units if codec.measure else None
+        manifest = {"version": shards.VERSION, **about, "units": units}
+        manifest |= {"splits": splits, "shards": made}
+        wanted = {shard["file"] for shard in made}
+        for path in target.glob("*.array_record*"):  # of an earlier state of the corpus
+            if path.name.removesuffix(".lengths.npy") not in wanted:
+                path.unlink()
+        write_json(target / shards.UNFINISHED / shards.MANIFEST, manifest)
+        (target / shards.UNFINISHED / shards.MANIFEST).replace(target / shards.MANIFEST)
+        shutil.rmtree(target / shards.UNFINISHED)
+    return manifest
+
+
+def counts_of(
+    split: str,
+    made: Sequence[Mapping[str, Any]],
+    bad: Sequence[Mapping[str, str]],
+    max_bad_share: float,
+    file: Path,
+) -> dict[str, Any]:
+    """What a manifest says of a split: examples, their length, bad ones by reason.
+
+    Raises UserError: there are more bad ones than `max_bad_share`, rounded up, or no others.
+    """
+    own = [shard for shard in made if shard["split"] == split]
+    found = [line for line in bad if line["split"] == split]
+    reasons = dict(sorted(Counter(line["reason"] for line in found).items()))
+    examples = sum(shard["examples"] for shard in own)
+    total = examples + len(found)
+    if len(found) > math.ceil(round(max_bad_share * total, 9)) or not own:
+        said = ", ".join(f"{reason} {n}" for reason, n in reasons.items())
+        raise UserError(
+            f"{len(found):,} of {total:,} examples of {split} cannot be used ({said}; the first is "
+            f"{found[0]['message']}), see {file}; mend them, or allow more with --max_bad_share"
+        )
+    length = sum(shard.get("length", 0) for shard in own)
+    return {"examples": examples, "length": length, "bad": reasons}
+
+
+@contextlib.contextmanager
+def claimed(target: Path) -> Iterator[None]:
+    """Holds an unfinished target folder for one process. Raises UserError: it is no such folder."""
+    again, work = "remove it, or choose another target", target / shards.UNFINISHED
+    try:
+        if (target / shards.MANIFEST).exists():
+            raise UserError(f"{target} is finished; {again}")
+        if target.exists() and not work.exists() and any(target.iterdir()):
+            raise UserError(f"{target} holds other files; {again}")
+        work.mkdir(parents=True, exist_ok=True)
+        with open(work / "lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(f"{target}: another process is preparing it") from None
+            yield
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror or error}") from error
+
+
+def in_order(make: Callable[[Any], Any], work: Iterable[Any], workers: int) -> Iterator[Any]:
+    """`map(make, work)` by so many processes; `work` is read only a little ahead.
+
+    Raises UserError: a process was killed.
+    """
+    if workers == 1:
+        yield from map(make, work)
+        return
+    # A fork would copy locks that other threads hold.
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin)
+    try:
+        waiting: list[Future] = []
+        for each in work:
+            waiting.append(pool.submit(make, each))
+            if len(waiting) >= 2 * workers:
+                yield waiting.pop(0).result()
+        yield from (future.result() for future in waiting)
+    except BrokenProcessPool:
+        text = "a worker was killed, perhaps for want of memory; give the same command again"
+        raise UserError(f"{text}, maybe with fewer --workers") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin() -> None:
+    """The start of a worker: it ends with the command, which alone hears Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()

@@ -57,7 +57,10 @@ class ShardMaker:
         made, bad = [], []
         records = self._records(block, bad)
         if (first := next(records, None)) is not None:
-            count = write_array_record(path, chain([first], records), codec=self.codec)
+            try:
+                count = write_array_record(path, chain([first], records), codec=self.codec)
+            except RuntimeError as error:  # of the C++ writer, which has no exception of its own
+                raise UserError(f"cannot write {path}: {' '.join(str(error).split())}") from error
             with path.open("rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             shard = {"file": block.name, "split": block.split, "examples": count}

@@ -330,6 +330,8 @@ def test_common_voice(tmp_path, voice):
     assert manifest["splits"]["test"]["bad"] == {"missing": 1}
     options = f"common_voice:{place}", tmp_path / "no", "--splits=tset"
     refused("did you mean 'test'?", prepare, "speech", *options)
+    (place / "test.tsv").write_bytes(head.encode() + b"\xff\n")
+    refused("unreadable table", prepare, "speech", *options[:2], "--splits=test")
 
 
 @pytest.mark.parametrize("suffix", ["ltr", "wrd"])
@@ -428,6 +430,7 @@ def tars(tmp_path):
                     add(tar, f"{name}_{n}.JPEG", jpeg(100 * (1 - c) + 10 * n))
             add(outer, f"{name}.tar", inner.getvalue())
     with tarfile.open(tmp_path / "ILSVRC2012_img_val.tar", "w") as tar:
+        add(tar, "README.txt", b"no image")
         add(tar, "ILSVRC2012_val_00000001.JPEG", jpeg(100))
         add(tar, "ILSVRC2012_val_00000002.JPEG", jpeg(0))
     rows = f"ImageId,PredictionString\nILSVRC2012_val_00000001,{CLASSES[1]} 1 2 3 4\n"
@@ -502,11 +505,12 @@ def texts(target, split="train"):
 
 def test_jsonl_csv_and_files(tmp_path):
     rows = [{"body": "First.", "id": 1}, {"body": None, "id": 2}, {"body": " ", "id": 3}]
+    rows.append({"body": "No record holds its number.", "id": 2**70})
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = "--key=body", "--max_bad_share=0.9"
     manifest = prepare("text", f"manifest:{tmp_path}/a.jsonl", tmp_path / "j", *options)
     assert texts(tmp_path / "j") == ["First."] and opened(tmp_path / "j", codec=TEXT)[0]["id"] == 1
-    assert manifest["splits"]["train"]["bad"] == {"empty": 1, "format": 1}
+    assert manifest["splits"]["train"]["bad"] == {"empty": 1, "format": 2}
     (tmp_path / "a.csv").write_text('text,label\n"a, ""b""",good\nc,bad\n')
     manifest = prepare("text", f"manifest:{tmp_path}/a.csv", tmp_path / "c")
     assert texts(tmp_path / "c") == ['a, "b"', "c"] and manifest["label_names"] == ["bad", "good"]

@@ -33,12 +33,11 @@ def prepare_example(stored: Stored, codec: Codec, conversion: Any = None) -> dic
         record = {codec.field: found} if isinstance(found, str) else record
         # What the file says itself (its sample rate) holds, whatever a table says beside it.
         record = {n: v for n, v in stored.fields.items() if n not in {*item, *record}} | record
-        encode_example(record)
-    except ExampleError:
-        raise
     except UserError as error:
         raise ExampleError.of(error, where) from error
-    except (TypeError, ValueError, OverflowError) as error:  # of the packer
-        text = f"cannot be stored ({str(error).splitlines()[0]:.200})"
+    try:
+        encode_example(record)
+    except (TypeError, ValueError, OverflowError) as error:
+        text = f"cannot be stored ({' '.join(str(error).split()):.200})"
         raise ExampleError(where, "format", text) from error
     return record

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from data2vec_jax.core.errors import ExampleError, UserError, nearest
+from data2vec_jax.data.codecs import unreadable
 from data2vec_jax.data.codecs.text import read_lines, read_text
 from data2vec_jax.data.sources import Address, TableSource, published, subfolders
 from data2vec_jax.data.sources.folder import open_folder, walk
@@ -100,7 +101,10 @@ def open_common_voice(address: Address) -> TableSource:
     if not os.path.isfile(table):
         found = [path.stem for path in Path(place).glob("*.tsv")]
         raise UserError(f"{uri}: no file '{table}'{nearest(split, found) if found else ''}")
-    _, names, lines, cells, bad = read_rows(table, address.codec, None)
+    try:
+        _, names, lines, cells, bad = read_rows(table, address.codec, None)
+    except (OSError, UnicodeDecodeError) as error:
+        raise unreadable(table, "table", error) from error
     columns: dict[str, list] = {name: [row[i] for row in cells] for i, name in enumerate(names)}
     renamed = {"client_id": "speaker", "sentence": "transcript"}
     for name in ("path", *renamed):

@@ -70,13 +70,14 @@ def open_tar(address: Address, tar: Path) -> TableSource:
     try:
         with tarfile.open(tar, "r:") as outer:
             for member in outer:
-                if not member.name.endswith(".tar"):
-                    inner, start = [member] if member.isfile() else [], 0
-                else:
+                inner, start = [member], 0
+                if member.isfile() and member.name.endswith(".tar"):
                     start = member.offset_data
                     with tarfile.open(fileobj=outer.extractfile(member), mode="r:") as of_class:
-                        inner = [one for one in of_class if one.isfile()]
+                        inner = list(of_class)
                 for one in inner:
+                    if not one.isfile() or not one.name.lower().endswith(address.codec.suffixes):
+                        continue
                     paths.append(one.name)
                     parts.append(FilePart(str(tar), start + one.offset_data, one.size))
                     classes.append(Path(member.name).stem)

@@ -1,11 +1,13 @@
-"""Turns a corpus into checked ArrayRecord shards.
+"""Turns a corpus into checked ArrayRecord shards, or tells whether it is fit to train on.
 
     python -m data2vec_jax.prepare MODALITY --source=KIND:PLACE --target=FOLDER [--splits=NAMES]
+    python -m data2vec_jax.prepare MODALITY --source=KIND:PLACE --check=FOLDER [--splits=NAMES]
 
-It decodes every example, names those that it cannot read in FOLDER/bad_examples.jsonl, and writes
-the others to shards, which `--config.data.source=array_record:FOLDER` trains on, with a manifest.
-Files keep their bytes unless an option changes them. The same command goes on after an
-interruption. MODALITY --help lists all options; docs/your_data.md has examples.
+The first decodes every example, names those that it cannot read in FOLDER/bad_examples.jsonl, and
+writes the others to shards, which `--config.data.source=array_record:FOLDER` trains on, with a
+manifest. Files keep their bytes unless an option changes them. The same command goes on after an
+interruption. The second writes FOLDER/check.html and check.json. MODALITY --help lists all options;
+docs/your_data.md has examples.
 """
 
 import dataclasses
@@ -21,6 +23,7 @@ from data2vec_jax.cli.output import run_main, say
 from data2vec_jax.core.config import PositiveFloat, PositiveInt, Share, check_option
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.data.codecs.base import Codec
+from data2vec_jax.prepare.check import check
 from data2vec_jax.prepare.corpus import blocks, open_splits, parse_splits
 from data2vec_jax.prepare.shards import make_shards
 
@@ -33,7 +36,10 @@ def parser(name: str, codec: Codec) -> Arguments:
     found = Arguments(prog=f"python -m data2vec_jax.prepare {name}")
     add = found.add_argument
     add("--source", required=True, metavar="KIND:PLACE", help="as data.source, see docs/data.md")
-    add("--target", required=True, type=user_path, metavar="FOLDER", help="a new folder")
+    add("--target", type=user_path, metavar="FOLDER", help="a new folder for shards and manifest")
+    add("--check", type=user_path, metavar="FOLDER", help="where check.html and check.json go")
+    text = "for --check: a vocab.json, or a text with all characters that are known"
+    add("--alphabet", type=user_path, metavar="FILE", help=text)
     text = "NAME or NAME=SPLIT OF THE SOURCE, comma-separated; by default train"
     add("--splits", default="train", metavar="NAMES", help=text)
     add("--key", metavar="COLUMN", help=f"of a table: its paths, or its {codec.field}")
@@ -81,6 +87,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser(argv[0], codec).parse_args(argv[1:])
     for name, annotation in RANGES.items():
         check_option(f"--{name}", getattr(options, name), annotation)
+    if bool(options.target) == bool(options.check):
+        raise UserError("give one of --target=FOLDER and --check=FOLDER")
     said, conversion = None, conversion_of(options, codec)
     if conversion:
         installed = {d.name: d.version for n in CHANGE for d in metadata.distributions(name=n)}
@@ -88,6 +96,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     splits = parse_splits(options.splits)
     columns = options.columns and options.columns.split(",")
     sources = open_splits(options.source, splits, codec, options.key, columns)
+    if options.check:
+        from data2vec_jax.prepare.page import write_page  # as above
+
+        result = check(sources, codec, workers=options.workers, alphabet=options.alphabet)
+        print(write_page(options.check, result))
+        return
     manifest = make_shards(
         options.target,
         blocks(sources, round(options.shard_mb * 1e6)),

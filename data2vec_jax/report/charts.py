@@ -389,6 +389,18 @@ def score_figure(
     return figure
 
 
+def histogram_figure(counts: Sequence[int], edges: Sequence[float]) -> "Figure":
+    """How often values lie between consecutive edges [N + 1]: a bar for each of N counts."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axes = _figure(WIDTH, HEIGHT, MARGINS)
+    axes.stairs(counts, edges, fill=True, color=LIGHT[colour(0)])
+    axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10], integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    _style(axes, grid="y")
+    return figure
+
+
 # --- matplotlib ---------------------------------------------------------------------------------
 
 

@@ -367,14 +367,14 @@ def build(workdir: Path) -> str:
     if has_summary or groups:
         summary = read_json(workdir / SUMMARY) if has_summary else {}
         if reference.is_reference(summary):
-            return _render(workdir, "reference run", reference.context(workdir, summary, Cards()))
+            return render(workdir, "reference run", reference.context(workdir, summary, Cards()))
         if study.is_study(summary):
-            return _render(workdir, summary["study"], study.context(summary, Cards()))
+            return render(workdir, summary["study"], study.context(summary, Cards()))
         context = _demo_context(summary, groups)
         if not (groups or context["probes"] or context["number_columns"]):
             raise UserError(f"'{workdir}' holds no scores and no runs yet")
         runs = sum(map(len, groups.values()))
-        return _render(workdir, f"{runs} run{'' if runs == 1 else 's'}", context)
+        return render(workdir, f"{runs} run{'' if runs == 1 else 's'}", context)
     if not has_lines:
         raise UserError(
             f"nothing to report in '{workdir}': no {FILE} (one run), no {SUMMARY} (a demo)"
@@ -383,10 +383,11 @@ def build(workdir: Path) -> str:
     if not run.splits:
         raise UserError(f"'{workdir / FILE}' holds no whole line yet")
     lines = sum(map(len, run.splits.values()))
-    return _render(workdir, f"{number(lines)} lines of {FILE}", _run_context(run))
+    return render(workdir, f"{number(lines)} lines of {FILE}", _run_context(run))
 
 
-def _render(workdir: Path, subtitle: str, context: Mapping[str, Any]) -> str:
+def render(workdir: Path, subtitle: str, context: Mapping[str, Any]) -> str:
+    """A page of template.html: `context` names its kind. The folder gives the title."""
     import jinja2
 
     environment = jinja2.Environment(

@@ -17,11 +17,19 @@ import numpy as np
 import soundfile
 
 from data2vec_jax.core.errors import ExampleError
-from data2vec_jax.data.codecs.base import Codec, Item, unreadable
+from data2vec_jax.data.codecs.base import Codec, Item, Measure, unreadable
 
 BLOCK = 2**22  # samples of all channels that are decoded at a time
 UNKNOWN = 2**62  # lengths above it stand for one that the header does not have
 PER_BYTE = 8192  # samples; no format gets as many into a byte, even of silence
+# A frame is silent if its RMS is below -60 dB of full scale; a sample is clipped if it is at it.
+SILENCE, FULL_SCALE = 1e-3, 32766 / 32768
+MEASURES = (
+    Measure("length", "seconds", 0.5, 60, "too short", "too long"),
+    Measure("peak", "of full scale", 0.01, below="faint"),
+    Measure("clipped", "of the samples", most=1e-3, above="clipped"),
+    Measure("silence", "of the frames", most=0.9, above="silent"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +60,8 @@ def codec(
         measure_record=functools.partial(count_record_samples, **options),
         conversion=AudioConversion,
         convert=functools.partial(convert, **options),
+        examine=examine,
+        measures=MEASURES,
         kinds=kinds or {},
     )
 
@@ -219,3 +229,13 @@ def convert(options: AudioConversion, data: bytes, name: str, *, sample_rate: in
     file = io.BytesIO()
     soundfile.write(file, audio, rate, format=options.encode or "flac", subtype="PCM_16")
     return file.getvalue()
+
+
+def examine(item: Item) -> tuple[float, ...]:
+    """The `MEASURES` of decoded audio; silence is measured in frames of 10 ms."""
+    audio, rate = item["audio"], item["sample_rate"]
+    size, frame = np.abs(audio), rate // 100
+    frames = audio[: len(audio) // frame * frame].reshape(-1, frame)
+    rms = np.sqrt(np.mean(np.square(frames), axis=1)) if len(frames) else np.zeros(1)
+    clipped = np.count_nonzero(size >= FULL_SCALE) / max(len(audio), 1)
+    return len(audio) / rate, float(size.max(initial=0)), clipped, float(np.mean(rms < SILENCE))

@@ -1,6 +1,7 @@
 """The record `Codec`: all that `data.sources` needs to know about a kind of signal."""
 
 import io
+import math
 import os
 import stat
 from collections.abc import Callable, Mapping
@@ -12,6 +13,19 @@ import numpy as np
 from data2vec_jax.core.errors import ExampleError, UserError, nearest
 
 Item = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number that `Codec.examine` finds in an example, and the range beyond which an example is
+    unfit: too long, silent, ..."""
+
+    name: str
+    unit: str
+    least: float = -math.inf
+    most: float = math.inf
+    below: str = ""  # what an example below `least` is called
+    above: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,6 +68,9 @@ class Codec:
     # (options, bytes of a file, name) -> bytes of a file that `read` takes.
     conversion: Callable[..., Any] | None = None
     convert: Callable[[Any, bytes, str], bytes] | None = None
+    # For `prepare --check`: item -> its `measures`, in order.
+    examine: Callable[[Item], tuple[float, ...]] | None = None
+    measures: tuple[Measure, ...] = ()
     # Further kinds of addresses, `KIND:PLACE`, for the published data sets and the shipped samples
     # of a modality -> their openers, see `data.sources.Address`.
     kinds: Mapping[str, Callable[..., Any]] = field(default_factory=dict)

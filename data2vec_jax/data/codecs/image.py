@@ -13,12 +13,18 @@ from PIL import Image, ImageOps
 
 from data2vec_jax.core.config import Range
 from data2vec_jax.core.errors import ExampleError
-from data2vec_jax.data.codecs.base import Codec, Item, unreadable
+from data2vec_jax.data.codecs.base import Codec, Item, Measure, unreadable
 
 MAX_PIXELS = 50_000_000
 WHITE = (255, 255, 255)
 ORIENTATION = 0x0112  # the EXIF tag of how to turn a photo
 DEFLATE = 1032  # bytes that one byte of a PNG can become, at most
+MEASURES = (
+    Measure("width", "pixels", 32, below="small"),
+    Measure("height", "pixels", 32, below="small"),
+    Measure("ratio", "of the longer side to the shorter", most=4, above="elongated"),
+    Measure("contrast", "standard deviation, of 255", 2, below="of one colour"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +56,8 @@ def codec(
         read_record=functools.partial(read_record, **options),
         conversion=ImageConversion,
         convert=functools.partial(convert, **options),
+        examine=examine,
+        measures=MEASURES,
         kinds=kinds or {},
     )
 
@@ -171,3 +179,10 @@ def convert(options: ImageConversion, data: bytes, name: str, **decoding: Any) -
     encode = options.encode or "jpeg"
     image.save(file, encode, **({"quality": options.quality} if encode == "jpeg" else {}))
     return file.getvalue()
+
+
+def examine(item: Item) -> tuple[float, ...]:
+    """The `MEASURES` of a decoded image."""
+    height, width = item["image"].shape[:2]
+    ratio = max(width, height) / max(min(width, height), 1)
+    return width, height, ratio, float(item["image"].std()) if item["image"].size else 0.0

@@ -1,12 +1,19 @@
 """Texts: UTF-8. Items hold text, a str."""
 
 import io
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from data2vec_jax.core.errors import ExampleError, UserError
-from data2vec_jax.data.codecs.base import Codec, Item, unreadable
+from data2vec_jax.data.codecs.base import Codec, Item, Measure, unreadable
+
+MEASURES = (
+    Measure("characters", "", 20, 1_000_000, "too short", "too long"),
+    Measure("letters", "of the characters", 0.5, below="few letters"),
+)
 
 
 def codec(kinds: Mapping[str, Callable[..., Any]] | None = None) -> Codec:
@@ -20,6 +27,8 @@ def codec(kinds: Mapping[str, Callable[..., Any]] | None = None) -> Codec:
         read=read_text_file,
         read_record=read_record,
         in_tables=True,
+        examine=examine,
+        measures=MEASURES,
         kinds=kinds or {},
     )
 
@@ -72,3 +81,10 @@ def read_lines(path: Path, uri: str) -> list[str]:
             return [line.rstrip("\r\n") for line in file]
     except (OSError, UnicodeDecodeError) as error:
         raise unreadable(str(path), "text", error) from error
+
+
+def examine(item: Item) -> tuple[float, ...]:
+    """The `MEASURES` of a text."""
+    text, counts = item["text"], Counter(item["text"])
+    letters = sum(n for c, n in counts.items() if unicodedata.category(c)[0] in "LM")
+    return len(text), letters / max(len(text), 1)

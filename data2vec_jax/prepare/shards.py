@@ -180,7 +180,8 @@ def claimed(target: Path) -> Iterator[None]:
 
 
 def in_order(make: Callable[[Any], Any], work: Iterable[Any], workers: int) -> Iterator[Any]:
-    """`map(make, work)` by so many processes; `work` is read only a little ahead.
+    """`map(make, work)` by so many processes, which get `make` once; `work` is read only a little
+    ahead.
 
     Raises UserError: a process was killed.
     """
@@ -188,11 +189,11 @@ def in_order(make: Callable[[Any], Any], work: Iterable[Any], workers: int) -> I
         yield from map(make, work)
         return
     # A fork would copy locks that other threads hold.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin)
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin, initargs=(make,))
     try:
         waiting: list[Future] = []
         for each in work:
-            waiting.append(pool.submit(make, each))
+            waiting.append(pool.submit(_call, each))
             if len(waiting) >= 2 * workers:
                 yield waiting.pop(0).result()
         yield from (future.result() for future in waiting)
@@ -203,7 +204,15 @@ def in_order(make: Callable[[Any], Any], work: Iterable[Any], workers: int) -> I
         pool.shutdown(cancel_futures=True)
 
 
-def _begin() -> None:
+_made: list[Callable[[Any], Any]] = []  # in a worker: its one function, which may hold a corpus
+
+
+def _begin(make: Callable[[Any], Any]) -> None:
     """The start of a worker: it ends with the command, which alone hears Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
+    _made.append(make)
+
+
+def _call(each: Any) -> Any:
+    return _made[0](each)

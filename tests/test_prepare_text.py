@@ -17,6 +17,8 @@ def test_lines_and_paragraphs(tmp_path):
     assert texts(tmp_path / "paragraphs") == ["One\u2028line.\nTwo, Straße.", "Three."]
     source = open_source(f"paragraphs:{tmp_path}/a.txt", codec=TEXT)
     assert source[1]["text"] == "Three." and source.location(1).endswith("a.txt:5")
+    options = f"lines:{tmp_path}/a.txt", tmp_path / "twice", "--splits=train,dev"
+    refused("dev has the examples of train", prepare, "text", *options)
     (tmp_path / "b.txt").write_bytes(data + b"\xff\xfe\n")
     manifest = prepare("text", f"lines:{tmp_path}/b.txt", tmp_path / "b", "--max_bad_share=0.5")
     assert manifest["splits"]["train"] == {"examples": 3, "length": 0, "bad": {"unreadable": 1}}

@@ -32,14 +32,17 @@ def open_splits(
 ) -> dict[str, Source]:
     """The source of each split; all number their classes as the first does.
 
-    Raises UserError as `open_source`, or if they cannot.
+    Raises UserError as `open_source`, if they cannot, or if two splits have the same examples.
     """
     names: Sequence[str] | None = None
     given = uri.partition(":")[0] in ("manifest", "folder")
     found: dict[str, Source] = {}
     for name, theirs in splits.items():
         options = {"key": key, "columns": columns, "label_names": names if given else None}
-        found[name] = open_source(uri, theirs, codec=codec, **options)
+        source = open_source(uri, theirs, codec=codec, **options)
+        if same := next((k for k, x in found.items() if x.rows and x.rows == source.rows), None):
+            raise UserError(f"{uri}: {name} has the examples of {same}; name other splits of it")
+        found[name] = source
         if len(found) > 1 and found[name].label_names != names:
             raise UserError(f"{uri}: {theirs} has other classes than {next(iter(splits.values()))}")
         names = found[name].label_names

@@ -35,6 +35,7 @@ class TextStream(Source):
     def __init__(self, address: Address, read: Reader):
         super().__init__(address.uri, address.split, address.codec)
         self._place, self._reader = address.place.replace("{split}", address.split), read
+        self.rows = self._place  # of whatever split
         if not Path(self._place).is_file():
             raise UserError(f"{address.uri}: no file '{self._place}'")
 

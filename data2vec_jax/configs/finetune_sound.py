@@ -113,7 +113,9 @@ def _small(c: ConfigDict, variant: str) -> None:
     c.model_overrides = dict(encoder=dict(drop_path=0.1))
     c.head.update(classes=8, problem="single_label_classification")
     c.examples.frames = 192
-    c.data.update(source="samples:sounds", split="train", eval_split="test", batch_size=8)
+    c.data.update(
+        source="samples:sounds", split="train", eval_split="test", batch_size=8, workers=0
+    )
     c.loss.binary = "rows"
     c.layerwise_lr.decay = 0.75
     c.schedule.peak = 2e-3

@@ -100,7 +100,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         from data2vec_jax.prepare.page import write_page  # as above
 
         result = check(sources, codec, workers=options.workers, alphabet=options.alphabet)
-        print(write_page(options.check, result))
+        page = write_page(options.check, result)
+        print(*result["faults"] or ["no fault was found"], page, sep="\n")
         return
     manifest = make_shards(
         options.target,

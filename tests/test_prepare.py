@@ -104,6 +104,7 @@ def test_librispeech(libri, shards):
         assert item["transcript"] == f"UTTERANCE NUMBER {number}"
         assert source.lengths()[i] == len(want) == 8000 + 800 * number
         assert source.field(i, "transcript") == item["transcript"]
+        assert source.column("transcript")[i] == item["transcript"]
     total = sum(8000 + 800 * n for n in range(24))
     assert manifest["splits"]["train"] == {"examples": 24, "length": total, "bad": {}}
     assert len(opened(target, "dev")) == 6
@@ -177,6 +178,8 @@ def damage(folder, kind):
     elif kind == "lengths":
         path = folder / "train-00000.array_record.lengths.npy"
         np.save(path, np.load(path) + 1)
+    elif kind == "columns":
+        (folder / "train-00000.array_record.columns.json").write_text("{}")
     elif kind == "count":
         manifest = json.loads((folder / "manifest.json").read_text())
         manifest["shards"][0]["examples"] += 1
@@ -193,6 +196,7 @@ def damage(folder, kind):
         ("other", "train-00000.array_record"),
         ("bit", "damaged"),
         ("lengths", "lengths.npy"),
+        ("columns", "columns.json"),
         ("count", "records, but manifest.json says"),
         ('{"version": 2}', "version 2"),
         ('{"version": 1, "shards": [{}]}', "no list of shards"),
@@ -389,6 +393,7 @@ def test_esc50_and_audioset(tmp_path, voice):
     source = opened(tmp_path / "esc", "test", SOUND)
     assert source[0]["label"] == 1 and source.label_names == ("dog", "rooster")
     assert len(source[0]["audio"]) == RATE
+    assert source.column("label") == [1] and source.column("labels") is None
 
     top = tmp_path / "audioset"
     (top / "eval_segments").mkdir(parents=True)
@@ -399,7 +404,8 @@ def test_esc50_and_audioset(tmp_path, voice):
     soundfile.write(top / "eval_segments" / "Yabc.wav", voice[:16000], RATE)
     manifest = prepare("sound", f"audioset:{top}", tmp_path / "as", "--splits=eval")
     assert manifest["label_names"] == ["Speech", "Dog, barking"]
-    assert opened(tmp_path / "as", "eval", SOUND)[0]["labels"] == [1, 0]
+    source = opened(tmp_path / "as", "eval", SOUND)
+    assert source[0]["labels"] == [1, 0] and source.column("labels") == [[1, 0]]
 
 
 # ImageNet ---------------------------------------------------------------------------------------

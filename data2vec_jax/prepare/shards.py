@@ -55,7 +55,8 @@ class ShardMaker:
                 shards.check_shards(self.folder, report["shards"])
                 return report
         made, bad = [], []
-        records = self._records(block, bad)
+        columns: dict[str, list[Any]] = {name: [] for name in shards.COLUMNS}
+        records = self._records(block, bad, columns)
         if (first := next(records, None)) is not None:
             try:
                 count = write_array_record(path, chain([first], records), codec=self.codec)
@@ -67,16 +68,20 @@ class ShardMaker:
             shard |= {"bytes": path.stat().st_size, "mark": shards.mark_of(path), "sha256": sha256}
             if (lengths := Path(lengths_file(str(path)))).exists():
                 shard |= {"length": int(np.load(lengths).sum()), "lengths": shards.mark_of(lengths)}
+            if beside := shards.write_columns(path, columns):
+                shard["columns"] = shards.mark_of(beside)
             made = [shard]
         report = {"digest": digest, "shards": made, "bad": bad}
         write_json(place.with_suffix(".partial"), report)
         place.with_suffix(".partial").replace(place)
         return report
 
-    def _records(self, block: Block, bad: list[dict[str, str]]) -> Iterator[dict[str, Any]]:
+    def _records(
+        self, block: Block, bad: list[dict[str, str]], columns: dict[str, list[Any]]
+    ) -> Iterator[dict[str, Any]]:
         for stored in block.examples:
             try:
-                yield prepare_example(stored, self.codec, self.conversion)
+                record = prepare_example(stored, self.codec, self.conversion)
             except ExampleError as error:
                 path, message = (  # names of files may be no text
                     text.encode(errors="backslashreplace").decode()
@@ -84,6 +89,10 @@ class ShardMaker:
                 )
                 line = {"split": block.split, "path": path, "reason": error.reason}
                 bad.append(line | {"message": message})
+            else:
+                for name, values in columns.items():
+                    values.append(record.get(name))
+                yield record
 
 
 def make_shards(
@@ -123,9 +132,9 @@ def make_shards(
         units = codec.units if codec.measure else None
         manifest = {"version": shards.VERSION, **about, "units": units}
         manifest |= {"splits": splits, "shards": made}
-        wanted = {shard["file"] for shard in made}
+        wanted = tuple(shard["file"] for shard in made)
         for path in target.glob("*.array_record*"):  # of an earlier state of the corpus
-            if path.name.removesuffix(".lengths.npy") not in wanted:
+            if not path.name.startswith(wanted):
                 path.unlink()
         write_json(target / shards.UNFINISHED / shards.MANIFEST, manifest)
         (target / shards.UNFINISHED / shards.MANIFEST).replace(target / shards.MANIFEST)

@@ -137,9 +137,10 @@ class ArrayRecordSource(Source):
         paths: Sequence[str],
         label_names: Sequence[str] | None = None,
         key: str | None = None,
+        has_columns: bool = False,
     ):
         super().__init__(uri, split, codec, label_names)
-        self._paths, self._key = list(paths), key
+        self._paths, self._key, self._has_columns = list(paths), key, has_columns
         self._files = [open_array_file(path) for path in paths]
         self.counts = [len(file) for file in self._files]
         self._ends = np.cumsum(self.counts)
@@ -164,6 +165,13 @@ class ArrayRecordSource(Source):
         if plain and name != self.codec.field:
             return record[name]  # without decoding the signal beside it
         return super().field(index, name)
+
+    def column(self, name: str) -> list[Any] | None:
+        if not self._has_columns or name not in shards.COLUMNS:
+            return None
+        pairs = zip(self._paths, self.counts, strict=True)
+        found = [value for path, n in pairs for value in shards.read_column(path, name, n)]
+        return found if any(value is not None for value in found) else None
 
     def location(self, index: int) -> str:
         file, i = self._place(index)
@@ -248,10 +256,11 @@ def open_array_record(address: Address) -> ArrayRecordSource:
         paths = shards_by_name(uri, place, split)
     else:
         pattern = place.replace("{split}", split)
-        paths = sorted(p for p in glob(pattern) if not p.endswith((".npy", ".partial")))
+        paths = sorted(p for p in glob(pattern) if not p.endswith((".npy", ".json", ".partial")))
         if not paths:
             raise UserError(f"{uri}: no file or folder '{pattern}'")
-    source = ArrayRecordSource(uri, split, address.codec, paths, names, address.key)
+    has_columns = manifest is not None and any("columns" in shard for shard in found)
+    source = ArrayRecordSource(uri, split, address.codec, paths, names, address.key, has_columns)
     if counts is not None and counts != source.counts:
         raise UserError(f"{uri}: {source.counts} records, but {shards.MANIFEST} says {counts}")
     return source
@@ -260,7 +269,7 @@ def open_array_record(address: Address) -> ArrayRecordSource:
 def shards_by_name(uri: str, place: str, split: str) -> list[str]:
     """The shards of a split in a folder without a manifest: SPLIT*.array_record."""
     found = sorted(path.name for path in Path(place).glob("*.array_record*"))
-    found = [n for n in found if not n.endswith((".npy", ".partial"))]
+    found = [n for n in found if not n.endswith((".npy", ".json", ".partial"))]
     if not found:
         raise UserError(f"{uri}: no *.array_record files in '{place}'")
     names = [n for n in found if re.split(r"[-._]", n)[0] == split]

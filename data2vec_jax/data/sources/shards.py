@@ -1,11 +1,13 @@
 """The manifest of a folder of shards: `manifest.json`, which `prepare` writes last.
 
-Its `shards` are {file, split, examples, bytes, mark, sha256} and, of signals that are measured,
-{length, lengths}: their sum, and the mark of the file that holds them. A mark is compared whenever
-the folder is opened; sha256, of all bytes, is for `sha256sum`.
+Its `shards` are {file, split, examples, bytes, mark, sha256} and, where they have such files beside
+them, {length, lengths}, the sum of lengths and the mark of `FILE.lengths.npy`, and {columns}, the
+mark of `FILE.columns.json`. A mark is compared whenever the folder is opened; sha256, of all bytes,
+is for `sha256sum`.
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,11 +15,14 @@ from typing import Any
 
 from data2vec_jax.core.errors import UserError, nearest
 from data2vec_jax.core.files import read_json
+from data2vec_jax.data.codecs.base import unreadable
 
 MANIFEST, UNFINISHED = "manifest.json", "unfinished"
 VERSION = 1
 ENDS = 2**16  # bytes at the start and at the end of a file, of which its mark is
 KEYS = {"file", "split", "examples", "bytes", "mark"}
+BESIDE = {"lengths": ".lengths.npy", "columns": ".columns.json"}  # ends of the files beside a shard
+COLUMNS = "label", "labels", "transcript", "phones"  # which `Source.column` lists
 
 
 def mark_of(path: str | os.PathLike) -> str:
@@ -63,14 +68,33 @@ def shards_of_split(manifest: Mapping[str, Any], split: str, uri: str) -> list[d
 
 
 def check_shards(folder: Path, shards: Sequence[Mapping[str, Any]]) -> None:
-    """Raises UserError: a shard, or the file of its lengths, is not what the manifest means."""
+    """Raises UserError: a shard, or a file beside it, is not what the manifest means."""
     for shard in shards:
-        path = folder / shard["file"]
-        marks = {path: shard["mark"]}
-        if "lengths" in shard:
-            marks[path.with_name(f"{path.name}.lengths.npy")] = shard["lengths"]
-        for file, mark in marks.items():
+        beside = {end: shard[key] for key, end in BESIDE.items() if key in shard}
+        for end, mark in {"": shard["mark"], **beside}.items():
+            file = folder / f"{shard['file']}{end}"
             if not file.is_file():
                 raise UserError(f"{file}: missing, but {MANIFEST} names it")
             if mark_of(file) != mark:
                 raise UserError(f"{file}: another file than {MANIFEST} means, or damaged")
+
+
+def write_columns(shard: Path, columns: Mapping[str, Sequence[Any]]) -> Path | None:
+    """Writes the `COLUMNS` that have values beside a shard; the path, None if there are none."""
+    path = shard.with_name(f"{shard.name}{BESIDE['columns']}")
+    found = {n: values for n, values in columns.items() if any(v is not None for v in values)}
+    path.unlink(missing_ok=True)
+    if found:
+        path.write_text(json.dumps(found), encoding="utf-8")
+    return path if found else None
+
+
+def read_column(shard: str, name: str, count: int) -> list[Any]:
+    """A column of a shard; `count` times None if it has no such. Raises UserError: damaged."""
+    path = Path(f"{shard}{BESIDE['columns']}")
+    try:
+        return json.loads(path.read_text(encoding="utf-8")).get(name, [None] * count)
+    except FileNotFoundError:
+        return [None] * count
+    except (OSError, ValueError, AttributeError) as error:
+        raise unreadable(str(path), "columns", error) from error

@@ -426,7 +426,7 @@ def make(config: Mapping[str, Any], job: FinetuneSpec) -> Task:
     inputs_of = job.inputs.Windows if job.inputs else modality.inputs
     names = targets.names if targets.names is not None else config.get("labels") or None
     source = open_part(options, modality.codec, names)
-    lines = [*targets.check(source)]
+    lines = [*untaught(source), *targets.check(source)]
     inputs = inputs_of(source, **config["examples"])
     model = make_model(config)[1]
     inputs.check(model)
@@ -487,6 +487,21 @@ def renewed(targets: Targets, path: str) -> dict[str, str]:
         (i, pair) for i, pair in enumerate(itertools.zip_longest(own, theirs)) if len(set(pair)) > 1
     )
     return {"task": f"output {first} of {path} is {other!r}, and of this run {ours!r}"}
+
+
+def untaught(source: sources.Source) -> list[str]:
+    """A line on the classes that have no training example, as far as the source lists its labels:
+    one that only a test folder has, or that a small share of the labels misses."""
+    names, labels = source.label_names or (), source.column("label")
+    have = set() if labels is None else {x for x in labels if x is not None}
+    missing = [name for i, name in enumerate(names) if i not in have]
+    if labels is None or not missing:
+        return []
+    more = ", ..." if len(missing) > 5 else ""
+    return [
+        f"warning: {len(missing):,} of {len(names):,} classes have no training example: "
+        f"{', '.join(map(str, missing[:5]))}{more}"
+    ]
 
 
 def balanced(source: sources.Source, examples: Examples, targets: Targets) -> np.ndarray:

@@ -107,6 +107,19 @@ def test_a_test_set_of_its_own_is_scored_by_name(tmp_path, kind):
         finetune.open_part(data(uri), VISION.codec, WORDS)
 
 
+def test_classes_without_a_training_example_are_named(tmp_path):
+    folder(tmp_path / "train", ["cat", "dog", "cat", "dog"])
+    folder(tmp_path / "test", ["cat", "dgo"])  # misspelt
+    options = data(f"folder:{tmp_path}")
+    assert finetune.untaught(finetune.open_part(options, VISION.codec)) == [
+        "warning: 1 of 3 classes have no training example: dgo"
+    ]
+    (line,) = finetune.untaught(finetune.open_part(data(options.source, share=0.25), VISION.codec))
+    assert "2 of 3 classes have no training example" in line
+    other = folder(tmp_path / "alike/train", ["cat", "dog"]).removesuffix("/train")
+    assert finetune.untaught(finetune.open_part(data(other), VISION.codec)) == []
+
+
 @pytest.mark.parametrize("listed", [True, False])
 def test_classes_in_an_order_of_their_own(listed):
     source = by_name(Named([0, 1, 2, 0], ["eel", "fox", "cat"], listed), WORDS)

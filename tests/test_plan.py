@@ -16,7 +16,7 @@ from data2vec_jax.core.errors import UserError
 from data2vec_jax.core.run import Run
 from data2vec_jax.metrics.hardware import PEAK_FLOPS
 from data2vec_jax.plan import __main__ as plan_command
-from data2vec_jax.plan import advice, hlo, planner, report, roofline, step, topology
+from data2vec_jax.plan import advice, gpus, hlo, planner, report, roofline, step, topology
 from data2vec_jax.tasks import pretrain
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,7 +25,7 @@ GIB = topology.GIB
 
 @pytest.fixture
 def without_libtpu(monkeypatch):
-    monkeypatch.setattr(topology, "has_compiler", lambda: False)
+    monkeypatch.setattr(topology, "compiler_of", lambda topology: None)
     monkeypatch.setattr(plan_command, "prepare_environment", lambda: None)  # of the whole process
 
 
@@ -49,6 +49,10 @@ def config(name="vision_v2", **sections):
         ("v5e:0x4", None, "no 'v5e:0x4'"),
         ("v5e:2x4", "0", "--slices: '0' is not a number from 1"),
         ("v5e:2x4", "two", "--slices: 'two'"),
+        ("h100", None, "no 'h100'; known are h100:1 to h100:8 .* h100:8x4"),
+        ("h100:16", None, "no 'h100:16'"),
+        ("a100:8x0", None, "no 'a100:8x0'"),
+        ("h100:8", "2", "--slices: of TPUs alone; .* h100:8x2"),
     ],
 )
 def test_topologies_that_do_not_exist(name, slices, message):
@@ -224,6 +228,36 @@ def test_roofline():
     twin = roofline.roofline(hlo.Program(collectives, work, 0, 0), topology.CHIPS["tpu7x"])
     assert twin["hbm"] == pytest.approx(1.75 * hbm / (7380e9 / 2))
     assert twin["ici"] == pytest.approx(3.5 * ring / (200e9 / 2))
+
+
+def test_messages_of_gpus_beyond_a_machine_take_the_network():
+    card = gpus.CARDS["h100"]
+    collectives = [
+        hlo.Collective("all-reduce", 1e9, 1, 8, False, ""),
+        hlo.Collective("all-gather", 1e9, 2, 32, False, ""),
+    ]
+    parts = roofline.roofline(hlo.Program(collectives, [], 0, 0), card, 8)
+    assert parts["ici"] == pytest.approx(2 * 1e9 * 7 / 8 / 450e9)
+    assert parts["dcn"] == pytest.approx(2 * 1e9 * 31 / 32 / 50e9)
+    assert parts["core"] == pytest.approx(parts["ici"] + parts["dcn"])
+
+
+def test_gpus_without_their_compiler(without_libtpu):
+    nodes = topology.parse_topology("h200:8x4")
+    assert (nodes.chips, nodes.machine, nodes.slices, nodes.name) == (32, 8, 1, "h200:8x4")
+    result = planner.plan(config("vision_v1", data={"batch_size": 32}), nodes)
+    assert result["devices"] == 32 and result["fits"] is None
+    assert "CUDA plugin is not installed" in report.report({"config": "x"} | result)
+
+
+def test_kernels_of_a_gpu_program():
+    text = """
+  %a = f32[8]{0} custom-call(%x), custom_call_target="__cublas$lt$matmul", backend_config={}
+  %b = f32[8]{0} fusion(%a), kind=kCustom, calls=%c, backend_config={"operation_queue_id":"0",\
+"fusion_backend_config":{"kind":"__triton_gemm","block_level":{}},"force":false}
+  %d = f32[8]{0} fusion(%b), kind=kLoop, calls=%e
+""".replace("\\\n", "")
+    assert hlo.kernels(text) == {"__cublas$lt$matmul": 1, "__triton_gemm": 1}
 
 
 def test_the_program_does_not_grow_with_depth():

@@ -1,11 +1,13 @@
-"""Compiles the train step for a TPU slice that you do not have, on a machine with nothing but CPUs.
+"""Compiles the train step for TPUs or GPUs that you do not have, on a machine with CPUs alone.
 
     python -m data2vec_jax.plan --config=vision_v2:huge --topology=v5e:16x16
         [--slices=2] [--json=FILE]
+    python -m data2vec_jax.plan --config=vision_v2:huge --topology=h100:8x4
 
-Says whether the step fits, what fills the memory, what is sent between chips, and how long a step
-should take. The program is the one that `train` runs; no data is read. libtpu, which compiles it,
-is a package (`pip install libtpu`); without it only what arithmetic can tell is said.
+A topology is a TPU slice, or cards of a machine and machines: a100, h100, h200. Says whether the
+step fits, what fills the memory, what is sent between chips, and how long a step should take. The
+program is the one that `train` runs; no data is read. The compilers are packages: libtpu, and JAX's
+CUDA plugin (`pip install 'jax[cuda13]'`); without them only what arithmetic can tell is said.
 """
 
 import sys

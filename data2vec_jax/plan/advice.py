@@ -24,7 +24,7 @@ def advice(config: Mapping[str, Any], topology: Topology, step: Step) -> list[st
         except UserError:  # a batch, perhaps of shorter examples, that does not divide so
             continue
         size = f"{compiled.total / GIB:.2f} of {topology.chip.hbm / GIB:.2f} GiB"
-        if compiled.program is not None:
+        if compiled.fits(topology.room):
             return [*lines, f"it fits with {flags} ({size}, compiled)"]
         lines = [f"it does not fit even with {flags} ({size}, compiled)"]
     smaller = "a smaller config.data.batch_size, or more chips"

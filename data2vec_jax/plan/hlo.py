@@ -7,6 +7,7 @@ body counts as often as it runs, and every number is of one device.
 import functools
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -123,6 +124,14 @@ _CALLED = re.compile(r"\b(?:calls|to_apply|body)=%?([\w.\-]+)")
 def read(text: str) -> Program:
     """The program of `compiled.as_text()`."""
     return _Reader(text).program()
+
+
+def kernels(text: str) -> dict[str, int]:
+    """How many instructions of a GPU's program are kernels of a library or of Triton, by name:
+    `__cublas$lt$matmul`, `__cudnn$fmhaSoftmax`, `__triton_gemm`, ..."""
+    called = re.findall(r'custom_call_target="([^"]+)"', text)
+    fused = re.findall(r'"fusion_backend_config":\{[^{}]*?"kind":"(\w+)"', text)
+    return dict(sorted(Counter(called + fused).items()))
 
 
 def unordered(text: str) -> list[tuple[str, str]]:

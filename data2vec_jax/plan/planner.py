@@ -1,4 +1,4 @@
-"""What a train step needs on a TPU slice: memory, messages and time."""
+"""What a train step needs on a TPU slice or on GPUs: memory, messages and time."""
 
 import importlib.metadata
 from collections.abc import Mapping
@@ -42,6 +42,7 @@ def plan(config: Mapping[str, Any], topology: Topology) -> dict[str, Any]:
         "fits": None if step.state_bytes < chip.hbm else False,
         "bytes_per_device": {"arguments": step.state_bytes, "temporaries": None, "output": None},
         "collectives": None,
+        "kernels": None,
         "compile_seconds": None,
         "compile_cpu_seconds": None,
         "step_seconds_estimate": step.flops / peak,
@@ -49,28 +50,32 @@ def plan(config: Mapping[str, Any], topology: Topology) -> dict[str, Any]:
         "roofline_seconds": {"compute": step.flops / peak},
         "versions": {"jax": jax.__version__},
     }
-    if not topologies.has_compiler():
+    compiler = topologies.compiler_of(topology)
+    if not compiler:
+        name, extra = ("JAX's CUDA plugin", "cuda13") if topology.machine else ("libtpu", "tpu")
         result["advice"] = [
-            "libtpu is not installed, so nothing was compiled: "
-            f"pip install 'jax[tpu]=={jax.__version__}'"
+            f"{name} is not installed, so nothing was compiled: "
+            f"pip install 'jax[{extra}]=={jax.__version__}'"
         ]
         return result
-    result["versions"]["libtpu"] = importlib.metadata.version("libtpu")
+    result["versions"][compiler] = importlib.metadata.version(compiler)
     compiled = step.compile()
     result["compile_seconds"], result["compile_cpu_seconds"] = compiled.seconds
-    result["fits"] = compiled.program is not None
+    result["fits"] = compiled.fits(topology.room)
     result["bytes_per_device"] = compiled.memory
-    if compiled.program is None:
+    if not result["fits"]:
         result["step_seconds_estimate"] = None
         result["advice"] = advice(config, topology, step)
         return result
-    program = hlo.read(compiled.program.as_text())
-    parts = roofline(program, chip)
+    text = compiled.program.as_text()
+    program = hlo.read(text)
+    parts = roofline(program, chip, topology.machine)
     slowest = max(parts.values())
     result |= {
         "collectives": program.summary(),
         "messages": [c._asdict() for c in program.collectives],
         "instructions": program.instructions,
+        "kernels": hlo.kernels(text) if topology.machine else None,
         "loops_of_unknown_length": program.unknown_loops,
         "compiled_flops": program.flops * mesh.size,
         "roofline_seconds": parts,

@@ -26,6 +26,8 @@ def report(result: Mapping[str, Any]) -> str:
     )
     for kind, found in (result["collectives"] or {}).items():
         lines.append(f"{kind:18} {found['count']:5} a step, {found['bytes'] / 2**20:10.1f} MiB")
+    if result["kernels"]:
+        lines.append("kernels    " + ", ".join(f"{n} {k}" for k, n in result["kernels"].items()))
     if result["mfu_estimate"] is not None:
         parts = ", ".join(f"{k} {1e3 * v:.1f}" for k, v in result["roofline_seconds"].items())
         lines.append(

@@ -24,6 +24,11 @@ class Compiled(NamedTuple):
     def total(self) -> float:
         return self.memory["total"]
 
+    def fits(self, room: float | None) -> bool:
+        """Whether the compiler took it, and it fits into `room` bytes if the compiler has no limit
+        of its own (GPUs)."""
+        return self.program is not None and (room is None or self.total <= room)
+
 
 class Step:
     """The train step of a config on a mesh, with its largest batch, before it is compiled.

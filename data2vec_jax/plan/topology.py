@@ -1,4 +1,4 @@
-"""TPU chips, their slices, and libtpu as a compiler for slices that are not there."""
+"""TPU slices and machines with GPUs, and compilers for those that are not there."""
 
 import importlib.util
 import os
@@ -12,25 +12,10 @@ import numpy as np
 
 from data2vec_jax.cli.output import one_line
 from data2vec_jax.core.errors import UserError
+from data2vec_jax.plan import gpus
+from data2vec_jax.plan.chips import Chip
 
 GIB = 2.0**30
-
-
-class Chip(NamedTuple):
-    """A kind of TPU. Numbers are of a chip, except `hbm`: bytes that a program may use on a device.
-
-    device_kind: JAX's name of its devices, of which a chip is `devices`. axes: of its network.
-    hbm_bandwidth, ring, dcn: bytes a second from main memory, to the next chips of a ring (both
-    ways), and to the data centre's network.
-    """
-
-    device_kind: str
-    devices: int
-    axes: int
-    hbm: float
-    hbm_bandwidth: float
-    ring: float
-    dcn: float
 
 
 # hbm: where libtpu 0.0.42 refuses a program ("exceeds available HBM"); it keeps the rest. The peaks
@@ -54,7 +39,8 @@ SHAPES = {
 
 
 class Topology(NamedTuple):
-    """`slices` slices of `shape` chips of the kind `kind`, such as v5e:16x16."""
+    """`slices` slices of `shape` chips of the kind `kind`, such as v5e:16x16. Of GPUs one slice of
+    (cards of a machine, machines), such as h100:8x4."""
 
     kind: str
     shape: tuple[int, ...]
@@ -66,7 +52,17 @@ class Topology(NamedTuple):
 
     @property
     def chip(self) -> Chip:
-        return CHIPS[self.kind]
+        return (CHIPS | gpus.CARDS)[self.kind]
+
+    @property
+    def machine(self) -> int | None:
+        """Cards of a machine, which NVLink connects; None for TPUs."""
+        return self.shape[0] if self.kind in gpus.CARDS else None
+
+    @property
+    def room(self) -> float | None:
+        """Bytes of a device that a program must fit into; None where the compiler refuses it."""
+        return self.chip.hbm if self.machine else None
 
     @property
     def chips(self) -> int:
@@ -85,15 +81,18 @@ class StandIn:
 
 
 def parse_topology(name: str, slices: str | None = None) -> Topology:
-    """'v5e:16x16' and '2' -> Topology.
+    """'v5e:16x16' and '2', or 'h100:8x4' -> Topology.
 
     Raises:
       UserError: no such chip or shape; the known ones are listed.
     """
     kind, _, shape = name.partition(":")
+    if kind in gpus.CARDS:
+        return _machines(name, kind, shape, slices)
     if kind not in CHIPS:
         known = ", ".join(f"{k}:{SHAPES[c.axes][-1]}" for k, c in CHIPS.items())
-        raise UserError(f"--topology: no chip '{kind}'; known are {known} and smaller")
+        cards = ", ".join(f"{k}:8" for k in gpus.CARDS)
+        raise UserError(f"--topology: no chip '{kind}'; known are {known} and smaller, {cards}")
     known = ", ".join(f"{kind}:{s}" for s in SHAPES[CHIPS[kind].axes])
     named = re.fullmatch(r"\d{1,4}(x\d{1,4})+", shape)
     sizes = tuple(int(n) for n in shape.split("x")) if named else ()
@@ -110,6 +109,19 @@ def parse_topology(name: str, slices: str | None = None) -> Topology:
     return found
 
 
+def _machines(name: str, kind: str, shape: str, slices: str | None) -> Topology:
+    """Cards of a machine, and machines."""
+    sizes = re.fullmatch(r"([1-8])(?:x([1-9]\d{0,3}))?", shape)
+    if not sizes:
+        raise UserError(
+            f"--topology: no '{name}'; known are {kind}:1 to {kind}:8 in a machine, and as many "
+            f"machines as you like: {kind}:8x4"
+        )
+    if slices:
+        raise UserError(f"--slices: of TPUs alone; two machines with eight cards are {kind}:8x2")
+    return Topology(kind, (int(sizes[1]), *([int(sizes[2])] if sizes[2] else [])), 1)
+
+
 def prepare_environment() -> None:
     """JAX on the CPU, and libtpu as a compiler only: no chip is looked for, or kept from others."""
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # ask no metadata server what this machine is
@@ -121,16 +133,21 @@ def prepare_environment() -> None:
     jax.config.update("jax_enable_compilation_cache", False)  # the time to compile is a result
 
 
-def has_compiler() -> bool:
-    """Whether libtpu is installed."""
-    return importlib.util.find_spec("libtpu") is not None
+def compiler_of(topology: Topology) -> str | None:
+    """The package that compiles for it, if it is installed."""
+    if topology.machine:
+        found = gpus.plugin()
+        return found and f"jax-{found.partition('xla_')[2]}-plugin"
+    return "libtpu" if importlib.util.find_spec("libtpu") else None
 
 
 def devices_of(topology: Topology) -> Sequence[Any]:
-    """libtpu's description of the devices of `topology`; without libtpu, stand-ins."""
-    if not has_compiler():
+    """The compiler's description of the devices of `topology`; without it, stand-ins."""
+    if not compiler_of(topology):
         each = topology.chip.devices * topology.chips // topology.slices
         return [StandIn(i, i // each) for i in range(each * topology.slices)]
+    if topology.machine:
+        return gpus.described(topology.kind, topology.machine, topology.chips // topology.machine)
     from jax.experimental import topologies
 
     several = {"num_slices": topology.slices} if topology.slices > 1 else {}

@@ -204,7 +204,10 @@ class _Reader:
                 turns = self.turns(i) if i.opcode == "while" else 1
                 for name in inner:
                     self.walk(name, times * turns)
-            elif i.opcode == "fusion":
+            elif i.opcode in ("fusion", "fusion-start"):
+                if i.opcode == "fusion-start":  # of GPUs, on a stream of its own: (given, results)
+                    given = sum(len(shapes[name]) for name in i.operands)
+                    i = i._replace(shape=i.shape[given:])
                 self.fusion(i, self.computations[_CALLED.findall(i.attributes)[0]], shapes, times)
             elif kind := _kind(i):
                 self.send(i, kind, shapes, times, overlaps=i.opcode.endswith("-start"))

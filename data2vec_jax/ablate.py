@@ -12,7 +12,6 @@ chooses the block; the test split is seen once. `compare` probes every kept chec
 runs, for scores on dev against FLOPs; its rows are named as those of `evaluate --compare`.
 """
 
-import contextlib
 import functools
 import itertools
 import json
@@ -32,6 +31,7 @@ from data2vec_jax.core.config import with_options
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.core.files import read_json
 from data2vec_jax.core.train_step import init_state
+from data2vec_jax.metrics.hardware import forget_peak
 from data2vec_jax.modalities import contract
 from data2vec_jax.models.encoder import Source
 from data2vec_jax.report import page, study
@@ -246,8 +246,7 @@ def ablate(name: str, config: Mapping[str, Any], folder: Path, options: Any) -> 
     programs: dict[str, dict[Any, Any]] = {}
     for point, seed, workdir in runs[len(runs) * (part - 1) // parts : len(runs) * part // parts]:
         if not is_probed(workdir, config["total_steps"]):
-            with contextlib.suppress(OSError):  # Linux: the peak is that of this run
-                Path("/proc/self/clear_refs").write_text("5")
+            forget_peak()  # so that it is that of this run
             programs = {point: programs.get(point, {})}  # those of another are of no use
             changed = with_options(configs[point], {"seed": config["seed"] + seed})
             train.train(changed, workdir, programs=programs[point], verbose=False)

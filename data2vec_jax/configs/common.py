@@ -110,20 +110,26 @@ def short_run(
     """
     if updates < 200:
         raise ValueError(f"{updates} updates: a teacher needs 200 to leave its random start behind")
-    end = 1 - 5 / updates if ema_end is None else ema_end
+    decay = short_decay(updates) | ({} if ema_end is None else {"end": ema_end})
+    end = decay["end"]
     if (1 - end) * updates < 2:
         raise ValueError(
             f"a decay of {end}: its time constant is more than half of {updates:,} updates, and "
             f"the teacher keeps its random start; the rule ends at {1 - 5 / updates:.5f}"
         )
     c.total_steps = updates
-    c.ema = dict(start=1 - 1 / max(50, updates / 100), end=end, anneal=0.5)
+    c.ema = decay
     c.schedule = dict(kind="cosine", peak=round(1 / c.model.width, 5), warmup=0.1)
     if c.objective.name == "data2vec2" and c.mask.kind in SHORT_RUN_MASKS:
         c.objective.clones, mask = SHORT_RUN_MASKS[c.mask.kind]
         if c.mask.kind == "inverse_blocks":
             mask = mask | dict(width=block_side(_grid(c.model), side, **mask))
         c.mask.update(mask)
+
+
+def short_decay(updates: int) -> dict[str, float]:
+    """Section `ema` of a short run, see `short_run`."""
+    return dict(start=1 - 1 / max(50, updates / 100), end=1 - 5 / updates, anneal=0.5)
 
 
 def block_side(

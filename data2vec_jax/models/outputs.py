@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
+from data2vec_jax.core.errors import UserError
 from data2vec_jax.models import heads
 from data2vec_jax.models.heads import Features
 from data2vec_jax.models.layers import Array
@@ -25,6 +26,12 @@ OPTIONAL_OUTPUTS = (
     "end_logits",
     "embeddings",
 )
+
+
+def check_mask(inputs: Mapping[str, Any], count: int, said: str) -> None:
+    """Raises UserError: there is a mask [B, T], and T is not `count`, in words `said`."""
+    if "mask" in inputs and inputs["mask"].shape[1:] != (count,):
+        raise UserError(f"a mask of shape {inputs['mask'].shape} for {said}")
 
 
 class Outputs(NamedTuple):

@@ -10,7 +10,6 @@ the same command goes on where it stopped, and the last writes its page and NAME
 """
 
 import argparse
-import contextlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +21,9 @@ sys.path.insert(0, str(ROOT))  # a checkout need not be installed
 from data2vec_jax import ablate, evaluate, train
 from data2vec_jax.cli.arguments import parse
 from data2vec_jax.cli.output import as_json, run_main
+from data2vec_jax.configs import common
 from data2vec_jax.core.config import with_options
+from data2vec_jax.metrics.hardware import forget_peak
 from data2vec_jax.tasks import pretrain
 
 RUNS = Path("runs/like_for_like")
@@ -87,8 +88,9 @@ def config_of(name: str, method: str) -> dict[str, Any]:
     steps = round(own["total_steps"] * flops(own) / flops(config))
     options = {"total_steps": steps, "checkpoint.every": steps, "log_every": max(1, steps // 50)}
     options |= {"checkpoint.keep_every": steps // 4}
-    if "ema" in config:  # the rule of `common.short_run`
-        options |= {"ema.start": 1 - 1 / max(50, steps / 100), "ema.end": 1 - 5 / steps}
+    if "ema" in config:
+        decay = common.short_decay(steps)
+        options |= {f"ema.{end}": decay[end] for end in ("start", "end")}
     return with_options(config, options)
 
 
@@ -96,8 +98,7 @@ def run(config: Mapping[str, Any], workdir: Path, init_from: Path | None = None)
     """Trains, or goes on; what is done is not done again."""
     done = workdir / "checkpoints" / str(config["total_steps"])
     if not done.exists():
-        with contextlib.suppress(OSError):  # Linux: the peak of memory is that of this run
-            Path("/proc/self/clear_refs").write_text("5")
+        forget_peak()  # so that it is that of this run
         train.train(config, workdir, verbose=False, init_from=init_from and str(init_from))
     return workdir
 

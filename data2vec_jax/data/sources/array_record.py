@@ -20,6 +20,8 @@ from data2vec_jax.data.codecs.base import Codec, Item, unreadable
 from data2vec_jax.data.sources import shards
 from data2vec_jax.data.sources.base import Address, Source
 
+BESIDE = (".npy", ".json", ".partial")  # ends of the names of what lies beside shards
+
 
 def encode_example(example: Item) -> bytes:
     """A dict of str, bytes, numbers, arrays and lists or dicts of them, as one record.
@@ -256,7 +258,7 @@ def open_array_record(address: Address) -> ArrayRecordSource:
         paths = shards_by_name(uri, place, split)
     else:
         pattern = place.replace("{split}", split)
-        paths = sorted(p for p in glob(pattern) if not p.endswith((".npy", ".json", ".partial")))
+        paths = sorted(p for p in glob(pattern) if not p.endswith(BESIDE))
         if not paths:
             raise UserError(f"{uri}: no file or folder '{pattern}'")
     has_columns = manifest is not None and any("columns" in shard for shard in found)
@@ -269,7 +271,7 @@ def open_array_record(address: Address) -> ArrayRecordSource:
 def shards_by_name(uri: str, place: str, split: str) -> list[str]:
     """The shards of a split in a folder without a manifest: SPLIT*.array_record."""
     found = sorted(path.name for path in Path(place).glob("*.array_record*"))
-    found = [n for n in found if not n.endswith((".npy", ".json", ".partial"))]
+    found = [n for n in found if not n.endswith(BESIDE)]
     if not found:
         raise UserError(f"{uri}: no *.array_record files in '{place}'")
     names = [n for n in found if re.split(r"[-._]", n)[0] == split]

@@ -15,7 +15,7 @@ from data2vec_jax.modalities.contract import Inference
 from data2vec_jax.modalities.sound.model import SoundModel
 from data2vec_jax.modalities.sound.spectrogram import FBANK, device_spectrogram, samples_of
 from data2vec_jax.models.heads import Features
-from data2vec_jax.models.outputs import Inputs, Outputs, Params, outputs, states_of
+from data2vec_jax.models.outputs import Inputs, Outputs, Params, check_mask, outputs, states_of
 
 
 def forward(
@@ -45,8 +45,7 @@ def prepare(model: SoundModel, inputs: Mapping[str, np.ndarray]) -> Mapping[str,
             f"audio of shape {audio.shape}; the model reads [batch, samples], of at least "
             f"{FBANK.length} samples at 16 kHz"
         )
-    if "mask" in inputs and inputs["mask"].shape[1:] != (cells,):
-        raise UserError(f"a mask of shape {inputs['mask'].shape} for {cells} patches")
+    check_mask(inputs, cells, f"{cells} patches")
     return inputs
 
 

@@ -15,7 +15,15 @@ from data2vec_jax.modalities.contract import Inference, Tokens
 from data2vec_jax.modalities.speech.model import SpeechModel
 from data2vec_jax.models import heads
 from data2vec_jax.models.heads import Features
-from data2vec_jax.models.outputs import Inputs, Outputs, Params, head_name, outputs, states_of
+from data2vec_jax.models.outputs import (
+    Inputs,
+    Outputs,
+    Params,
+    check_mask,
+    head_name,
+    outputs,
+    states_of,
+)
 
 
 def forward(
@@ -54,8 +62,7 @@ def prepare(model: SpeechModel, inputs: Mapping[str, np.ndarray]) -> Mapping[str
             f"audio of shape {audio.shape}; the model reads [batch, samples], of at least "
             f"{model.frontend.reach} samples at 16 kHz"
         )
-    if "mask" in inputs and inputs["mask"].shape[1:] != (frames,):
-        raise UserError(f"a mask of shape {inputs['mask'].shape} for {frames} frames")
+    check_mask(inputs, frames, f"{frames} frames")
     return inputs
 
 

@@ -14,7 +14,15 @@ from data2vec_jax.core.errors import UserError
 from data2vec_jax.modalities.contract import Inference
 from data2vec_jax.modalities.vision.model import VisionModel
 from data2vec_jax.models.heads import Features, all_tokens
-from data2vec_jax.models.outputs import Inputs, Outputs, Params, head_name, outputs, states_of
+from data2vec_jax.models.outputs import (
+    Inputs,
+    Outputs,
+    Params,
+    check_mask,
+    head_name,
+    outputs,
+    states_of,
+)
 
 
 def forward(
@@ -51,8 +59,7 @@ def prepare(model: VisionModel, inputs: Mapping[str, np.ndarray]) -> Mapping[str
     grid = model.patches.grid(*image.shape[1:3])
     if 0 in grid:
         raise UserError(f"images of {image.shape[1:3]} pixels; a patch has {model.patches.patch}")
-    if "mask" in inputs and inputs["mask"].shape[1:] != (grid[0] * grid[1],):
-        raise UserError(f"a mask of shape {inputs['mask'].shape} for {grid[0]} x {grid[1]} patches")
+    check_mask(inputs, grid[0] * grid[1], f"{grid[0]} x {grid[1]} patches")
     return {**inputs, "image": image}
 
 

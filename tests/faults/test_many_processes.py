@@ -1,10 +1,11 @@
 """Several processes of one run: one of them is killed, and starts of every recipe.
 
     python tests/faults/test_many_processes.py kills 6
+    python tests/faults/test_many_processes.py kills 20 1
     python tests/faults/test_many_processes.py starts 21 2 8
 
 The first kills one of two processes so many times, resumes each time, and compares with a run
-without kills. The second starts the smoke configs in turn, here 21 times with 2 processes and every
+without kills. The second does this with a run of one process and two readers. The third starts the smoke configs in turn, here 21 times with 2 processes and every
 second round beside 8 busy loops, and compares the metrics of each start with the first of its kind.
 """
 
@@ -93,17 +94,28 @@ def lines(workdir):
 # One of two is killed -----------------------------------------------------------------------------
 
 
-def small(workdir):
+# When it is killed, in turn, by the number of processes.
+MOMENTS = {
+    1: ("save", "any time", "save", "save", "start", "save", "any time", "save", "save", "any time"),
+    2: ("save", "save", "any time", "any time"),
+}
+
+
+def small(workdir, processes):
     options = ["model.width=16", "data.batch_size=8", f"total_steps={TOTAL}", "log_every=1"]
-    options += [f"checkpoint.every={EVERY}", "data.workers=1"]
-    return start("vision_v1", workdir, 2, *(f"--config.{option}" for option in options))
+    options += [f"checkpoint.every={EVERY}", f"data.workers={2 // processes}"]
+    return start("vision_v1", workdir, processes, *(f"--config.{option}" for option in options))
 
 
-def kill_one(process, workdir, victim, when, step):
-    """Kills one of two processes, in the middle of a save or not, after `step`.
+def kill_one(process, workdir, processes, victim, when, step):
+    """Kills one of the processes after `step`, in the middle of a save or not, or at the start.
 
     Returns seconds to the end of all, and what was said.
     """
+    if when == "start":
+        time.sleep(step / TOTAL * 5)
+        process.kill()
+        return 0.0, process.communicate(timeout=120)[1]
     file, checkpoints = workdir / "metrics.jsonl", workdir / "checkpoints"
     deadline = time.monotonic() + 300
     while not (file.exists() and file.read_text().count("\n") >= step):
@@ -112,8 +124,9 @@ def kill_one(process, workdir, victim, when, step):
         time.sleep(0.01)
     marked = alive(workdir)
     trainers = sorted(pid for pid, parent in marked.items() if parent == process.pid)
+    trainers = [process.pid] if processes == 1 else trainers
     readers = [pid for pid, parent in marked.items() if parent in trainers]
-    assert len(trainers) == 2 and len(readers) >= 2, marked
+    assert len(trainers) == processes and len(readers) >= 2, marked
     while when == "save" and not any("tmp" in name for name in os.listdir(checkpoints)):
         assert process.poll() is None, "it ended before it saved"
         time.sleep(0.001)
@@ -123,35 +136,44 @@ def kill_one(process, workdir, victim, when, step):
     return time.monotonic() - began, text
 
 
-def kill_many(folder, kills, seed=0):
-    """Kills and resumes a run so many times.
+def kill_many(folder, kills, processes=2, seed=0):
+    """Kills and resumes a run so many times, then lets it come to its end.
 
-    Yields what was killed, seconds to the end of all, and what was said.
+    Yields what was killed, seconds to the end of all, and what was said; then the same of the end.
     """
     whole, run, rng = folder / "whole", folder / "run", random.Random(seed)
-    process = small(whole)
+    process = small(whole, processes)
     text = process.communicate(timeout=600)[1]
     assert process.returncode == 0, text
 
     before = set(SHARED_MEMORY.iterdir())
     try:
         for i in range(kills):
-            victim, when = (i + 1) % 2, ("save", "save", "any time", "any time")[i % 4]
+            victim, moments = (i + 1) % processes, MOMENTS[processes]
+            when = moments[i % len(moments)]
             first, last = (max(1, TOTAL * 3 // 4 * n // kills) for n in (i, i + 1))
-            process = small(run)
-            seconds, text = kill_one(process, run, victim, when, rng.randint(first, last))
+            process = small(run, processes)
+            seconds, text = kill_one(
+                process, run, processes, victim, when, rng.randint(first, last)
+            )
             yield f"process {victim}, {when}", seconds, text
-            assert process.returncode == 137, text
-            assert f"process {victim} ended with code 137; the others were stopped" in text
             assert "Traceback" not in text, text
+            if processes == 1:
+                assert process.returncode == -signal.SIGKILL, text
+            else:
+                assert process.returncode == 137, text
+                assert f"process {victim} ended with code 137; the others were stopped" in text
             if victim == 1 and seconds < GRACE_SECONDS:  # it was process 0 that ended by itself
                 assert "error: another process is gone (" in text, text
             assert seconds < END_SECONDS, text
             assert not await_end(run)
             assert set(SHARED_MEMORY.iterdir()) <= before
-        process = small(run)
+        process, began = small(run, processes), time.monotonic()
         text = process.communicate(timeout=600)[1]
         assert process.returncode == 0, text
+        assert not await_end(run)
+        assert set(SHARED_MEMORY.iterdir()) <= before
+        yield "none, to the end", time.monotonic() - began, text
     finally:
         end_all(run)
     assert lines(run) == lines(whole)
@@ -162,7 +184,7 @@ def kill_many(folder, kills, seed=0):
 
 
 def test_one_of_two_is_killed(tmp_path):
-    assert len(list(kill_many(tmp_path, 1))) == 1
+    assert len(list(kill_many(tmp_path, 1))) == 2
 
 
 # One of two fails ---------------------------------------------------------------------------------
@@ -243,10 +265,11 @@ def starts(folder, count, processes, burners=0, recipes=RECIPES, steps=3):
 def main(what, count, processes=2, burners=0):
     with tempfile.TemporaryDirectory() as place:
         if what == "kills":
-            for kind, seconds, text in kill_many(Path(place), int(count)):
+            for kind, seconds, text in kill_many(Path(place), int(count), int(processes)):
                 lines = len(text.splitlines())
                 print(f"{kind}: all ended after {seconds:.1f} s, {lines} lines", flush=True)
                 print(text, file=sys.stderr, flush=True)
+            print(*(line for line in text.splitlines() if line.startswith("goodput")))
             print("lines of metrics, and all arrays of the last checkpoint, are equal")
             return
         found = []

@@ -55,7 +55,7 @@ def table(tmp_path):
     soundfile.write(tmp_path / "rate.wav", noise(1), 22_050)
     rows.append("rate.wav\tab\tf\ttrain")
     (tmp_path / "table.tsv").write_text("\n".join(rows) + "\n")
-    (tmp_path / "alphabet.txt").write_text("abc")
+    (tmp_path / "alphabet.txt").write_text("AbC")  # the letters' case is the alphabet's
     return tmp_path
 
 

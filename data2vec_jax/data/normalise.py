@@ -167,6 +167,16 @@ class Survey:
     ways: Mapping[str, int]
     outside: Mapping[str, int]
 
+    def __add__(self, other: "Survey") -> "Survey":
+        """That of the texts of both."""
+        outside = Counter(self.outside) + Counter(other.outside)
+        return Survey(
+            self.texts + other.texts,
+            self.empty + other.empty,
+            {way: self.ways[way] + other.ways[way] for way in WAYS},
+            dict(outside.most_common()),
+        )
+
     @property
     def letters(self) -> int:
         """All characters but signs."""

@@ -96,6 +96,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     splits = parse_splits(options.splits)
     columns = options.columns and options.columns.split(",")
     sources = open_splits(options.source, splits, codec, options.key, columns)
+    for note in dict.fromkeys(note for source in sources.values() for note in source.notes):
+        say(note)
     if options.check:
         from data2vec_jax.prepare.page import write_page  # as above
 

@@ -1,10 +1,10 @@
 """Whether a corpus is fit to train on: every example decoded, measured and compared."""
 
-import dataclasses
 import hashlib
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from data2vec_jax.core.errors import ExampleError
 from data2vec_jax.data.characters import Characters
 from data2vec_jax.data.codecs.base import Codec
 from data2vec_jax.data.codecs.text import read_text
+from data2vec_jax.data.normalise import Normaliser, Survey
 from data2vec_jax.data.sources import Source
 from data2vec_jax.prepare.shards import in_order
 
@@ -21,32 +22,36 @@ NAMED = 5  # examples that a fault names
 QUANTILES = {"least": 0, "1 %": 0.01, "median": 0.5, "99 %": 0.99, "greatest": 1}
 
 
-@dataclasses.dataclass
+@dataclass
 class Found:
     """What is known of examples, in order. measures: [N, M]; contents: hashes; labels: classes."""
 
-    places: list[str]
-    measures: list[tuple[float, ...]]
-    contents: list[bytes]
-    labels: list[Any]
-    characters: Counter
-    bad: list[tuple[str, str]]  # reason, message
+    places: list[str] = field(default_factory=list)
+    measures: list[tuple[float, ...]] = field(default_factory=list)
+    contents: list[bytes] = field(default_factory=list)
+    labels: list[Any] = field(default_factory=list)
+    characters: Counter = field(default_factory=Counter)
+    bad: list[tuple[str, str]] = field(default_factory=list)  # reason, message
+    survey: Survey | None = None  # of transcripts, beside a given alphabet
 
     def add(self, other: "Found") -> None:
         """Appends what is known of further examples."""
         for name in ("places", "measures", "contents", "labels", "bad"):
             getattr(self, name).extend(getattr(other, name))
         self.characters.update(other.characters)
+        self.survey = self.survey + other.survey if self.survey else other.survey
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Examiner:
     """Range of numbers -> `Found`, of the examples of a source."""
 
     source: Source
+    normaliser: Normaliser | None = None  # of transcripts
 
     def __call__(self, rows: range) -> Found:
-        codec, found = self.source.codec, Found([], [], [], [], Counter(), [])
+        codec, found = self.source.codec, Found()
+        transcripts: list[str] = []
         for i in rows:
             try:
                 item = self.source[i]
@@ -59,11 +64,15 @@ class Examiner:
             content = hashlib.sha256(shape.encode())
             content.update(whole)
             words = signal if isinstance(signal, str) else item.get("transcript")
+            words = words if isinstance(words, str) else ""
+            transcripts.append(words)
             found.places.append(self.source.location(i))
             found.measures.append(codec.examine(item) if codec.examine else ())
             found.contents.append(content.digest()[:16])
             found.labels.append(item.get("label", item.get("labels")))
-            found.characters.update(words if isinstance(words, str) else "")
+            found.characters.update(words)
+        if self.normaliser:
+            found.survey = self.normaliser.survey(transcripts)
         return found
 
 
@@ -72,16 +81,18 @@ def check(
 ) -> dict[str, Any]:
     """What `check.json` holds: for each split counts, measures and faults, and what splits share.
 
-    alphabet: a file with the characters that are known, or a `vocab.json`.
+    alphabet: a file with the characters that are known, or a `vocab.json`. Transcripts are written
+    with them as training writes them, so a letter in the other case is not outside; texts are not.
     """
+    known = alphabet and known_characters(alphabet)
+    normaliser = Normaliser(known - {" ", "\n"}) if known and not codec.in_tables else None
     found: dict[str, Found] = {}
     for split, source in sources.items():
         size = max(len(source) // (8 * workers) + 1, 64)
         parts = [range(i, min(i + size, len(source))) for i in range(0, len(source), size)]
-        found[split] = Found([], [], [], [], Counter(), [])
-        for part in in_order(Examiner(source), parts, workers):
+        found[split] = Found()
+        for part in in_order(Examiner(source, normaliser), parts, workers):
             found[split].add(part)
-    known = alphabet and known_characters(alphabet)
     splits = {
         split: of_split(one, sources[split].label_names, codec, known)
         for split, one in found.items()
@@ -144,11 +155,15 @@ def of_split(
         most, fewest = max(classes.values()), min(classes.values())
         if most > 20 * fewest:
             faults.append(f"classes differ in size from {fewest:,} to {most:,}")
-    outside = {c: n for c, n in found.characters.items() if known and c not in known}
+    if found.survey:
+        outside, characters = found.survey.outside, found.survey.letters
+        if found.survey.empty == count:
+            faults.append("no transcript has a letter of the alphabet")
+    else:
+        outside = Counter({c: n for c, n in found.characters.items() if known and c not in known})
+        outside, characters = dict(outside.most_common()), found.characters.total()
     if outside:
-        worst = sorted(outside, key=outside.get, reverse=True)
-        characters = found.characters.total()
-        text = f"of the characters are not in the alphabet: {named(map(repr, worst))}"
+        text = f"of the characters are not in the alphabet: {named(map(repr, outside))}"
         faults.append(f"{share(sum(outside.values()), characters)} {text}")
     scripts = Counter()
     for character, n in found.characters.items():

@@ -96,7 +96,18 @@ def lines(workdir):
 
 # When it is killed, in turn, by the number of processes.
 MOMENTS = {
-    1: ("save", "any time", "save", "save", "start", "save", "any time", "save", "save", "any time"),
+    1: (
+        "save",
+        "any time",
+        "save",
+        "save",
+        "start",
+        "save",
+        "any time",
+        "save",
+        "save",
+        "any time",
+    ),
     2: ("save", "save", "any time", "any time"),
 }
 

@@ -5,8 +5,9 @@
     python tests/faults/test_many_processes.py starts 21 2 8
 
 The first kills one of two processes so many times, resumes each time, and compares with a run
-without kills. The second does this with a run of one process and two readers. The third starts the smoke configs in turn, here 21 times with 2 processes and every
-second round beside 8 busy loops, and compares the metrics of each start with the first of its kind.
+without kills. The second does this with a run of one process and two readers. The third starts the
+smoke configs in turn, here 21 times with 2 processes and every second round beside 8 busy loops,
+and compares the metrics of each start with the first of its kind.
 """
 
 import contextlib

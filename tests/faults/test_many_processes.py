@@ -119,6 +119,13 @@ def small(workdir, processes):
     return start("vision_v1", workdir, processes, *(f"--config.{option}" for option in options))
 
 
+def unfinished_saves(checkpoints):
+    """Folders of saves that have not ended, as (name, inode)."""
+    with contextlib.suppress(FileNotFoundError):
+        return {(e.name, e.inode()) for e in os.scandir(checkpoints) if "tmp" in e.name}
+    return set()
+
+
 def kill_one(process, workdir, processes, victim, when, step):
     """Kills one of the processes after `step`, in the middle of a save or not, or at the start.
 
@@ -129,17 +136,19 @@ def kill_one(process, workdir, processes, victim, when, step):
         process.kill()
         return 0.0, process.communicate(timeout=120)[1]
     file, checkpoints = workdir / "metrics.jsonl", workdir / "checkpoints"
-    deadline = time.monotonic() + 300
-    while not (file.exists() and file.read_text().count("\n") >= step):
+    unfinished, deadline = unfinished_saves(checkpoints), time.monotonic() + 300
+    marked, trainers, readers = {}, [], []
+    # The lines may be of an earlier start, before the readers of this one.
+    while len(readers) < 2 or not file.exists() or file.read_text().count("\n") < step:
         assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, marked
         time.sleep(0.01)
-    marked = alive(workdir)
-    trainers = sorted(pid for pid, parent in marked.items() if parent == process.pid)
-    trainers = [process.pid] if processes == 1 else trainers
-    readers = [pid for pid, parent in marked.items() if parent in trainers]
-    assert len(trainers) == processes and len(readers) >= 2, marked
-    while when == "save" and not any("tmp" in name for name in os.listdir(checkpoints)):
+        marked = alive(workdir)
+        trainers = sorted(pid for pid, parent in marked.items() if parent == process.pid)
+        trainers = [process.pid] if processes == 1 else trainers
+        readers = [pid for pid, parent in marked.items() if parent in trainers]
+    assert len(trainers) == processes, marked
+    while when == "save" and not unfinished_saves(checkpoints) - unfinished:
         assert process.poll() is None, "it ended before it saved"
         time.sleep(0.001)
     os.kill(trainers[victim], signal.SIGKILL)

@@ -97,7 +97,7 @@ def lines(workdir):
 
 # When it is killed, in turn, by the number of processes.
 MOMENTS = {
-    1: ["save", "any time", "save", "start", "save", "any time", "save", "save", "any time", "save"],
+    1: ["save", "any time", "save", "start", "save"],
     2: ["save", "save", "any time", "any time"],
 }
 

@@ -17,7 +17,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -98,11 +97,9 @@ def test_old_runs_resume(old):
         assert [line["step"] for line in after] == [1, 2, 3, 4]
         for key in ("loss", "grad_norm", "learning_rate"):
             numbers = ([line[key] for line in lines] for lines in (after, before))
-            # The sums of another XLA, or of another number of cores, are rounded otherwise, and
-            # later steps amplify that.
-            same = jax.__version__ == "0.10.2" and len(os.sched_getaffinity(0)) == 2
-            limit = 1e-6 if same else 1e-4
-            np.testing.assert_allclose(*numbers, rtol=limit, err_msg=f"{name} {key}")
+            # Another processor, XLA or number of cores rounds sums otherwise, and later steps
+            # amplify that: 3e-5 of a norm of gradients was seen.
+            np.testing.assert_allclose(*numbers, rtol=1e-4, err_msg=f"{name} {key}")
         stored = json.loads((old / name / "config.json").read_text())
         for gone in RENAMED:
             section, _, key = gone.rpartition(".")

@@ -16,13 +16,23 @@ JSON_BYTES = 16 * 2**20  # of a file; settings have a thousandth
 def read_json(path: Path, kind: type = dict) -> Any:
     """The object in a JSON file, or the list if that is the `kind`."""
     try:
-        if (size := path.stat().st_size) > JSON_BYTES:
-            raise UserError(f"{path}: {size:,} bytes of JSON; at most {JSON_BYTES:,} are read")
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: {getattr(error, 'strerror', None) or 'not JSON'}") from None
+        with path.open("rb") as file:
+            data = file.read(JSON_BYTES + 1)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or 'not JSON'}") from None
+    return parse_json(data, path, kind)
+
+
+def parse_json(data: bytes, name: str | Path, kind: type = dict) -> Any:
+    """As `read_json`, of the bytes of a file, or of its first `JSON_BYTES` and one more."""
+    if len(data) > JSON_BYTES:
+        raise UserError(f"{name}: more than {JSON_BYTES:,} bytes of JSON; at most these are read")
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        raise UserError(f"{name}: not JSON") from None
     if not isinstance(found, kind):
-        raise UserError(f"{path}: not a JSON {'object' if kind is dict else 'list'}")
+        raise UserError(f"{name}: not a JSON {'object' if kind is dict else 'list'}")
     return found
 
 

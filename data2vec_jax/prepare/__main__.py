@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import data2vec_jax
@@ -23,6 +24,7 @@ from data2vec_jax.cli.output import run_main, say
 from data2vec_jax.core.config import PositiveFloat, PositiveInt, Share, check_option
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.data.codecs.base import Codec
+from data2vec_jax.data.places import is_remote, store_of
 from data2vec_jax.prepare.check import check
 from data2vec_jax.prepare.corpus import blocks, open_splits, parse_splits
 from data2vec_jax.prepare.shards import make_shards
@@ -36,8 +38,10 @@ def parser(name: str, codec: Codec) -> Arguments:
     found = Arguments(prog=f"python -m data2vec_jax.prepare {name}")
     add = found.add_argument
     add("--source", required=True, metavar="KIND:PLACE", help="as data.source, see docs/data.md")
-    add("--target", type=user_path, metavar="FOLDER", help="a new folder for shards and manifest")
-    add("--check", type=user_path, metavar="FOLDER", help="where check.html and check.json go")
+    text = "a new folder for shards and manifest; may be remote, gs://bucket/folder"
+    add("--target", type=os.path.expanduser, metavar="FOLDER", help=text)
+    text = "where check.html and check.json go"
+    add("--check", type=os.path.expanduser, metavar="FOLDER", help=text)
     text = "for --check: a vocab.json, or a text with all characters that are known"
     add("--alphabet", type=user_path, metavar="FILE", help=text)
     text = "NAME or NAME=SPLIT OF THE SOURCE, comma-separated; by default train"
@@ -89,10 +93,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_option(f"--{name}", getattr(options, name), annotation)
     if bool(options.target) == bool(options.check):
         raise UserError("give one of --target=FOLDER and --check=FOLDER")
+    if options.check and is_remote(options.check):
+        raise UserError(f"--check={options.check}: is written to a folder of this machine only")
     said, conversion = None, conversion_of(options, codec)
     if conversion:
         installed = {d.name: d.version for n in CHANGE for d in metadata.distributions(name=n)}
         said = dataclasses.asdict(conversion) | installed
+    if options.target and is_remote(options.target):
+        store_of(options.target)  # which must be installed
     splits = parse_splits(options.splits)
     columns = options.columns and options.columns.split(",")
     sources = open_splits(options.source, splits, codec, options.key, columns)
@@ -102,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         from data2vec_jax.prepare.page import write_page  # as above
 
         result = check(sources, codec, workers=options.workers, alphabet=options.alphabet)
-        page = write_page(options.check, result)
+        page = write_page(Path(options.check), result)
         print(*result["faults"] or ["no fault was found"], page, sep="\n")
         return
     manifest = make_shards(

@@ -1,14 +1,14 @@
 """The splits of the corpus that a command names, and blocks of their examples."""
 
 import hashlib
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from data2vec_jax.core.errors import UserError
+from data2vec_jax.data import places
 from data2vec_jax.data.codecs.base import Codec
-from data2vec_jax.data.sources import Source, open_source
+from data2vec_jax.data.sources import FOUND, Source, open_source
 from data2vec_jax.data.sources.stored import FilePart, Stored
 
 
@@ -35,7 +35,7 @@ def open_splits(
     Raises UserError as `open_source`, if they cannot, or if two splits have the same examples.
     """
     names: Sequence[str] | None = None
-    given = uri.partition(":")[0] in ("manifest", "folder")
+    given = uri.partition(":")[0] in FOUND
     found: dict[str, Source] = {}
     for name, theirs in splits.items():
         options = {"key": key, "columns": columns, "label_names": names if given else None}
@@ -95,10 +95,7 @@ def size_of(stored: Stored) -> int:
     return len(signal) if isinstance(signal, str) else 0
 
 
-def facts_of(path: str) -> tuple[int, int]:
-    """Size and date of a file; zeros if it is not there."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return 0, 0
-    return status.st_size, status.st_mtime_ns
+def facts_of(path: str) -> tuple[int, str]:
+    """Size and date or version of a file; 0 and '' if it is not there."""
+    found = places.stat(path)
+    return (found.size, found.version) if found else (0, "")

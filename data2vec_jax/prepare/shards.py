@@ -11,7 +11,6 @@ import fcntl
 import hashlib
 import json
 import math
-import shutil
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,7 +24,8 @@ from typing import Any
 import numpy as np
 
 from data2vec_jax.core.errors import ExampleError, UserError
-from data2vec_jax.core.files import read_json, write_json
+from data2vec_jax.core.files import write_json
+from data2vec_jax.data import places
 from data2vec_jax.data.codecs.base import Codec
 from data2vec_jax.data.readers import end_with_parent
 from data2vec_jax.data.sources import shards, write_array_record
@@ -40,20 +40,27 @@ BAD = "bad_examples.jsonl"  # as in a workdir
 class ShardMaker:
     """Makes shards in `folder`. options: all that change them, as text."""
 
-    folder: Path
+    folder: str  # a place, see `data.places`
     codec: Codec
     conversion: Any
     options: str
 
     def __call__(self, block: Block) -> dict[str, Any]:
         """The report of a block's shard: its entry in the manifest, and the bad examples."""
-        path = self.folder / block.name
-        place, digest = self.folder / shards.UNFINISHED / block.name, block.digest(self.options)
+        reports, digest = places.join(self.folder, shards.UNFINISHED), block.digest(self.options)
         with contextlib.suppress(UserError, KeyError):
-            report = read_json(place)
+            report = places.read_json(places.join(reports, block.name))
             if report["digest"] == digest:
                 shards.check_shards(self.folder, report["shards"])
                 return report
+        with places.written(self.folder) as folder:
+            made, bad = self._make(block, folder / block.name)
+        report = {"digest": digest, "shards": made, "bad": bad}
+        write_whole(reports, block.name, report)
+        return report
+
+    def _make(self, block: Block, path: Path) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+        """Writes a block's shard and what lies beside it; its entry, and the bad examples."""
         made, bad = [], []
         columns: dict[str, list[Any]] = {name: [] for name in shards.COLUMNS}
         records = self._records(block, bad, columns)
@@ -71,10 +78,7 @@ class ShardMaker:
             if beside := shards.write_columns(path, columns):
                 shard["columns"] = shards.mark_of(beside)
             made = [shard]
-        report = {"digest": digest, "shards": made, "bad": bad}
-        write_json(place.with_suffix(".partial"), report)
-        place.with_suffix(".partial").replace(place)
-        return report
+        return made, bad
 
     def _records(
         self, block: Block, bad: list[dict[str, str]], columns: dict[str, list[Any]]
@@ -96,7 +100,7 @@ class ShardMaker:
 
 
 def make_shards(
-    target: Path,
+    target: str,
     blocks: Iterable[Block],
     codec: Codec,
     *,
@@ -122,9 +126,10 @@ def make_shards(
             for shard in report["shards"]:
                 text = f"{shard['file']}: {shard['examples']:,} examples"
                 tell(f"{text}, {len(report['bad']):,} left out" if report["bad"] else text)
-        (target / BAD).write_text("".join(json.dumps(line) + "\n" for line in bad))
+        with places.written(target) as folder:
+            (folder / BAD).write_text("".join(json.dumps(line) + "\n" for line in bad))
         splits = {
-            split: counts_of(split, made, bad, max_bad_share, target / BAD)
+            split: counts_of(split, made, bad, max_bad_share, places.join(target, BAD))
             for split in dict.fromkeys(one["split"] for one in [*made, *bad])
         }
         if not made:
@@ -133,13 +138,20 @@ def make_shards(
         manifest = {"version": shards.VERSION, **about, "units": units}
         manifest |= {"splits": splits, "shards": made}
         wanted = tuple(shard["file"] for shard in made)
-        for path in target.glob("*.array_record*"):  # of an earlier state of the corpus
-            if not path.name.startswith(wanted):
-                path.unlink()
-        write_json(target / shards.UNFINISHED / shards.MANIFEST, manifest)
-        (target / shards.UNFINISHED / shards.MANIFEST).replace(target / shards.MANIFEST)
-        shutil.rmtree(target / shards.UNFINISHED)
+        for name in places.names_in(target):  # of an earlier state of the corpus
+            if ".array_record" in name and not name.startswith(wanted):
+                places.remove(places.join(target, name))
+        write_whole(target, shards.MANIFEST, manifest)
+        places.remove(places.join(target, shards.UNFINISHED))
     return manifest
+
+
+def write_whole(folder: str, name: str, value: Any) -> None:
+    """Writes a JSON file, whole or not at all."""
+    with places.written(folder) as local:
+        draft = local / f"{name}.partial"
+        write_json(draft, value)
+        draft.replace(local / name)
 
 
 def counts_of(
@@ -147,7 +159,7 @@ def counts_of(
     made: Sequence[Mapping[str, Any]],
     bad: Sequence[Mapping[str, str]],
     max_bad_share: float,
-    file: Path,
+    file: str,
 ) -> dict[str, Any]:
     """What a manifest says of a split: examples, their length, bad ones by reason.
 
@@ -169,16 +181,18 @@ def counts_of(
 
 
 @contextlib.contextmanager
-def claimed(target: Path) -> Iterator[None]:
-    """Holds an unfinished target folder for one process. Raises UserError: it is no such folder."""
-    again, work = "remove it, or choose another target", target / shards.UNFINISHED
+def claimed(target: str) -> Iterator[None]:
+    """Holds an unfinished target folder for one process; stores know no locks, but shards made
+    twice are the same. Raises UserError: it is no such folder."""
+    again, there = "remove it, or choose another target", places.names_in(target)
     try:
-        if (target / shards.MANIFEST).exists():
+        if shards.MANIFEST in there:
             raise UserError(f"{target} is finished; {again}")
-        if target.exists() and not work.exists() and any(target.iterdir()):
+        if there and shards.UNFINISHED not in there:
             raise UserError(f"{target} holds other files; {again}")
-        work.mkdir(parents=True, exist_ok=True)
-        with open(work / "lock", "w") as lock:
+        with places.written(places.join(target, shards.UNFINISHED)) as work:
+            lock = (work / "lock").open("w")  # also the first of the names that show the state
+        with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:

@@ -2,8 +2,6 @@
 
 import io
 import math
-import os
-import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -120,22 +118,3 @@ def unreadable(name: str, what: str, error: Exception) -> ExampleError:
     """The error, of one line, that names a file which its decoder refused."""
     reason = " ".join(str(getattr(error, "error_string", error)).split())
     return ExampleError(name, "unreadable", f"unreadable {what} ({reason or type(error).__name__})")
-
-
-def check_file(path: str) -> None:
-    """Raises ExampleError unless there is an ordinary file: others may never end, or not answer."""
-    try:
-        mode = os.stat(path).st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        raise ExampleError(path, "missing", "no such file") from None
-    except (OSError, ValueError) as error:  # a link to itself; a name with a NUL
-        raise unreadable(path, "file", error) from None
-    if not stat.S_ISREG(mode):
-        kinds = {
-            stat.S_IFIFO: "a pipe",
-            stat.S_IFDIR: "a folder",
-            stat.S_IFSOCK: "a socket",
-            stat.S_IFCHR: "a device",
-            stat.S_IFBLK: "a device",
-        }
-        raise ExampleError(path, "not a file", f"is {kinds.get(stat.S_IFMT(mode), 'no file')}")

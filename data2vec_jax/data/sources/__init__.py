@@ -11,8 +11,12 @@
 | `array_record:DIR` or `:GLOB`  | ArrayRecord files made by `write_array_record`                |
 | `tfds:NAME[/CONFIG][:VERSION]` | a data set that TFDS has prepared on this machine (not more:  |
 | or `tfds:DIR`                  | nothing is fetched)                                           |
+| `webdataset:TARS`              | the samples of tars: TARS is one, a glob, or `x-{00..99}.tar` |
 | `samples:NAME`                 | the real samples shipped with a modality                      |
 | `librispeech:DIR`, ...         | sets as their authors ship them                               |
+
+DIR, FILE, GLOB and TARS of the first three and of `webdataset:` may be remote: `gs://bucket/photos`,
+`s3://...`, by fsspec (see `data.places`). ArrayRecord and tars are copied to this machine, once.
 
 The last two belong to modalities: `modalities/NAME/samples.py` and `modalities/NAME/published.py`
 hold their openers, which the modality's codec names (`Codec.kinds`).
@@ -30,6 +34,7 @@ from collections.abc import Callable, Sequence
 
 from data2vec_jax.core.errors import UserError, nearest
 from data2vec_jax.data.codecs.base import Codec
+from data2vec_jax.data.places import is_remote
 from data2vec_jax.data.sources.array_record import (
     decode_example,
     encode_example,
@@ -49,6 +54,7 @@ from data2vec_jax.data.sources.labels import (
 from data2vec_jax.data.sources.manifest import open_manifest
 from data2vec_jax.data.sources.table import TableSource, rows_of_split
 from data2vec_jax.data.sources.tfds import open_tfds
+from data2vec_jax.data.sources.webdataset import open_webdataset
 
 __all__ = [
     "UNKNOWN",
@@ -78,7 +84,10 @@ OPENERS: dict[str, tuple[Callable[[Address], Source], tuple[str, ...]]] = {
     "manifest": (open_manifest, ("key", "columns")),
     "array_record": (open_array_record, ("key",)),
     "tfds": (open_tfds, ("key", "data_dir")),
+    "webdataset": (open_webdataset, ()),
 }
+REMOTE = "folder", "manifest", "array_record", "webdataset"  # kinds whose places may be remote
+FOUND = "folder", "manifest", "webdataset"  # kinds whose classes are those found, unless given
 
 
 def open_source(
@@ -98,15 +107,15 @@ def open_source(
     split: folder: the subfolder of that name, or DIR itself if it has none of train, val, valid,
       validation, dev, test. manifest: rows whose column `split` says so, or all if there is no
       such column; `a+b` joins (samples too). array_record: files of DIR whose names start with
-      it. FILE and GLOB may hold `{split}`. tfds: also `train[:10%]` and `a+b`.
+      it. FILE, GLOB and TARS may hold `{split}`. tfds: also `train[:10%]` and `a+b`.
     codec: how the signal is decoded, such as a modality's `codec`.
     label_names: order of the classes; by default as found. Give a test set those of the train set
       if it is a file of its own. Empty, (): the labels are numbers, not classes.
     key: column or feature that holds the signal (for tables: its path, or the text).
     columns: manifest: names of the columns, for tables without a first line of names.
     data_dir: tfds: where NAME was prepared; default $TFDS_DATA_DIR or ~/tensorflow_datasets.
-    tolerant: folder, manifest: examples of classes that are not in `label_names` are bad, see
-      `UNKNOWN`, rather than an error.
+    tolerant: folder, manifest, webdataset: examples of classes that are not in `label_names` are
+      bad, see `UNKNOWN`, rather than an error.
     Raises UserError: the kind, folder, file, split, option or label does not exist, a folder is
       empty, or a line of a manifest is malformed or points to a missing file.
     """
@@ -124,6 +133,8 @@ def open_source(
     for name, value in options.items():
         if name not in takes and value is not None:
             raise UserError(f"{uri}: '{name}' is not an option of {kind}:")
+    if is_remote(place) and kind not in REMOTE:
+        raise UserError(f"{uri}: is read from this machine only; remote are {', '.join(REMOTE)}")
     place = os.path.expanduser(place)
     return opener(Address(uri, place, split, codec, label_names, **options, tolerant=tolerant))
 
@@ -137,7 +148,7 @@ def open_named(
     tolerant: bool = False,
 ) -> Source:
     """`open_source` with classes that are known already, unless the data has its own."""
-    own = uri.partition(":")[0] not in ("manifest", "folder")
+    own = uri.partition(":")[0] not in FOUND
     names = None if own else names
     return open_source(uri, split, codec=codec, key=key, label_names=names, tolerant=tolerant)
 

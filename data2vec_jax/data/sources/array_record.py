@@ -8,7 +8,6 @@ import re
 import uuid
 import warnings
 from collections.abc import Iterable, Sequence
-from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,9 @@ import msgpack
 import numpy as np
 
 from data2vec_jax.core.errors import ExampleError, UserError, nearest
+from data2vec_jax.data import places
 from data2vec_jax.data.codecs.base import Codec, Item, unreadable
+from data2vec_jax.data.copies import local_copies
 from data2vec_jax.data.sources import shards
 from data2vec_jax.data.sources.base import Address, Source
 
@@ -241,26 +242,29 @@ class ArrayRecordSource(Source):
 
 def open_array_record(address: Address) -> ArrayRecordSource:
     """`array_record:DIR` (the manifest's shards, or files called SPLIT*.array_record) or
-    `array_record:GLOB`."""
+    `array_record:GLOB`. Remote ones are copied once, as the reader takes files of this machine."""
     uri, place, split, names = address.uri, address.place, address.split, address.label_names
-    manifest = shards.read_manifest(Path(place)) if os.path.isdir(place) else None
+    in_folder = places.is_folder(place)
+    manifest = shards.read_manifest(place) if in_folder else None
     counts: list[int] | None = None
     if manifest:
         found = shards.shards_of_split(manifest, split, uri)
-        shards.check_shards(Path(place), found)
-        paths = [os.path.join(place, shard["file"]) for shard in found]
+        paths = [places.join(place, shard["file"]) for shard in found]
         counts = [shard["examples"] for shard in found]
         own = manifest.get("label_names")
         if own is not None and names and list(map(str, names)) != list(map(str, own)):
             raise UserError(f"{uri}: its classes are {len(own)} of its own, not those given")
         names = own if own is not None else names
-    elif os.path.isdir(place):
+    elif in_folder:
         paths = shards_by_name(uri, place, split)
     else:
         pattern = place.replace("{split}", split)
-        paths = sorted(p for p in glob(pattern) if not p.endswith(BESIDE))
+        paths = [p for p in places.glob(pattern) if not p.endswith(BESIDE)]
         if not paths:
             raise UserError(f"{uri}: no file or folder '{pattern}'")
+    paths = local_copies(paths, beside=tuple(shards.BESIDE.values()))
+    for path, shard in zip(paths, found if manifest else (), strict=False):
+        shards.check_shards(os.path.dirname(path), [shard])
     has_columns = manifest is not None and any("columns" in shard for shard in found)
     source = ArrayRecordSource(uri, split, address.codec, paths, names, address.key, has_columns)
     if counts is not None and counts != source.counts:
@@ -270,12 +274,12 @@ def open_array_record(address: Address) -> ArrayRecordSource:
 
 def shards_by_name(uri: str, place: str, split: str) -> list[str]:
     """The shards of a split in a folder without a manifest: SPLIT*.array_record."""
-    found = sorted(path.name for path in Path(place).glob("*.array_record*"))
-    found = [n for n in found if not n.endswith(BESIDE)]
+    there = (name for name in places.names_in(place) if ".array_record" in name)
+    found = sorted(name for name in there if not name.endswith(BESIDE))
     if not found:
         raise UserError(f"{uri}: no *.array_record files in '{place}'")
     names = [n for n in found if re.split(r"[-._]", n)[0] == split]
     if not names:
         splits = {re.split(r"[-._]", n)[0] for n in found}
         raise UserError(f"{uri}: no split '{split}'{nearest(split, splits)}")
-    return [os.path.join(place, name) for name in names]
+    return [places.join(place, name) for name in names]

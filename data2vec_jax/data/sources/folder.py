@@ -1,11 +1,11 @@
-"""`folder:DIR`: all files of a kind below a folder."""
+"""`folder:DIR`: all files of a kind below a folder, local or remote."""
 
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 from data2vec_jax.core.errors import ExampleError, UserError, nearest
+from data2vec_jax.data import places
 from data2vec_jax.data.sources.base import Address
 from data2vec_jax.data.sources.labels import UNKNOWN, index_labels
 from data2vec_jax.data.sources.table import TableSource
@@ -18,20 +18,20 @@ NOT_DATA = ("/proc", "/sys", "/dev")  # folders of a system that hold no files, 
 def open_folder(address: Address) -> TableSource:
     """`folder:DIR`. Classes are the subfolders, if all files, or most, are in subfolders."""
     uri, split, codec = address.uri, address.split, address.codec
-    top = Path(address.place)
-    if not top.is_dir():
-        hint = f"; it is a file: did you mean 'manifest:{address.place}'?" if top.is_file() else ""
-        raise UserError(f"{uri}: no folder '{address.place}'{hint}")
-    if is_no_data(str(top)):
-        raise UserError(f"{uri}: '{address.place}' is the system's, and holds no data")
+    top = address.place
+    if not places.is_folder(top):
+        hint = f"; it is a file: did you mean 'manifest:{top}'?" if places.is_file(top) else ""
+        raise UserError(f"{uri}: no folder '{top}'{hint}")
+    if is_no_data(top):
+        raise UserError(f"{uri}: '{top}' is the system's, and holds no data")
     splits = split_folders(top, split)
     if splits and split not in splits:
         hint = nearest(split, splits.values())
-        raise UserError(f"{uri}: no split '{split}' in '{address.place}'{hint}")
-    folder = top / splits[split] if splits else top
+        raise UserError(f"{uri}: no split '{split}' in '{top}'{hint}")
+    folder = places.join(top, splits[split]) if splits else top
     if list(splits) == [split]:
         others = (name for name in subfolders(top) if name not in splits.values())
-        classes = [n for n in others if next(walk(str(top / n), codec.suffixes), None)]
+        classes = [n for n in others if next(walk(places.join(top, n), codec.suffixes), None)]
         if len(classes) > 1:  # a train may be a vehicle
             raise UserError(
                 f"{uri}: is '{splits[split]}' a split, or a class like '{classes[0]}' and "
@@ -40,7 +40,7 @@ def open_folder(address: Address) -> TableSource:
             )
 
     others: dict[str, tuple[int, str]] = {}
-    found = walk(str(folder), codec.suffixes, others)
+    found = walk(folder, codec.suffixes, others)
     paths = sorted(os.path.relpath(path, folder) for path in found)
     if not paths:
         suffixes = ", ".join(codec.suffixes)
@@ -57,10 +57,10 @@ def open_folder(address: Address) -> TableSource:
         label_names = address.label_names
         if label_names is None:  # the same order in every split, though one may lack a class
             label_names = sorted({path.split(os.sep, 1)[0] for path in inside})
-            for other in (top / name for name in splits.values()):
+            for other in (places.join(top, name) for name in splits.values()):
                 more = set(subfolders(other)) - set(label_names)
                 label_names += [
-                    name for name in more if next(walk(str(other / name), codec.suffixes), None)
+                    n for n in more if next(walk(places.join(other, n), codec.suffixes), None)
                 ]
             label_names = sorted(label_names)
         classes = [path.split(os.sep, 1)[0] if os.sep in path else None for path in paths]
@@ -71,11 +71,9 @@ def open_folder(address: Address) -> TableSource:
         columns["label"], label_names = index_labels(
             classes, label_names, uri, unknown=unknown if address.tolerant else None
         )
-    source = TableSource(
-        uri, split, codec, columns, root=str(folder), label_names=label_names, bad=bad
-    )
+    source = TableSource(uri, split, codec, columns, root=folder, label_names=label_names, bad=bad)
     beside = sorted(set(subfolders(top)) - set(splits.values())) if splits else []
-    source.notes = notes_of(f"{uri} {split}", str(folder), others, beside)
+    source.notes = notes_of(f"{uri} {split}", folder, others, beside)
     return source
 
 
@@ -95,7 +93,7 @@ def notes_of(
     return [f"{name}: not read: {', '.join(parts[:TOLD])}{more}"] if parts else []
 
 
-def split_folders(top: Path, split: str) -> dict[str, str]:
+def split_folders(top: str, split: str) -> dict[str, str]:
     """Split -> its subfolder; none if the folder has no splits.
 
     Subfolders of other spellings (Train, testing, Custom_train) are splits where all are, or where
@@ -140,7 +138,7 @@ def walk(
             others[kind] = count + 1, first
 
     while links:
-        for parent, folders, files in os.walk(links.pop(0)):
+        for parent, folders, files in places.walk(links.pop(0)):
             if is_no_data(parent) or not first_visit(parent, seen):
                 passed("links to folders that are read already, or hold no data", parent)
                 folders.clear()
@@ -161,6 +159,8 @@ def walk(
 
 def first_visit(folder: str, seen: set[tuple[int, int]]) -> bool:
     """Notes a folder in `seen`; whether it was not there, under whatever name."""
+    if places.is_remote(folder):  # stores have no links
+        return True
     try:
         status = os.stat(folder)
     except OSError:
@@ -187,10 +187,14 @@ def is_utf8(name: str) -> bool:
     return True
 
 
-def subfolders(folder: Path) -> list[str]:
+def subfolders(folder: str | os.PathLike) -> list[str]:
     """Names of the folders in `folder` that are not hidden, sorted."""
-    with os.scandir(folder) as entries:
-        return sorted(e.name for e in entries if is_folder(e) and not e.name.startswith("."))
+    if places.is_remote(folder := os.fspath(folder)):
+        found = [name for name, info in places.listing(folder).items() if info.is_folder]
+    else:
+        with os.scandir(folder) as entries:
+            found = [entry.name for entry in entries if is_folder(entry)]
+    return sorted(name for name in found if not name.startswith("."))
 
 
 def is_folder(entry: os.DirEntry) -> bool:

@@ -1,6 +1,5 @@
 """`manifest:FILE`: wav2vec manifests, and tables of TSV, CSV or JSONL."""
 
-import contextlib
 import csv
 import gzip
 import io
@@ -8,10 +7,10 @@ import json
 import os
 import zlib
 from collections.abc import Container, Iterator, Sequence
-from pathlib import Path
 from typing import Any, TextIO
 
 from data2vec_jax.core.errors import ExampleError, UserError, nearest
+from data2vec_jax.data import places
 from data2vec_jax.data.codecs.base import Codec, unreadable
 from data2vec_jax.data.sources.base import Address
 from data2vec_jax.data.sources.labels import UNKNOWN, index_labels
@@ -31,7 +30,7 @@ def open_manifest(address: Address) -> TableSource:
     """
     uri, codec, key = address.uri, address.codec, address.key
     place = address.place.replace("{split}", address.split)
-    if not Path(place).is_file():
+    if not places.is_file(place):
         raise UserError(f"{uri}: no file '{place}'")
     wanted = codec.field if codec.in_tables else "path"
     try:
@@ -93,7 +92,7 @@ def read_rows(place: str, codec: Codec, columns: Sequence[str] | None) -> tuple:
     """-> (root folder, names of the columns, line number of each row, cells of each row, bad rows:
     index -> error). The cells of a bad row are None.
     """
-    root, suffix = str(Path(place).parent), Path(place.removesuffix(".gz")).suffix
+    root, suffix = os.path.dirname(place) or ".", os.path.splitext(place.removesuffix(".gz"))[1]
     names, numbers, cells = list(columns or ()), [], []
     bad: dict[int, ExampleError] = {}
     with open_table(place) as file:
@@ -118,7 +117,7 @@ def read_rows(place: str, codec: Codec, columns: Sequence[str] | None) -> tuple:
             elif isinstance(row, list) and not names:
                 names = row
                 if codec.measure and len(row) == 1 and row != ["path"]:  # a wav2vec manifest
-                    root, names = os.path.join(root, row[0]), ["path", codec.units]
+                    root, names = places.join(root, row[0]), ["path", codec.units]
                 continue
             elif isinstance(row, list) and len(row) != len(names):
                 text = f"{len(row)} columns, not {len(names)} ({', '.join(names)})"
@@ -155,17 +154,14 @@ def csv_rows(file: TextIO, place: str) -> Iterator[tuple[int, list[str]]]:
         yield reader.line_num, row
 
 
-@contextlib.contextmanager
-def open_table(place: str) -> Iterator[TextIO]:
+def open_table(place: str) -> TextIO:
     """A table's lines. Raises UserError: a compressed one becomes absurdly large."""
-    if not place.endswith(".gz"):
-        with open(place, encoding="utf-8-sig", newline="\n") as file:
-            yield file
-        return
-    with gzip.open(place) as inflated:
-        limit = LEAST_INFLATED + INFLATED * os.path.getsize(place)
-        limited = io.BufferedReader(Limited(inflated, limit, place))
-        yield io.TextIOWrapper(limited, encoding="utf-8-sig", newline="\n")
+    data = places.read(place)
+    file: Any = io.BytesIO(data)
+    if place.endswith(".gz"):
+        limit = LEAST_INFLATED + INFLATED * len(data)
+        file = io.BufferedReader(Limited(gzip.GzipFile(fileobj=file), limit, place))
+    return io.TextIOWrapper(file, encoding="utf-8-sig", newline="\n")
 
 
 class Limited(io.RawIOBase):
@@ -204,11 +200,8 @@ def missing_files(
     for i, path in enumerate(paths):
         if i in skip or path is None:
             continue
-        folder, name = os.path.split(os.path.join(root, path))
+        folder, name = os.path.split(places.join(root, path))
         if folder not in listed:
-            try:
-                listed[folder] = set(os.listdir(folder or "."))
-            except (OSError, ValueError):  # it is not there, or has a NUL in its name
-                listed[folder] = set()
+            listed[folder] = places.names_in(folder)
         if name not in listed[folder]:
             yield i, os.path.join(folder, name)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data2vec_jax.core.errors import UserError, nearest
-from data2vec_jax.core.files import read_json
+from data2vec_jax.data import places
 from data2vec_jax.data.codecs.base import unreadable
 
 MANIFEST, UNFINISHED = "manifest.json", "unfinished"
@@ -25,29 +25,28 @@ BESIDE = {"lengths": ".lengths.npy", "columns": ".columns.json"}  # ends of the 
 COLUMNS = "label", "labels", "transcript", "phones"  # which `Source.column` lists
 
 
-def mark_of(path: str | os.PathLike) -> str:
+def mark_of(place: str | os.PathLike) -> str:
     """A hash of a file's size and of its first and last `ENDS` bytes, 16 digits: quick for a shard
     of any size, and different for another shard."""
-    size = os.path.getsize(path)
+    place = os.fspath(place)
+    size = (places.stat(place) or places.Info(0, "", False)).size
     found = hashlib.sha256(str(size).encode())
-    with open(path, "rb") as file:
-        found.update(file.read(ENDS))
-        file.seek(max(size - ENDS, 0))
-        found.update(file.read(ENDS))
+    end = min(size, ENDS)
+    found.update(places.read(place, 0, end) + places.read(place, size - end, end))
     return found.hexdigest()[:16]
 
 
-def read_manifest(folder: Path) -> dict[str, Any] | None:
+def read_manifest(folder: str) -> dict[str, Any] | None:
     """The manifest of a folder of shards; None if it has none.
 
     Raises UserError: it is damaged, of a later version, or the folder is not finished.
     """
-    path = folder / MANIFEST
-    if not path.exists():
-        if (folder / UNFINISHED).exists():
+    path = places.join(folder, MANIFEST)
+    if not places.is_file(path):
+        if places.is_folder(places.join(folder, UNFINISHED)):
             raise UserError(f"{folder}: is not finished; give the same `prepare` command again")
         return None
-    manifest = read_json(path)
+    manifest = places.read_json(path)
     if manifest.get("version") != VERSION:
         raise UserError(f"{path}: version {manifest.get('version')!r}; this reads {VERSION}")
     shards = manifest.get("shards")
@@ -67,13 +66,13 @@ def shards_of_split(manifest: Mapping[str, Any], split: str, uri: str) -> list[d
     return [s for name in split.split("+") for s in manifest["shards"] if s["split"] == name]
 
 
-def check_shards(folder: Path, shards: Sequence[Mapping[str, Any]]) -> None:
+def check_shards(folder: str, shards: Sequence[Mapping[str, Any]]) -> None:
     """Raises UserError: a shard, or a file beside it, is not what the manifest means."""
     for shard in shards:
         beside = {end: shard[key] for key, end in BESIDE.items() if key in shard}
         for end, mark in {"": shard["mark"], **beside}.items():
-            file = folder / f"{shard['file']}{end}"
-            if not file.is_file():
+            file = places.join(folder, f"{shard['file']}{end}")
+            if not places.is_file(file):
                 raise UserError(f"{file}: missing, but {MANIFEST} names it")
             if mark_of(file) != mark:
                 raise UserError(f"{file}: another file than {MANIFEST} means, or damaged")

@@ -5,29 +5,19 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from data2vec_jax.core.errors import ExampleError
-from data2vec_jax.data.codecs.base import check_file, unreadable
+from data2vec_jax.data import places
 
 
 class FilePart(NamedTuple):
-    """`size` bytes of a file from `start`: a member of a tar; by default, a whole file."""
+    """`size` bytes of a file, local or remote, from `start`: a member of a tar; by default, all."""
 
     path: str
     start: int = 0
     size: int = -1
 
     def read(self, name: str) -> bytes:
-        """Its bytes. Raises ExampleError: no ordinary file, or it ends before."""
-        check_file(self.path)
-        try:
-            with open(self.path, "rb") as file:
-                file.seek(self.start)
-                data = file.read(self.size)
-        except OSError as error:
-            raise unreadable(name, "file", error) from error
-        if self.size >= 0 and len(data) < self.size:
-            text = f"'{self.path}' ends after {len(data):,} of its {self.size:,} bytes"
-            raise ExampleError(name, "damaged", text)
-        return data
+        """Its bytes. Raises ExampleError as `places.read`."""
+        return places.read(self.path, self.start, self.size, name)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 import copy
 import hashlib
 import io
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from data2vec_jax.core.errors import ExampleError, UserError, nearest
-from data2vec_jax.data.codecs.base import Codec, Item, check_file
+from data2vec_jax.data import places
+from data2vec_jax.data.codecs.base import Codec, Item
 from data2vec_jax.data.sources.base import Source
 from data2vec_jax.data.sources.stored import FilePart, Stored
 
@@ -63,7 +63,7 @@ class TableSource(Source):
         if self._lines:
             return f"{self._file}:{self._lines[index]}"
         path = self._columns.get("path")
-        return os.path.join(self._root, path[index]) if path else super().location(index)
+        return places.join(self._root, path[index]) if path else super().location(index)
 
     @property
     def rows(self) -> Any:
@@ -87,12 +87,7 @@ class TableSource(Source):
                 value = item[self.codec.field]
                 item |= self.codec.read_record(value, dict(item), self.location(i))
             return item
-        if self._parts:
-            where = self.location(i)
-            data = io.BytesIO(self._parts[i].read(where))
-            return {**item, **self._checked(i, self.codec.read(data, where))}
-        path = self._path(i)
-        return {**item, **self._checked(i, self.codec.read(path, path))}
+        return {**item, **self._checked(i, self.codec.read(*self._file_of(i)))}
 
     def stored(self) -> Iterator[Stored]:
         texts = self._columns.get(self.codec.field) if self.codec.in_tables else None
@@ -109,27 +104,29 @@ class TableSource(Source):
                 yield Stored(path, fields, FilePart(path))
 
     def location_of_file(self, i: int) -> str:
-        """The path of the file of row i."""
-        return os.path.join(self._root, self._columns["path"][i])
+        """The place of the file of row i."""
+        return places.join(self._root, self._columns["path"][i])
 
     def part(self, index: int, start: int, count: int) -> Item:
         codec = self.codec
-        if (
-            codec.read_part is None
-            or self._parts
-            or (codec.in_tables and "path" not in self._columns)
-        ):
+        if codec.read_part is None or (codec.in_tables and "path" not in self._columns):
             return super().part(index, start, count)
         if index in self.bad:
             raise self.bad[index]
-        path = self._path(index)
-        return self.codec.read_part(path, path, start, count)
+        return self.codec.read_part(*self._file_of(index), start, count)
 
-    def _path(self, i: int) -> str:
-        """The file of row i. Raises ExampleError: it is no ordinary one."""
-        path = self.location_of_file(i)
-        check_file(path)
-        return path
+    def _file_of(self, i: int) -> tuple[str | io.BytesIO, str]:
+        """The file of row i for the codec, its path or its bytes; and what messages call it.
+
+        Raises ExampleError: it is no ordinary one, ...
+        """
+        place = self.location_of_file(i)
+        if self._parts:
+            return io.BytesIO(self._parts[i].read(place)), place
+        if places.is_remote(place):
+            return io.BytesIO(places.read(place)), place
+        places.check_file(place)
+        return place, place
 
     def _checked(self, i: int, decoded: Item) -> Item:
         """What was decoded, if it is as long as the table says."""
@@ -137,7 +134,7 @@ class TableSource(Source):
         if self._measured and found != self._lengths[i]:
             units, said = self.codec.units, self._lengths[i]
             text = f"has {found} {units}, but {self.uri} says {said}"
-            raise ExampleError(self._path(i), "length", text)
+            raise ExampleError(self.location_of_file(i), "length", text)
         return decoded
 
     def lengths(self) -> np.ndarray | None:
@@ -147,8 +144,7 @@ class TableSource(Source):
 
         def measure(i: int) -> int | ExampleError:
             try:
-                path = "" if i in self.bad else self._path(i)
-                return self.codec.measure(path, path) if path else -1
+                return -1 if i in self.bad else self.codec.measure(*self._file_of(i))
             except ExampleError as error:
                 return error
             except UserError as error:
@@ -177,10 +173,8 @@ class TableSource(Source):
         return found.hexdigest()[:12]
 
     def _size(self, path: str | None) -> int:
-        try:
-            return os.stat(os.path.join(self._root, path or "")).st_size if path else -1
-        except (OSError, ValueError):
-            return -1
+        found = places.stat(places.join(self._root, path)) if path else None
+        return found.size if found else -1
 
 
 def select_split(

@@ -199,7 +199,8 @@ def frozen_encoder(config: Mapping[str, Any]) -> tuple[tuple[str, str], list[Lab
     data = config["data"]
     check_section("data", data, pretrain.DataConfig)
     check_section("examples", config["examples"], modality.layout)
-    splits = (data["split"].split("+")[0], data.get("eval_split") or "test")
+    train = ";".join(split.split("+")[0] for split in data["split"].split(";"))  # of a mixture
+    splits = (train, data.get("eval_split") or "test")
     return splits, probe.labelled(modality, config, splits), probe.make_encode(model)
 
 

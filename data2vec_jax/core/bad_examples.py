@@ -148,8 +148,10 @@ class BadExamples:
             self._count([BadExample(*one) for text in texts for one in json.loads(text)])
 
     def _count(self, bad: Sequence[BadExample]) -> None:
-        new = {(one.example_id, one.reason): one for one in bad}
-        new = {key: one for key, one in new.items() if key not in self._met}
+        new: dict[tuple[int, str], BadExample] = {}
+        for one in sorted(bad, key=lambda one: one.step):  # processes do not meet after each step
+            if (key := (one.example_id, one.reason)) not in self._met:
+                new.setdefault(key, one)
         self._met |= {key: one.message or one.path for key, one in new.items()}
         if self._file:  # also what waits
             self._file.append(map(line_of, new.values()))

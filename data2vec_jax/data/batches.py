@@ -7,6 +7,7 @@ and a run resumes on the next unseen batch with any number of processes.
 
 import functools
 import hashlib
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,9 +18,11 @@ import numpy as np
 from data2vec_jax.core.bad_examples import KEY as BAD
 from data2vec_jax.core.bad_examples import BadExample, pack
 from data2vec_jax.core.errors import ExampleError, UserError
+from data2vec_jax.data.sources.base import Corpora
 
 ATTEMPTS = 100  # to find an example that can be read, before a batch is given up
 STAND_IN = 0x57A9D  # tells the generator of stand-ins from those of examples, (seed, n, id)
+PASS = 0x9A55  # likewise, the generator of a pass through a corpus of a mixture
 NO_EXAMPLE = 2**32 - 1  # example_id of a row of zeros, where an evaluation leaves one out
 
 
@@ -64,8 +67,13 @@ class TrainSampler:
     weights: float [N] above 0, of examples of one bucket. Then an epoch is `draws` of them without
     replacement, each next one with a probability in proportion to its weight.
 
+    corpora: of a mixture. Then an epoch draws as many examples as there are, and each corpus has
+    its share of them in every bucket that it is in. A corpus is read in passes, each a permutation
+    of it that goes on in the next epoch: small ones are repeated, and of large ones others are seen
+    in each epoch. The corpora lie evenly over the rows of a bucket's batches.
+
     rows: rows per batch of each bucket. batches: number of batches of each bucket in an epoch;
-    per_epoch: of all.
+    per_epoch: of all. passes: float [K], through each corpus in an epoch.
     """
 
     def __init__(
@@ -79,20 +87,33 @@ class TrainSampler:
         equal_rows: bool = False,
         weights: np.ndarray | None = None,
         draws: int = 0,
+        corpora: Corpora | None = None,
     ):
         self.rows = rows_of(buckets, batch_size, rows_multiple_of, equal_rows)
         self.seed, self.weights = seed, weights
         self.bucket_of = np.array(bucket_of, np.int32)
+        self.corpus_of, shares = corpora or Corpora(np.zeros(len(self.bucket_of), np.int32), (1.0,))
+        self.passes = np.ones(1)
+        if len(shares) > 1:
+            used = np.bincount(self.corpus_of[self.bucket_of >= 0], minlength=len(shares))
+            if not used.all():
+                raise UserError(
+                    f"config.data.source: no example of corpus {np.argmin(used) + 1} of the "
+                    f"mixture can be used: each is damaged, or shorter than {min(buckets):,}"
+                )
+            if weights is not None:
+                raise UserError("config.data.balanced_draws: a mixture has weights already; use 0")
+            self.passes = np.asarray(shares) * used.sum() / used
         for b in range(len(buckets))[::-1]:
             members = self.bucket_of == b
             if padded and members.any():
                 lower = b
-                while lower and (self.bucket_of == b).sum() < self.rows[b]:
+                while lower and self._draws(b) < self.rows[b]:
                     lower -= 1
                     self.bucket_of[self.bucket_of == lower] = b
-            elif members.sum() < self.rows[b]:
+            elif self._draws(b) < self.rows[b]:
                 self.bucket_of[members] = b - 1
-        sizes = np.bincount(self.bucket_of[self.bucket_of >= 0], minlength=len(buckets))
+        sizes = np.array([self._draws(b) for b in range(len(buckets))])
         if weights is not None:
             if np.count_nonzero(sizes) > 1 or not 0 < draws <= sizes.sum():
                 raise UserError(
@@ -115,11 +136,18 @@ class TrainSampler:
             )
         self._epoch = functools.lru_cache(maxsize=2)(self._shuffle)
 
+    def _draws(self, bucket: int) -> int:
+        """How many examples of a bucket an epoch draws, at least."""
+        members = np.bincount(self.corpus_of[self.bucket_of == bucket], minlength=len(self.passes))
+        return int(np.floor(members * self.passes).sum())
+
     def digest(self) -> str:
         """A hash of everything that determines which examples each batch holds."""
         text = f"{self.seed} {self.rows} {self.batches} {len(self.bucket_of)} "
         data = text.encode() + self.bucket_of.tobytes()
         data += b"" if self.weights is None else self.weights.tobytes()
+        if len(self.passes) > 1:
+            data += self.corpus_of.tobytes() + self.passes.tobytes()
         return hashlib.sha256(data).hexdigest()[:16]
 
     def __getstate__(self):  # worker processes get the sampler, not its cache
@@ -132,7 +160,10 @@ class TrainSampler:
     def _shuffle(self, epoch: int) -> tuple[np.ndarray, list[tuple[int, int]]]:
         """The order of the examples, and (bucket, first example) of each batch of an epoch."""
         rng = np.random.default_rng((self.seed, epoch))
-        order = rng.permutation(len(self.bucket_of)).astype(np.uint32)
+        if len(self.passes) > 1:
+            order = self._mixed(epoch, rng)
+        else:
+            order = rng.permutation(len(self.bucket_of)).astype(np.uint32)
         if self.weights is not None:
             # The largest of log-weights with Gumbel noise are such a sample (Efraimidis 2006); the
             # permutation hides that the heaviest come first in it.
@@ -151,6 +182,23 @@ class TrainSampler:
         batches = [batches[i] for i in rng.permutation(len(batches))]
         return np.concatenate(chosen), batches
 
+    def _mixed(self, epoch: int, rng: np.random.Generator) -> np.ndarray:
+        """The examples of an epoch of a mixture, some more than once: uint32 [draws]."""
+        found, places = [], []
+        for k, b in itertools.product(range(len(self.passes)), range(len(self.rows))):
+            members = np.flatnonzero((self.corpus_of == k) & (self.bucket_of == b))
+            size, draws = len(members), float(len(members) * self.passes[k])
+            if not size:
+                continue
+            first, end = math.floor(epoch * draws), math.floor((epoch + 1) * draws)
+            count, passes = end - first, range(first // size, -(-end // size))
+            rngs = [np.random.default_rng((PASS, self.seed, k, b, each)) for each in passes]
+            drawn = [members[:0], *(each.permutation(members) for each in rngs)]
+            found.append(np.concatenate(drawn)[first - passes.start * size :][:count])
+            places.append((np.arange(count) + rng.random(count)) / count)
+        order = np.argsort(np.concatenate(places), kind="stable")
+        return np.concatenate(found)[order].astype(np.uint32)
+
     def __call__(self, n: int) -> tuple[int, np.ndarray]:
         """Bucket and example ids (uint32 [rows]) of global batch `n`, counted from 0."""
         epoch, i = divmod(n, self.per_epoch)
@@ -161,11 +209,13 @@ class TrainSampler:
     def stand_in(self, n: int, row: int, attempt: int) -> int:
         """The example in place of one that cannot be read, in a row of global batch `n`.
 
-        attempt: counted from 0. It is of the same bucket, and not in the batch already if that can
-        be. A function of the seed and the arguments, so all other rows and batches stay the same.
+        attempt: counted from 0. It is of the same bucket and corpus, and not in the batch already
+        if that can be. A function of the seed and the arguments, so all other rows and batches stay
+        the same.
         """
         bucket, ids = self(n)
-        members = np.flatnonzero(self.bucket_of == bucket)
+        corpus = self.corpus_of[ids[row]]
+        members = np.flatnonzero((self.bucket_of == bucket) & (self.corpus_of == corpus))
         others = np.setdiff1d(members, ids)
         rng = np.random.default_rng((STAND_IN, self.seed, n, row, attempt))
         return int(rng.choice(others if len(others) else members))
@@ -243,18 +293,21 @@ class HostBatchReader:
         n, bad = int(n), []
         bucket, ids = self.sampler(n)
         rows = np.arange(len(ids)).reshape(self.count, -1)[self.own].ravel()
-        found = [self._read(n, bucket, int(row), int(ids[row]), bad) for row in rows]
+        found = [self._read(n, bucket, int(row), ids, bad) for row in rows]
         first = found[0][1]
         batch = {name: np.stack([arrays[name] for _, arrays in found]) for name in first}
         batch["example_id"] = np.array([index for index, _ in found], np.uint32)
         return batch | ({BAD: pack(bad)} if bad else {})
 
-    def _read(self, n, bucket, row, index, bad):
+    def _read(self, n, bucket, row, ids, bad):
         """(id, arrays) of a row's example, or of the one that stands in for it."""
+        index = int(ids[row])
+        again = int(np.sum(ids[:row] == index))  # a small corpus of a mixture may be repeated
         for attempt in range(ATTEMPTS):
             try:
                 # The draws of an example depend on the batch's number and its id, not on its place.
-                rng = np.random.default_rng((self.sampler.seed, n, index))
+                key = (self.sampler.seed, n, index)
+                rng = np.random.default_rng((*key, again) if again else key)
                 return index, self.examples.load(index, bucket, rng)
             except UserError as error:
                 found = ExampleError.of(error, f"example {index}")

@@ -51,6 +51,9 @@ class Examples(Protocol):
 
     bucket_of: int [N], each example's bucket, -1 for an example that is left out.
     lengths: int [N] in the layout's units.
+
+    Examples that are not those of their source, in order, have `corpora`, as a source has, for
+    mixtures; else they are refused with one.
     """
 
     layout: Layout

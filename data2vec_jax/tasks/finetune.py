@@ -44,7 +44,7 @@ from data2vec_jax.modalities import contract
 from data2vec_jax.models import adapters, heads
 from data2vec_jax.models.heads import Features
 from data2vec_jax.tasks import layerwise
-from data2vec_jax.tasks.pretrain import check_rows, corpus, data_notes, make_model, placed
+from data2vec_jax.tasks.pretrain import check_rows, corpus, data_notes, make_model, placed, plan_of
 
 Array = jax.Array
 ALONE = r"^(?!adapters/|task/)"  # what adapters leave as it is
@@ -431,16 +431,14 @@ def make(config: Mapping[str, Any], job: FinetuneSpec) -> Task:
     model = make_model(config)[1]
     inputs.check(model)
     examples = Examples(inputs, targets)
-    plan = batches.TrainSampler(
-        examples.bucket_of,
-        examples.layout.buckets,
-        options.batch_size,
+    plan = plan_of(
+        inputs.source,
+        examples,
+        options,
         config["seed"],
-        options.rows_multiple_of,
-        examples.layout.padded,
-        options.equal_rows,
-        balanced(source, examples, targets) if options.balanced_draws else None,
-        options.balanced_draws,
+        equal_rows=options.equal_rows,
+        weights=balanced(source, examples, targets) if options.balanced_draws else None,
+        draws=options.balanced_draws,
     )
     shapes = batches.global_shapes(plan, examples)
     check_rows(shapes, config)

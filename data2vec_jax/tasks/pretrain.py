@@ -159,23 +159,17 @@ def make(config: Mapping[str, Any]) -> Task:
     source = open_source(options.source, options.split, codec=modality.codec)
     examples = modality.examples(source, **config["examples"])
     examples.check(model)
-    plan = batches.TrainSampler(
-        examples.bucket_of,
-        examples.layout.buckets,
-        options.batch_size,
-        config["seed"],
-        options.rows_multiple_of,
-        examples.layout.padded,
-    )
+    plan = plan_of(source, examples, options, config["seed"])
     shapes = batches.global_shapes(plan, examples)
     check_rows(shapes, config)
 
     evals = {}
     if options.eval_split and config["eval_every"]:
-        held_out = open_source(options.source, options.eval_split, codec=modality.codec)
-        check_held_out(source, held_out, "or none: None")
-        held_out = modality.examples(held_out, like=examples, **config["examples"])
-        evals["validation"] = validation(task.loss, held_out, options, config["seed"])
+        part = open_source(options.source, options.eval_split, codec=modality.codec)
+        check_held_out(source, part, "or none: None")
+        held_out = modality.examples(part, like=examples, **config["examples"])
+        held_out_plan = plan_of(part, held_out, options, config["seed"])
+        evals["validation"] = validation(task.loss, held_out, held_out_plan, options)
 
     return dataclasses.replace(
         task,
@@ -186,6 +180,29 @@ def make(config: Mapping[str, Any]) -> Task:
         **corpus(source, plan, options),
         notes=[*source.notes, *data_notes(plan, examples)],
         save_assets=examples.save_assets,
+    )
+
+
+def plan_of(
+    source: Source, examples: Any, options: Any, seed: int, **more: Any
+) -> batches.TrainSampler:
+    """The batches of a source's examples. options: a task's `DataConfig`; more: of the sampler.
+
+    Raises UserError: the source is a mixture, and the examples do not say of which corpus they are.
+    """
+    corpora = getattr(examples, "corpora", source.corpora)
+    mixed = len(corpora.shares) > 1
+    if mixed and len(corpora.corpus_of) != len(examples.bucket_of):
+        raise UserError(f"{source.uri}: this modality cannot mix corpora; see contract.Examples")
+    return batches.TrainSampler(
+        examples.bucket_of,
+        examples.layout.buckets,
+        options.batch_size,
+        seed,
+        options.rows_multiple_of,
+        examples.layout.padded,
+        corpora=corpora if mixed else None,
+        **more,
     )
 
 
@@ -372,20 +389,12 @@ def step_flops(
     return batch["example_id"].shape[0] * (3.0 * trained + parts["teacher"])
 
 
-def validation(loss: Any, examples: Any, options: DataConfig, seed: int):
+def validation(loss: Any, examples: Any, plan: batches.TrainSampler, options: DataConfig):
     """An eval: the pretraining loss of held-out batches, with the same masks at every step.
 
     `left_out`: the share of examples that could not be read, for which others stood in.
     """
-    plan = batches.TrainSampler(
-        examples.bucket_of,
-        examples.layout.buckets,
-        options.batch_size,
-        seed,
-        options.rows_multiple_of,
-        examples.layout.padded,
-    )
-    key = jax.random.key(seed)
+    key = jax.random.key(plan.seed)
 
     def part(params, teacher, batch, draw, wanted):
         total, count, _ = loss(params, teacher, batch, draw)
@@ -419,6 +428,9 @@ def data_notes(plan: batches.TrainSampler, examples: Any) -> list[str]:
     for length, rows, count in zip(buckets, plan.rows, plan.batches, strict=True):
         if len(buckets) > 1 and count:
             notes.append(f"  {count} batches of {rows} x {length}")
+    if len(plan.passes) > 1:
+        passes = ", ".join(f"{count:.3g}" for count in plan.passes)
+        notes.append(f"  passes through the corpora of the mixture in an epoch: {passes}")
     filled = np.asarray(buckets)[plan.bucket_of[used]]
     cut = np.maximum(lengths[used] - filled, 0).sum() + lengths[~used].sum()
     padding = np.maximum(filled - lengths[used], 0).sum() / filled.sum()

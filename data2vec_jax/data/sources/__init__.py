@@ -12,6 +12,7 @@
 | `tfds:NAME[/CONFIG][:VERSION]` | a data set that TFDS has prepared on this machine (not more:  |
 | or `tfds:DIR`                  | nothing is fetched)                                           |
 | `webdataset:TARS`              | the samples of tars: TARS is one, a glob, or `x-{00..99}.tar` |
+| `mix:3*ADDRESS;1*ADDRESS`      | several of these, with weights                                |
 | `samples:NAME`                 | the real samples shipped with a modality                      |
 | `librispeech:DIR`, ...         | sets as their authors ship them                               |
 
@@ -29,6 +30,7 @@ Nothing is decoded before it is asked for, nothing is ever resampled, and what i
 data is a `UserError` that names the file. Sources can be pickled and read from many threads.
 """
 
+import itertools
 import os
 from collections.abc import Callable, Sequence
 
@@ -52,6 +54,7 @@ from data2vec_jax.data.sources.labels import (
     index_labels,
 )
 from data2vec_jax.data.sources.manifest import open_manifest
+from data2vec_jax.data.sources.mixture import Mixture, parts_of
 from data2vec_jax.data.sources.table import TableSource, rows_of_split
 from data2vec_jax.data.sources.tfds import open_tfds
 from data2vec_jax.data.sources.webdataset import open_webdataset
@@ -78,6 +81,15 @@ __all__ = [
     "write_array_record",
 ]
 
+
+def open_mixture(address: Address) -> Mixture:
+    """`mix:WEIGHT*ADDRESS;WEIGHT*ADDRESS`: one source of several."""
+    options = address.codec, address.label_names, address.key, address.tolerant
+    parts = parts_of(address.uri, address.place, address.split)
+    opened = [open_named(uri, split, *options) for _, uri, split in parts]
+    return Mixture(address.uri, address.split, opened, [weight for weight, *_ in parts])
+
+
 # Kinds of addresses of every codec -> opener, and the options that it takes.
 OPENERS: dict[str, tuple[Callable[[Address], Source], tuple[str, ...]]] = {
     "folder": (open_folder, ()),
@@ -85,9 +97,10 @@ OPENERS: dict[str, tuple[Callable[[Address], Source], tuple[str, ...]]] = {
     "array_record": (open_array_record, ("key",)),
     "tfds": (open_tfds, ("key", "data_dir")),
     "webdataset": (open_webdataset, ()),
+    "mix": (open_mixture, ("key",)),
 }
-REMOTE = "folder", "manifest", "array_record", "webdataset"  # kinds whose places may be remote
-FOUND = "folder", "manifest", "webdataset"  # kinds whose classes are those found, unless given
+REMOTE = "folder", "manifest", "array_record", "webdataset", "mix"  # their places may be so
+FOUND = "folder", "manifest", "webdataset", "mix"  # classes are those found, unless given
 
 
 def open_source(
@@ -107,7 +120,8 @@ def open_source(
     split: folder: the subfolder of that name, or DIR itself if it has none of train, val, valid,
       validation, dev, test. manifest: rows whose column `split` says so, or all if there is no
       such column; `a+b` joins (samples too). array_record: files of DIR whose names start with
-      it. FILE, GLOB and TARS may hold `{split}`. tfds: also `train[:10%]` and `a+b`.
+      it. FILE, GLOB and TARS may hold `{split}`. tfds: also `train[:10%]` and `a+b`. mix: of all,
+      or `a;b`, one for each, empty where there is none.
     codec: how the signal is decoded, such as a modality's `codec`.
     label_names: order of the classes; by default as found. Give a test set those of the train set
       if it is a file of its own. Empty, (): the labels are numbers, not classes.
@@ -159,9 +173,10 @@ def check_held_out(source: Source, held_out: Source, otherwise: str) -> None:
 
     otherwise: what else the user can do, '' or 'or ...'. Raises UserError.
     """
-    if held_out.split != source.split and source.rows and held_out.rows == source.rows:
-        raise UserError(
-            f"config.data.eval_split: '{held_out.split}' of {held_out.uri} is the training "
-            "examples themselves; name others (a folder, a file or a column `split` for each "
-            f"split), {otherwise}"
-        )
+    for part, train in itertools.product(held_out.parts, source.parts):
+        if part.split != train.split and train.rows and part.rows == train.rows:
+            raise UserError(
+                f"config.data.eval_split: '{part.split}' of {part.uri} is the training "
+                "examples themselves; name others (a folder, a file or a column `split` for each "
+                f"split), {otherwise}"
+            )

@@ -8,7 +8,7 @@ import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,6 +35,14 @@ class Address:
     tolerant: bool = False
 
 
+class Corpora(NamedTuple):
+    """Which corpus each example is of, int [N], and the shares of K corpora in what is drawn, float
+    [K], together 1."""
+
+    corpus_of: np.ndarray
+    shares: Sequence[float]
+
+
 class Source(abc.ABC):
     """Examples of one split, by index.
 
@@ -59,6 +67,16 @@ class Source(abc.ABC):
     @abc.abstractmethod
     def __len__(self) -> int:
         """Number of examples."""
+
+    @property
+    def parts(self) -> Sequence["Source"]:
+        """The corpora that it is of: itself, or those of a mixture."""
+        return [self]
+
+    @property
+    def corpora(self) -> Corpora:
+        """Which of them each example is of, and their shares."""
+        return Corpora(np.zeros(len(self), np.int32), (1.0,))
 
     def __getitem__(self, index: int) -> Item:
         """The decoded example. Raises ExampleError: it is damaged, missing, ..."""
@@ -178,6 +196,15 @@ class Subset(Source):
     @property
     def rows(self) -> Any:
         return self._source.rows
+
+    @property
+    def parts(self) -> Sequence[Source]:
+        return self._source.parts
+
+    @property
+    def corpora(self) -> Corpora:
+        corpora = self._source.corpora
+        return corpora._replace(corpus_of=corpora.corpus_of[self._indices])
 
     def field(self, index: int, name: str) -> Any:
         return self._source.field(int(self._indices[index]), name)

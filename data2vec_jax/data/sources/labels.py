@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from data2vec_jax.data.codecs.base import Item
 from data2vec_jax.data.sources.base import Source, Subset
 
 UNKNOWN = "unknown class"  # reason of an example whose class is not among those that are known
+FIELDS = "label", "labels"  # that hold a class, or a list of them
 
 
 def check_field(source: Source, name: str, check: Callable[[Any], Any]) -> None:
@@ -45,19 +47,21 @@ def check_classes(source: Source) -> None:
 
 
 class Renamed(Subset):
-    """A source whose `label` counts the classes `names` in place of its own: by name, not by order.
+    """A source whose `label`, or `labels`, count the classes `names` in place of its own: by name,
+    not by order.
 
-    Examples of other classes are bad.
+    Examples of other classes are bad. The labels of a source without names are None.
     """
 
     def __init__(self, source: Source, names: Sequence[str]):
         super().__init__(source, np.arange(len(source)))
-        if source.column("labels") is not None:
+        if any(isinstance(label, str) for label in source.column("labels") or ()):
             raise UserError(f"{source.uri}: its classes, or their order, are not the known ones")
         self.label_names, self._few = tuple(names), tuple(names)[:50]
         index = {name: i for i, name in enumerate(names)}
-        self._old, self._new = source.label_names, [index.get(x) for x in source.label_names]
-        for i, label in enumerate(source.column("label") or ()):
+        self._old = source.label_names or ()
+        self._new = [index.get(x) for x in self._old]
+        for i, label in chain(*(enumerate(source.column(name) or ()) for name in FIELDS)):
             if i not in self.bad:
                 try:
                     self._renamed(i, label)
@@ -65,6 +69,10 @@ class Renamed(Subset):
                     self.bad[i] = error
 
     def _renamed(self, i: int, label: Any) -> Any:
+        if isinstance(label, list):
+            return [self._renamed(i, one) for one in label]
+        if not self._old:
+            return None
         if not isinstance(label, int | np.integer) or not 0 <= label < len(self._new):
             return label  # which `class_of` refuses
         if self._new[label] is None:
@@ -74,15 +82,15 @@ class Renamed(Subset):
 
     def _load(self, i: int) -> Item:
         item = super()._load(i)
-        return {**item, "label": self._renamed(i, item["label"])} if "label" in item else item
+        return item | {name: self._renamed(i, item[name]) for name in FIELDS if name in item}
 
     def field(self, index: int, name: str) -> Any:
         value = super().field(index, name)
-        return self._renamed(index, value) if name == "label" else value
+        return self._renamed(index, value) if name in FIELDS else value
 
     def column(self, name: str) -> Sequence[Any] | None:
         values = super().column(name)
-        if name != "label" or values is None:
+        if name not in FIELDS or values is None:
             return values
         return [None if i in self.bad else self._renamed(i, x) for i, x in enumerate(values)]
 

@@ -145,6 +145,14 @@ def _stream(
     return tokens, array("q", [*range(0, len(tokens), room), len(tokens)]), 0
 
 
+def joined(parts: Sequence[Blocks], bos: int) -> Blocks:
+    """The blocks of several corpora, one after the other."""
+    sizes = [np.zeros(1, np.int64), *(np.diff(part.offsets) for part in parts)]
+    tokens = [np.zeros(0, np.uint16), *(part.tokens for part in parts)]
+    overlong = sum(part.overlong for part in parts)
+    return Blocks(np.concatenate(tokens), np.cumsum(np.concatenate(sizes)), bos, overlong)
+
+
 def documents_of(
     items: Iterable[Mapping[str, Any]],
     tokenizer: Tokenizer,

@@ -1,7 +1,9 @@
 """Text examples: documents -> token blocks -> rows padded to a few fixed lengths."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -10,9 +12,10 @@ import numpy as np
 
 from data2vec_jax.core.config import Length, Range, Share, Size
 from data2vec_jax.core.errors import UserError
+from data2vec_jax.data.sources.base import Corpora
 from data2vec_jax.modalities.contract import Labelled
 from data2vec_jax.modalities.text import tokenizer as tokenizers
-from data2vec_jax.modalities.text.blocks import documents_of, pad_row, token_blocks
+from data2vec_jax.modalities.text.blocks import documents_of, joined, pad_row, token_blocks
 
 SPECIAL = len(tokenizers.SPECIALS)  # they come first (spec 1.3), `<mask>` last
 Lengths = Annotated[Sequence[Annotated[int, Range(8, 2**20)]], Length()]
@@ -83,20 +86,23 @@ def check_unknown(
 
 
 class TextExamples:
-    """Blocks of token ids, `<s>` first. With `like`, its tokenizer is used."""
+    """Blocks of token ids, `<s>` first; none has documents of two corpora of a mixture. With
+    `like`, its tokenizer is used."""
 
     def __init__(self, source: Any, like: "TextExamples | None" = None, **options: Any):
         self.layout = BlockConfig(**options)
         self.tokenizer = like.tokenizer if like else tokenizer_of(source, self.layout)
         ids = self.tokenizer
-        documents = documents_of((item for _, item in source.items()), ids)
-        self.blocks = token_blocks(
-            documents,
-            length=self.layout.buckets[-1],
-            bos=ids.bos,
-            eos=ids.eos,
-            mode=self.layout.mode,
-        )
+        options = {"length": self.layout.buckets[-1], "mode": self.layout.mode}
+        cut = functools.partial(token_blocks, bos=ids.bos, eos=ids.eos, **options)
+        of, shares = source.corpora
+        parts = {
+            k: cut(documents_of((item for _, item in items), ids))
+            for k, items in groupby(source.items(), lambda pair: of[pair[0]])
+        }
+        self.blocks = joined(list(parts.values()), ids.bos)
+        counts = [len(blocks) for blocks in parts.values()]
+        self.corpora = Corpora(np.repeat(np.array(list(parts), np.int32), counts), shares)
         check_unknown(source, self.blocks.tokens, ids, self.layout.max_unknown_share)
         self.lengths = self.blocks.lengths()
         self.bucket_of = np.searchsorted(self.layout.buckets, self.lengths)

@@ -98,6 +98,10 @@ class Rows:
                 source.bad[i] = error
             items[i] = item
         paired = any(item is not None and "pair" in item for item in items)
+        for i, item in enumerate(items):
+            if paired and item is not None and "pair" not in item:  # of another corpus of a mixture
+                text = "has no second text (a column `pair`), but others have"
+                source.bad.setdefault(i, ExampleError(source.location(i), "format", text))
         empty = {"text": "", **({"pair": ""} if paired else {})}
         source.check_any()
         return [empty if i in source.bad else item for i, item in enumerate(items)]

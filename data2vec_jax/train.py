@@ -64,6 +64,7 @@ CHANGEABLE_ON_RESUME = (
     "max_bad_share",
     "collapse",
     "max_in_a_row",
+    "remat",
 )
 
 

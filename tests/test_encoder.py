@@ -3,6 +3,7 @@
 B batch, T tokens, D width, H heads, L layers.
 """
 
+import functools
 import math
 from typing import get_args
 
@@ -11,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from data2vec_jax.core import sharding
+from data2vec_jax.models import layers
 from data2vec_jax.models.encoder import Encoder, Source, TargetSpec
 from data2vec_jax.models.layers import convolve
 from data2vec_jax.models.positions import relative_index, token_positions
@@ -169,6 +172,59 @@ def test_drop_path_keeps_the_mean_and_grows_with_depth():
     np.testing.assert_allclose(out[0], jnp.broadcast_to(out[0][:1], out[0].shape), atol=1e-6)
     spread = [float(jnp.std(out[i] - out[i].mean(0))) for i in range(L)]
     assert spread[0] < 1e-5 < 0.1 < spread[1] < spread[2]
+
+
+@pytest.mark.parametrize(
+    ("device", "fsdp", "option", "kept"),
+    [
+        ("gpu", 1, "auto", "dots"),
+        ("tpu", 1, "auto", "none"),
+        ("cpu", 1, "auto", "none"),
+        ("tpu", 4, "auto", "dots"),
+        ("gpu", 1, "none", "none"),
+        ("gpu", 1, "full", "full"),
+    ],
+)
+def test_what_is_kept_for_the_gradients_is_the_devices_choice(device, fsdp, option, kept):
+    """By what the gradient of an encoder computes again: products of attention, with weights."""
+    encoder, params, x = setup(remat=option)
+    x = jnp.tile(x, (4, 1, 1))  # a row for each device
+
+    def products(encoder):
+        gradient = jax.grad(lambda p: jnp.sum(encoder.apply({"params": p}, x).x))
+        return str(jax.make_jaxpr(gradient)(params)).count("dot_general")
+
+    wanted = products(setup(remat=kept)[0])
+    mesh = sharding.make_mesh(-1, fsdp).abstract_mesh
+    named = jax.sharding.AbstractDevice(device_kind=device, num_cores=None, platform=device)
+    with jax.sharding.use_abstract_mesh(mesh.update(abstract_device=named)):
+        assert products(encoder) == wanted
+    assert len({products(setup(remat=r)[0]) for r in ("none", "dots", "full")}) == 3
+
+
+def test_a_native_convolution_sends_no_rows():
+    """On GPUs XLA would gather them. The choice of back end is not made here: this is a CPU."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(16, 31, 8)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(9, 2, 12)), jnp.float32)
+    gradient = jnp.asarray(rng.normal(size=(16, 23, 12)), jnp.float32)
+    forward = functools.partial(layers._conv_natively, stride=1, groups=4)
+    wanted, pull = jax.vjp(forward, x, kernel)
+    mesh = sharding.make_mesh(4, 2)
+    rows = jax.sharding.NamedSharding(mesh, sharding.BATCH)
+    x, gradient = jax.device_put((x, gradient), rows)
+
+    @jax.jit
+    def both(x, kernel, gradient):
+        backward = layers._conv_natively_backward(x, kernel, gradient, stride=1, groups=4)
+        return forward(x, kernel), *backward
+
+    with jax.set_mesh(mesh):
+        text = both.lower(x, kernel, gradient).compile().as_text()
+        found = both(x, kernel, gradient)
+    for one, two in zip(found, (wanted, *pull(jnp.asarray(gradient))), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-5)
+    assert "all-reduce" in text and "all-gather" not in text
 
 
 @pytest.mark.parametrize(("stride", "padding", "groups"), [(1, 4, 4), (2, 0, 1), (5, 3, 2)])

@@ -3,8 +3,10 @@
 import importlib.util
 import json
 import os
+import platform
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import jax
@@ -344,9 +346,10 @@ needs_libtpu = pytest.mark.skipif(
 )
 
 
-def run(*arguments):
-    """A command in a process of its own, where no other backend is."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+def run(*arguments, paths=()):
+    """A command in a process of its own, where no other backend is. paths: of further packages."""
+    places = os.pathsep.join(map(str, (ROOT, *paths)))
+    environment = os.environ | {"PYTHONPATH": places, "XLA_FLAGS": ""}
     command = [sys.executable, *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -474,3 +477,50 @@ def test_masks_send_nothing():
         print(program.instructions > 500, program.summary())
     """
     assert run("-c", code).strip() == "True {}"
+
+
+# With JAX's CUDA plugin ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cuda():
+    """A folder with the plugin and NVIDIA's compiler; beside the other tests, JAX would use it."""
+    folder = Path(sys.prefix) / f"cuda13-{jax.__version__}"
+    if not folder.exists():
+        packages = [f"jax-cuda13-{part}=={jax.__version__}" for part in ("plugin", "pjrt")]
+        packages += ["nvidia-cublas", "nvidia-cuda-nvcc", "nvidia-cuda-crt", "nvidia-nvvm"]
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+        with tempfile.TemporaryDirectory(dir=folder.parent) as partial:
+            subprocess.run([*command, f"--target={partial}/all", *packages], check=True)
+            os.replace(f"{partial}/all", folder)
+    return folder
+
+
+@pytest.mark.skipif(
+    (sys.platform, platform.machine()) != ("linux", "x86_64"),
+    reason="the plugin is for Linux on x86-64 only",
+)
+@libtpu
+def test_a_plan_for_gpus(cuda, tmp_path):
+    path = tmp_path / "plan.json"
+    out = run(
+        "-m",
+        "data2vec_jax.plan",
+        "--config=vision_v2:base",
+        "--topology=h100:8",
+        f"--json={path}",
+        paths=[cuda],
+    )
+    result = json.loads(path.read_text())
+    assert "fits: " in out and result["fits"] is True and result["devices"] == 8
+    # Gradients are summed in bfloat16, all else is small. No rows are sent: each device convolves
+    # its own.
+    assert set(result["collectives"]) == {"all-reduce"}
+    gradients = 2 * result["parameters"]
+    assert gradients < result["collectives"]["all-reduce"]["bytes"] < 1.1 * gradients
+    assert any("__cudnn$conv" in name for name in result["kernels"])
+    # The products of attention are computed again for the gradients, those with weights are not.
+    assert 1 < result["compiled_flops"] / result["flops_per_step"] < 1.1
+    # Outputs of all linear layers, in bfloat16: 12 blocks for each clone, 6 of the decoder; what
+    # else is kept (float32 norms, GELUs) is much more.
+    assert result["bytes_per_device"]["total"] < 16 * GIB

@@ -74,7 +74,7 @@ def roberta_base() -> dict[str, Any]:
             norm="post",
             dropout=0.1,
             attention_dropout=0.1,
-            remat="none",
+            remat="auto",
         ),
     )
 

@@ -29,7 +29,7 @@ def get_config(variant: str = "base") -> ConfigDict:
         width=768,
         dropout=0.1,
         positions=dict(depth=5, width=95, groups=16),
-        encoder=dict(depth=12, heads=12, mlp=3072, norm="post", remat="none"),
+        encoder=dict(depth=12, heads=12, mlp=3072, norm="post", remat="auto"),
     )
     c.model_overrides = dict(dropout=0.1, frontend=dict(gradient=0.0))
     c.model_overrides.encoder = dict(

@@ -43,7 +43,7 @@ def get_config(variant: str = "base") -> ConfigDict:
             eps=1e-6,
             qkv_bias="qv",
             layer_scale=0.1,
-            remat="none",
+            remat="auto",
         ),
     )
     # The head has a norm of its own.
@@ -120,7 +120,7 @@ def _version2(c: ConfigDict, name: str) -> None:
         sincos=True,
         initializer="bert",
         mask_embedding=False,
-        encoder=dict(depth=depth, heads=heads, mlp=4 * width, norm="post", eps=1e-6, remat="none"),
+        encoder=dict(depth=depth, heads=heads, mlp=4 * width, norm="post", eps=1e-6, remat="auto"),
     )
     c.model_overrides = dict(encoder=dict(drop_path=0.1 if base else 0.2, dropout=0.0))
     c.head.start = 1.0

@@ -53,7 +53,7 @@ def get_config(variant: str = "10h") -> ConfigDict:
         width=768,
         dropout=0.0,
         positions=dict(depth=5, width=95, groups=16),
-        encoder=dict(depth=12, heads=12, mlp=3072, norm="post", remat="none"),
+        encoder=dict(depth=12, heads=12, mlp=3072, norm="post", remat="auto"),
     )
     if size:
         c.model.width = 1024

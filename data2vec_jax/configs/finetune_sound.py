@@ -27,7 +27,7 @@ def get_config(variant: str = "as20k") -> ConfigDict:
         width=768,
         frames=1024,
         mask_embedding=False,
-        encoder=dict(depth=12, heads=12, mlp=3072, norm="post", eps=1e-6, remat="none"),
+        encoder=dict(depth=12, heads=12, mlp=3072, norm="post", eps=1e-6, remat="auto"),
     )
     c.model_overrides = dict(frames=1024, mean=-4.268, std=4.569, encoder=dict(drop_path=0.1))
     c.head = dict(

@@ -32,7 +32,7 @@ def get_config(variant: str = "base") -> ConfigDict:
             dropout=0.1,
             attention_dropout=0.1,
             layerdrop=0.05,
-            remat="none",
+            remat="auto",
         ),
     )
     # The authors cut every row to the smallest count of its batch, 44 to 46 % of the frames with 8

@@ -33,7 +33,7 @@ def get_config(variant: str = "base") -> ConfigDict:
             dropout=0.1,
             attention_dropout=0.1,
             layerdrop=0.05,
-            remat="none",
+            remat="auto",
         ),
         decoder=dict(layers=4, width=384, kernel=7, groups=16, residual=True, dropout=0.1),
     )

@@ -34,7 +34,7 @@ def get_config(variant: str = "base") -> ConfigDict:
             qkv_bias="qv",
             layer_scale=1e-4,
             attention_dropout=0.05,
-            remat="none",
+            remat="auto",
             drop_path=0.25,  # paper: 0.2
         ),
     )

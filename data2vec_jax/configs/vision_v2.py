@@ -31,7 +31,7 @@ def get_config(variant: str = "base") -> ConfigDict:
         shared_relative=False,
         initializer="bert",
         # Post-norm, with one norm before the first block and none after the last; no dropout.
-        encoder=dict(depth=12, heads=12, mlp=3072, norm="post", eps=1e-6, remat="none"),
+        encoder=dict(depth=12, heads=12, mlp=3072, norm="post", eps=1e-6, remat="auto"),
         decoder=dict(layers=6, width=768, kernel=3, groups=16, residual=True),
         head=dict(initializer="torch"),
     )

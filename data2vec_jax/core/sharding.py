@@ -203,6 +203,12 @@ def per_device(function: Callable, rows: int) -> Callable:
     return mapped
 
 
+def platform() -> str:
+    """'cpu', 'tpu' or 'gpu': of the ambient mesh, whose devices may be known to a compiler only."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def device_count() -> int:
     """Devices of the ambient mesh, 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()

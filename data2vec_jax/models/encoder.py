@@ -198,7 +198,9 @@ class Encoder(nn.Module):
     layerdrop: share of blocks skipped per update, one draw for the whole batch (spec 3.3).
     drop_path: stochastic depth of the last block; block i has drop_path * i / (depth - 1).
     activation: a name of `ACTIVATIONS`.
-    remat: 'none', 'dots' (matrix products are kept) or 'full' (nothing is).
+    remat: what is kept for the gradients: 'none' keeps all, 'dots' the products with weights,
+      'full' nothing but the inputs of blocks. 'auto': 'dots' on GPUs, where reading what is kept
+      takes longer than computing it again, and where weights are gathered; else 'none'.
     """
 
     depth: Depth
@@ -217,7 +219,7 @@ class Encoder(nn.Module):
     drop_path: DropRate = 0.0
     initializer: Literal[*INITS] = "bert"
     activation: Activation = "gelu"
-    remat: Literal[*REMAT] = "none"
+    remat: Literal["auto", *REMAT] = "auto"
     dtype: Any = jnp.float32
 
     def setup(self):
@@ -259,6 +261,15 @@ class Encoder(nn.Module):
             for name in ("out", "down"):
                 params[name]["kernel"] = params[name]["kernel"] / scale
         return params
+
+    def _remat(self) -> str:
+        """The option `remat`, on the devices of the mesh."""
+        # With 'none', the backward pass would keep every gathered weight.
+        if self.remat in ("auto", "none") and sharding.axis_size("fsdp") > 1:
+            return "dots"
+        if self.remat == "auto":
+            return "dots" if sharding.platform() == "gpu" else "none"
+        return self.remat
 
     def __call__(
         self,
@@ -304,10 +315,7 @@ class Encoder(nn.Module):
                 y = jnp.where(jax.random.bernoulli(drop_key, self.layerdrop), x, y)
             return sharding.split_rows(y), t
 
-        policy = REMAT[self.remat]
-        if policy is None and sharding.axis_size("fsdp") > 1:
-            policy = REMAT["dots"]  # or the backward pass keeps every gathered weight
-        if policy is not None:
+        if (policy := REMAT[self._remat()]) is not None:
             layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
 
         def recorded(y, t):

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from data2vec_jax.core import sharding
 from data2vec_jax.core.config import Depth, Range
 from data2vec_jax.core.errors import UserError
 
@@ -127,6 +128,29 @@ def convolve(
 
 
 def _conv_natively(x: Array, kernel: Array, stride: int, groups: int) -> Array:
+    """By XLA, each device its own rows: on GPUs XLA gathers all rows for a grouped convolution."""
+
+    def convolved(kernel, x):
+        return _conv_of_rows(x, kernel, stride, groups)
+
+    return sharding.per_device(convolved, x.shape[0])(kernel, x)
+
+
+def _conv_natively_backward(
+    x: Array, kernel: Array, gradient: Array, stride: int, groups: int
+) -> tuple[Array, Array]:
+    """Gradients of `_conv_natively`; the kernel's is a sum of one part for each device."""
+
+    def gradients(kernel, x, gradient):
+        backward = jax.vjp(lambda x, kernel: _conv_of_rows(x, kernel, stride, groups), x, kernel)[1]
+        of_x, of_kernel = backward(gradient)
+        return of_x, of_kernel[None]
+
+    of_x, parts = sharding.per_device(gradients, x.shape[0])(kernel, x, gradient)
+    return of_x, jnp.sum(parts, 0)
+
+
+def _conv_of_rows(x: Array, kernel: Array, stride: int, groups: int) -> Array:
     axes = kernel.ndim - 2
     layout = ("NWC", "WIO", "NWC") if axes == 1 else ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(
@@ -159,17 +183,14 @@ def _convolve_forward(x, kernel, stride, groups):
 
 
 def _convolve_backward(stride, groups, saved, gradient):
-    def of(function):
-        def backward(x, kernel, gradient):
-            return jax.vjp(lambda x, kernel: function(x, kernel, stride, groups), x, kernel)[1](
-                gradient
-            )
+    def by_matmul(x, kernel, gradient):
+        def convolved(x, kernel):
+            return _conv_by_matmul(x, kernel, stride, groups)
 
-        return backward
+        return jax.vjp(convolved, x, kernel)[1](gradient)
 
-    return lax.platform_dependent(
-        *saved, gradient, cpu=of(_conv_by_matmul), default=of(_conv_natively)
-    )
+    natively = functools.partial(_conv_natively_backward, stride=stride, groups=groups)
+    return lax.platform_dependent(*saved, gradient, cpu=by_matmul, default=natively)
 
 
 _convolve.defvjp(_convolve_forward, _convolve_backward)

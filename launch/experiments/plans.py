@@ -4,14 +4,16 @@
     python launch/experiments/plans.py --tables   only the tables
 
 Each plan is one run of `python -m data2vec_jax.plan`, minutes long, kept as plans/NAME.json beside
-this file: the same command goes on where it stopped. To plan one again, remove its file.
+this file: the same command goes on where it stopped. To plan one again, remove its file. Plans for
+TPUs need libtpu, those for GPUs JAX's CUDA plugin: without one its plans fail, and the others are
+made.
 """
 
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,12 @@ LARGE = {
 }
 # (topology, slices, chips)
 SLICES = (("v6e:16x16", 1, 256), ("v5p:8x8x8", 1, 512), ("v5p:4x8x8", 2, 512))
+# On a machine of eight GPUs, with the recipe's rows.
+GPUS = [
+    f"{modality}_{version}:base"
+    for modality in ("speech", "vision", "text")
+    for version in ("v1", "v2")
+] + ["sound_v2:base", "speech_v2:large", "vision_v2:large"]
 # The same small model at three depths: the scan over layers keeps the program's size.
 DEPTHS = (
     "data.batch_size=64 model.width=128 model.encoder.heads=4 model.encoder.mlp=512 "
@@ -76,6 +84,8 @@ def plans() -> dict[str, list[str]]:
         for recipe, options in LARGE.items():
             options = options.format(chips=chips)
             add(name_of(recipe, topology, slices), recipe, topology, slices, options)
+    for recipe in GPUS:
+        add(name_of(recipe, "h100:8", 1), recipe, "h100:8", 1, "")
     for depth in (12, 24, 48):
         add(f"depth-{depth}", "vision_v2:base", "v5e:2x4", 1, DEPTHS.format(depth=depth))
     return found
@@ -93,6 +103,11 @@ def make(name: str, arguments: list[str]) -> bool:
     if done.returncode or not unfinished.exists():
         reason = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
         print(f"{name}: exit code {done.returncode} {' '.join(reason)}", flush=True)
+        return False
+    plan = json.loads(unfinished.read_text())
+    if plan["compile_seconds"] is None:
+        print(f"{name}: {plan['advice'][0]}", flush=True)
+        unfinished.unlink()
         return False
     unfinished.rename(path)
     print(f"{name}: {time.time() - start:.0f} s", flush=True)
@@ -137,17 +152,22 @@ def tables() -> dict[str, str]:
         if (FOLDER / f"{name}.json").exists()
     }
     head = (
-        "| recipe | slice | rows | options | fits | HBM, GiB a device | collectives a step |"
+        "| recipe | where | rows | options | fits | HBM, GiB a device | collectives a step |"
         " step, ms | MFU | compile, CPU s |\n|---|---|---|---|---|---|---|---|---|---|\n"
     )
-    slices = head + "\n".join(row(p) for n, p in known.items() if not n.startswith("depth"))
-    head = "| layers | instructions of the program | compile, CPU s |\n|---|---|---|\n"
-    depths = head + "\n".join(
+
+    def rows(wanted: Callable[[str], bool]) -> str:
+        return head + "\n".join(row(p) for n, p in known.items() if wanted(n))
+
+    slices = rows(lambda name: "xh100" not in name and not name.startswith("depth"))
+    gpus = rows(lambda name: "xh100" in name)
+    depths = "| layers | instructions of the program | compile, CPU s |\n|---|---|---|\n"
+    depths += "\n".join(
         f"| {n.split('-')[1]} | {p['instructions']:,} | {p['compile_cpu_seconds']:.0f} |"
         for n, p in known.items()
         if n.startswith("depth")
     )
-    return {"plans": slices, "depths": depths}
+    return {"plans": slices, "GPU plans": gpus, "depths": depths}
 
 
 def main() -> None:

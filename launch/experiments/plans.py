@@ -56,7 +56,7 @@ GPUS = [
     f"{modality}_{version}:base"
     for modality in ("speech", "vision", "text")
     for version in ("v1", "v2")
-] + ["sound_v2:base", "speech_v2:large", "vision_v2:large"]
+] + ["sound_v2:base"]
 # The same small model at three depths: the scan over layers keeps the program's size.
 DEPTHS = (
     "data.batch_size=64 model.width=128 model.encoder.heads=4 model.encoder.mlp=512 "

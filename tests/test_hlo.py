@@ -67,6 +67,25 @@ def test_convolutions(length, kernel, stride, padding, spread, groups):
     assert hlo.read(text).flops == 2 * 3 * taps * (8 // groups) * 12
 
 
+def test_convolutions_by_cudnn():
+    """As compiled for an H100: 1-d, a window of 10, stride 5, and its two gradients."""
+    x, kernel, y = "bf16[2,1600,6]{2,1,0}", "bf16[8,10,3]{2,1,0}", "bf16[2,319,8]{2,1,0}"
+    text = "ENTRY main {\n"
+    for name, array in (("x", x), ("k", kernel), ("y", y)):
+        text += f"  %{name} = {array} parameter(0)\n"
+    for call, given, result in (
+        ("Forward", "%x, %k", y),
+        ("BackwardFilter", "%x, %y", kernel),
+        ("BackwardInput", "%y, %k", x),
+    ):
+        text += f"  %{call} = ({result}, u8[0]{{0}}) custom-call({given}), "
+        text += "window={size=10 stride=5}, dim_labels=b0f_o0i->b0f, feature_group_count=2, "
+        text += f'custom_call_target="__cudnn$conv{call}"\n'
+    found = [w for w in hlo.read(text + "}\n").work if w.flops]
+    assert [w.flops for w in found] == [2 * 2 * pairs(1600, 10, 5, 0, 1) * 3 * 8] * 3
+    assert [w.bytes for w in found] == [2 * (2 * 1600 * 6 + 8 * 10 * 3 + 2 * 319 * 8)] * 3
+
+
 def test_messages_in_loops_count_as_often_as_they_run():
     mesh = sharding.make_mesh(2, 4)
     split, rows = NamedSharding(mesh, P(None, "fsdp")), NamedSharding(mesh, sharding.BATCH)

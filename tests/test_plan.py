@@ -519,8 +519,9 @@ def test_a_plan_for_gpus(cuda, tmp_path):
     gradients = 2 * result["parameters"]
     assert gradients < result["collectives"]["all-reduce"]["bytes"] < 1.1 * gradients
     assert any("__cudnn$conv" in name for name in result["kernels"])
-    # The products of attention are computed again for the gradients, those with weights are not.
-    assert 1 < result["compiled_flops"] / result["flops_per_step"] < 1.1
+    # cuDNN's convolutions and Triton's products are all of our count, and attention's, which are
+    # computed again for the gradients, are a small part of it.
+    assert result["compiled_flops"] == pytest.approx(result["flops_per_step"], rel=0.05)
     # Outputs of all linear layers, in bfloat16: 12 blocks for each clone, 6 of the decoder; what
     # else is kept (float32 norms, GELUs) is much more.
     assert result["bytes_per_device"]["total"] < 16 * GIB

@@ -484,6 +484,32 @@ def test_the_decoded_signal_stands_before_a_field_of_the_same_name(tmp_path):
 # TFDS.
 
 
+def test_many_records_at_a_time_are_those_of_one_at_a_time(tmp_path):
+    """Whatever of them is damaged: a record without a text, or bytes of a file."""
+    for shard in range(3):
+        examples = [{"text": f"Text {i} of {shard}. " * 40, "id": i} for i in range(150)]
+        examples[7] = {"no text": 1}
+        sources.write_array_record(tmp_path / f"train-{shard}.array_record", examples)
+    path = tmp_path / "train-1.array_record"
+    data = bytearray(path.read_bytes())
+    data[9_000] ^= 0xFF  # in one of its records
+    path.write_bytes(data)
+    source = open_source(f"array_record:{tmp_path}", codec=TEXT)
+
+    def alone(i):
+        try:
+            return source[i]
+        except UserError as error:
+            return str(error)
+
+    wanted = [alone(i) for i in range(450)]
+    assert sum(isinstance(one, str) for one in wanted) == 4
+    for rows in (range(450), range(140, 320), range(7, 8), range(0), [3, 300, 2]):
+        found = [str(x) if isinstance(x, UserError) else x for x in source.results(rows)]
+        assert found == [wanted[i] for i in rows]
+    assert [i for i, _ in source.items()] == [i for i in range(450) if isinstance(wanted[i], dict)]
+
+
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory) -> Path:
     """A real TFDS data set, tiny_source, prepared as ArrayRecord without TensorFlow."""

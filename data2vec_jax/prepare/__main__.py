@@ -2,15 +2,17 @@
 
     python -m data2vec_jax.prepare MODALITY --source=KIND:PLACE --target=FOLDER [--splits=NAMES]
     python -m data2vec_jax.prepare MODALITY --source=KIND:PLACE --check=FOLDER [--splits=NAMES]
+    python -m data2vec_jax.prepare MODALITY ... --target=FOLDER --runner=NAME [-- BEAM'S OPTIONS]
 
 The first decodes every example, names those that it cannot read in FOLDER/bad_examples.jsonl, and
 writes the others to shards, which `--config.data.source=array_record:FOLDER` trains on, with a
 manifest. Files keep their bytes unless an option changes them. The same command goes on after an
-interruption. The second writes FOLDER/check.html and check.json. MODALITY --help lists all options;
-docs/your_data.md has examples.
+interruption. The second writes FOLDER/check.html and check.json. The third is the first by workers
+of Apache Beam. MODALITY --help lists all options; docs/your_data.md has examples.
 """
 
 import dataclasses
+import functools
 import os
 import sys
 from collections.abc import Sequence
@@ -25,9 +27,10 @@ from data2vec_jax.core.config import PositiveFloat, PositiveInt, Share, check_op
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.data.codecs.base import Codec
 from data2vec_jax.data.places import is_remote, store_of
+from data2vec_jax.prepare.beam import beam_map
 from data2vec_jax.prepare.check import check
 from data2vec_jax.prepare.corpus import blocks, open_splits, parse_splits
-from data2vec_jax.prepare.shards import make_shards
+from data2vec_jax.prepare.shards import in_order, make_shards
 
 CHANGE = "soundfile", "soxr", "pillow"  # what a conversion is made with
 RANGES = {"workers": PositiveInt, "max_bad_share": Share, "shard_mb": PositiveFloat}
@@ -55,6 +58,8 @@ def parser(name: str, codec: Codec) -> Arguments:
     add("--shard_mb", default=256.0, type=float, metavar="MB", help=text)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     add("--workers", default=cores, type=int, metavar="N", help="processes; by default all cores")
+    text = "of Apache Beam, in place of these processes: direct, prism, dataflow, ..."
+    add("--runner", metavar="NAME", help=f"{text}; its own options follow `--`")
     for option in dataclasses.fields(codec.conversion) if codec.conversion else ():
         if option.type is bool:
             add(f"--{option.name}", action="store_true", help="to the rate that models read")
@@ -88,13 +93,21 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         raise UserError(f"MODALITY is missing; choose from {', '.join(contract.names())}")
     codec = contract.get(argv[0]).codec
-    options = parser(argv[0], codec).parse_args(argv[1:])
+    end = argv.index("--") if "--" in argv else len(argv)
+    options, of_beam = parser(argv[0], codec).parse_args(argv[1:end]), argv[end + 1 :]
     for name, annotation in RANGES.items():
         check_option(f"--{name}", getattr(options, name), annotation)
     if bool(options.target) == bool(options.check):
         raise UserError("give one of --target=FOLDER and --check=FOLDER")
     if options.check and is_remote(options.check):
         raise UserError(f"--check={options.check}: is written to a folder of this machine only")
+    if options.runner and options.check:
+        raise UserError(f"--runner={options.runner} makes shards; --check has --workers alone")
+    if of_beam and not options.runner:
+        raise UserError(f"-- {of_beam[0]}: options after `--` are those of a --runner=NAME")
+    mapped = functools.partial(in_order, workers=options.workers)
+    if options.runner:
+        mapped = beam_map(options.runner, of_beam)
     said, conversion = None, conversion_of(options, codec)
     if conversion:
         installed = {d.name: d.version for n in CHANGE for d in metadata.distributions(name=n)}
@@ -128,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "shard_mb": options.shard_mb,
             "data2vec_jax": data2vec_jax.__version__,
         },
-        workers=options.workers,
+        mapped=mapped,
         max_bad_share=options.max_bad_share,
         tell=say,
     )

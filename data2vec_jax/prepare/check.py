@@ -52,11 +52,9 @@ class Examiner:
     def __call__(self, rows: range) -> Found:
         codec, found = self.source.codec, Found()
         transcripts: list[str] = []
-        for i in rows:
-            try:
-                item = self.source[i]
-            except ExampleError as error:
-                found.bad.append((error.reason, str(error)))
+        for i, item in zip(rows, self.source.results(rows), strict=True):
+            if isinstance(item, ExampleError):
+                found.bad.append((item.reason, str(item)))
                 continue
             signal = item[codec.field]
             whole = signal.encode() if isinstance(signal, str) else np.ascontiguousarray(signal)

@@ -1,8 +1,8 @@
 """The shards of a corpus, made by many processes, and the manifest that is written last.
 
 A block makes its shard alone, from what is stored and the options, so shards are the same for any
-number of processes and after any interruption. While the work lasts, `unfinished/` holds a report
-of each finished shard; the same command goes on from there.
+number of processes, here or by Apache Beam, and after any interruption. While the work lasts,
+`unfinished/` holds a report of each finished shard; the same command goes on from there.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import signal
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -106,21 +107,21 @@ def make_shards(
     *,
     conversion: Any,
     about: Mapping[str, Any],
-    workers: int,
+    mapped: Callable[[ShardMaker, Iterable[Block]], Iterator[dict[str, Any]]],
     max_bad_share: float,
     tell: Callable[[str], None],
 ) -> dict[str, Any]:
     """Writes the shards and then the manifest, which it returns.
 
-    about: what the manifest says besides: source, licence, ... workers: processes; 1 is this one.
-    max_bad_share: see `counts_of`. tell: gets lines for the user.
+    about: what the manifest says besides: source, licence, ... mapped: `map` by any engine, which
+    keeps the order. max_bad_share: see `counts_of`. tell: gets lines for the user.
     Raises UserError: the target is finished, in use or holds other files; too much is bad; ...
     """
     with claimed(target):
         light = dataclasses.replace(codec, kinds={})
         maker = ShardMaker(target, light, conversion, json.dumps(about, sort_keys=True))
         made, bad = [], []
-        for report in in_order(maker, blocks, workers):
+        for report in mapped(maker, blocks):
             made += report["shards"]
             bad += report["bad"]
             for shard in report["shards"]:
@@ -139,7 +140,9 @@ def make_shards(
         manifest |= {"splits": splits, "shards": made}
         wanted = tuple(shard["file"] for shard in made)
         for name in places.names_in(target):  # of an earlier state of the corpus
-            if ".array_record" in name and not name.startswith(wanted):
+            if ".array_record" in name and (
+                not name.startswith(wanted) or name.endswith(".partial")  # of a kill
+            ):
                 places.remove(places.join(target, name))
         write_whole(target, shards.MANIFEST, manifest)
         places.remove(places.join(target, shards.UNFINISHED))
@@ -149,7 +152,7 @@ def make_shards(
 def write_whole(folder: str, name: str, value: Any) -> None:
     """Writes a JSON file, whole or not at all."""
     with places.written(folder) as local:
-        draft = local / f"{name}.partial"
+        draft = local / f"{name}.{uuid.uuid4().hex}.partial"
         write_json(draft, value)
         draft.replace(local / name)
 

@@ -126,14 +126,21 @@ class Source(abc.ABC):
 
         Raises UserError: none can.
         """
-        for i in range(len(self)):
-            try:
-                item = self[i]
-            except ExampleError as error:
-                self.bad[i] = error
+        for i, item in enumerate(self.results(range(len(self)))):
+            if isinstance(item, ExampleError):
+                self.bad[i] = item
             else:
                 yield i, item
         self.check_any()
+
+    def results(self, rows: Sequence[int]) -> Iterator[Item | ExampleError]:
+        """`self[i]` of each row, or the error of one that cannot be read."""
+        for i in rows:
+            try:
+                item = self[i]
+            except ExampleError as error:
+                item = error
+            yield item
 
     def check_any(self) -> None:
         """Raises UserError if every example is bad."""

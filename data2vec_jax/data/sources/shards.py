@@ -9,6 +9,7 @@ is for `sha256sum`.
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,10 +83,13 @@ def write_columns(shard: Path, columns: Mapping[str, Sequence[Any]]) -> Path | N
     """Writes the `COLUMNS` that have values beside a shard; the path, None if there are none."""
     path = shard.with_name(f"{shard.name}{BESIDE['columns']}")
     found = {n: values for n, values in columns.items() if any(v is not None for v in values)}
-    path.unlink(missing_ok=True)
-    if found:
-        path.write_text(json.dumps(found), encoding="utf-8")
-    return path if found else None
+    if not found:
+        path.unlink(missing_ok=True)
+        return None
+    draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    draft.write_text(json.dumps(found), encoding="utf-8")
+    draft.replace(path)
+    return path
 
 
 def read_column(shard: str, name: str, count: int) -> list[Any]:

@@ -29,6 +29,7 @@ from data2vec_jax.modalities.text.tokenizer import (
     SentencePiece,
     Tokenizer,
     load,
+    train_bpe,
     train_sentencepiece,
 )
 
@@ -101,6 +102,30 @@ def test_small_table_without_bytes():
     assert small.unk in small.encode("日") and small.unk in small.encode("\n")
 
 
+@pytest.mark.parametrize("size", [261, 1000])
+def test_trained_bpe_is_that_of_tokenizers(size):
+    """The library's own front end learns the same merges, and so do other processes."""
+    from tokenizers import ByteLevelBPETokenizer
+
+    trainer = ByteLevelBPETokenizer()
+    lines = [line for text in TEXTS for line in text.split("\n")]
+    options = {"vocab_size": size - 5, "min_frequency": 0, "show_progress": False}
+    trainer.train_from_iterator(lines, **options)
+    made = train_bpe(TEXTS, size)
+    assert (made.vocab_size, made.mask) == (size, size - 1)
+    for text in [*TEXTS[:20], *ODD]:
+        assert made.encode(text, literal=True) == [4 + i for i in trainer.encode(text).ids]
+        assert made.decode(made.encode(text)) == text
+
+
+def test_bpe_training_errors():
+    for size, word in ((60_000, "largest"), (260, "smallest"), (0, "smallest")):
+        with pytest.raises(UserError, match=word) as error:
+            train_bpe(TEXTS[:5], size)
+        possible = int(str(error.value).split()[-1])
+        assert train_bpe(TEXTS[:5], possible).vocab_size == possible
+
+
 def test_long_lines_are_learnt():
     assert (
         train_sentencepiece([" ".join(["abracadabra"] * 1000)], 280).encode("abracadabra")[0] > 260
@@ -150,12 +175,17 @@ def test_training_errors():
         with pytest.raises(UserError, match="no text"):
             train_sentencepiece(empty, 1000)
 
+
+@pytest.mark.parametrize("train", [train_sentencepiece, train_bpe])
+@pytest.mark.parametrize("error", [UserError("shard 3 is damaged"), KeyboardInterrupt()])
+def test_what_ends_the_corpus_ends_training(train, error):
     def broken():
         yield "a line"
-        raise UserError("shard 3 is damaged")
+        raise error
 
-    with pytest.raises(UserError, match=r"^shard 3 is damaged$"):
-        train_sentencepiece(broken(), 1000)
+    with pytest.raises(type(error)) as found:
+        train(broken(), 1000)
+    assert str(found.value) == str(error)
 
 
 # Byte-level BPE -----------------------------------------------------------------------------------
@@ -238,6 +268,47 @@ def test_gpt2_files_against_a_plain_implementation(tmp_path):
         assert tokenizer.decode(ids) == text
     for text in ODD:
         assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+HARD = [
+    *ODD,
+    "नमस्ते दुनिया, यह क्षत्रिय है। ज़",
+    "👩‍👩‍👧 🇩🇪👍🏽 ok",
+    "I'll DON'T we've 12,345.67 A_B\u0301é",
+    "\u00a0hard\u2003wide \u200b none",
+    "<|endoftext|><mask> [MASK]",
+]
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "roberta"])
+def test_ids_are_those_of_transformers(kind, tmp_path):
+    """Tables laid out as those of OpenAI and fairseq, with special tokens at the same ends."""
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import AddedToken, ByteLevelBPETokenizer
+
+    first, last = {
+        "gpt2": ([], "<|endoftext|>"),
+        "roberta": (["<s>", "<pad>", "</s>", "<unk>"], "<mask>"),
+    }[kind]
+    trainer = ByteLevelBPETokenizer()
+    options = {"vocab_size": 1000, "special_tokens": first, "show_progress": False}
+    trainer.train_from_iterator(TEXTS + 20 * HARD, **options)
+    trainer.save_model(str(tmp_path))
+    vocab = json.loads((tmp_path / "vocab.json").read_text())
+    (tmp_path / "vocab.json").write_text(json.dumps({**vocab, last: len(vocab)}))
+    if kind == "roberta":
+        mask = AddedToken("<mask>", lstrip=True)  # as its published files say
+        theirs = transformers.RobertaTokenizerFast.from_pretrained(tmp_path, mask_token=mask)
+    else:
+        theirs = transformers.GPT2TokenizerFast.from_pretrained(tmp_path)
+    ours, moved = load(tmp_path), 4 - len(first)
+    assert ours.vocab_size == len(theirs) + (5 if kind == "gpt2" else 0)
+    for text in [*HARD, *TEXTS[:30]]:
+        as_text = theirs(text, split_special_tokens=True, add_special_tokens=False)["input_ids"]
+        assert ours.encode(text, literal=True) == [moved + i for i in as_text]
+    if kind == "roberta":
+        for text in ("the <mask> of  it<mask>", "  <mask> नमस्ते <mask><mask>😀", *TEXTS[:5]):
+            assert [ours.bos, *ours.encode(text), ours.eos] == theirs(text)["input_ids"]
 
 
 def test_fairseq_dictionary_order(tmp_path):

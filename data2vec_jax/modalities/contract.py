@@ -213,6 +213,20 @@ class Bench:
 
 
 @dataclass(frozen=True)
+class Learned:
+    """What `prepare` learns from a corpus for runs to take (a tokenizer), in a folder beside it.
+
+    name: of the folder, and in the manifest. options: a frozen dataclass, as `Codec.conversion`;
+    nothing is learned where all are at their defaults. learn: (options, source of a split's shards,
+    folder that is not there yet) -> what the manifest says. Raises UserError: it cannot be learned.
+    """
+
+    name: str
+    options: Callable[..., Any]
+    learn: Callable[[Any, Source, Path], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
 class Modality:
     """One kind of signal.
 
@@ -248,6 +262,7 @@ class Modality:
     published_scores: (config, split, metric) -> the paper's score of a fine-tuning config's task in
       per cent, None if it has none.
     inference: how `data2vec_jax.load` calls the model; None if checkpoints cannot be loaded.
+    learned: what `prepare` can learn from a corpus; None: nothing.
     write_processor: (converted config, model, folder) adds the files with which Hugging Face
       prepares inputs for an exported model, where the folder does not have them; None for none.
     """
@@ -270,6 +285,7 @@ class Modality:
     check_labels: Callable[[Source], None] = check_classes
     published_scores: Callable[[Mapping[str, Any], str, str], float | None] | None = None
     inference: Inference | None = None
+    learned: Learned | None = None
     write_processor: Callable[..., None] | None = None
 
 

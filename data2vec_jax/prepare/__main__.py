@@ -36,8 +36,8 @@ CHANGE = "soundfile", "soxr", "pillow"  # what a conversion is made with
 RANGES = {"workers": PositiveInt, "max_bad_share": Share, "shard_mb": PositiveFloat}
 
 
-def parser(name: str, codec: Codec) -> Arguments:
-    """The command's arguments for one modality, with those of its conversions."""
+def parser(name: str, codec: Codec, kinds: Sequence[Any]) -> Arguments:
+    """The command's arguments for one modality. kinds: dataclasses of further options."""
     found = Arguments(prog=f"python -m data2vec_jax.prepare {name}")
     add = found.add_argument
     add("--source", required=True, metavar="KIND:PLACE", help="as data.source, see docs/data.md")
@@ -60,26 +60,29 @@ def parser(name: str, codec: Codec) -> Arguments:
     add("--workers", default=cores, type=int, metavar="N", help="processes; by default all cores")
     text = "of Apache Beam, in place of these processes: direct, prism, dataflow, ..."
     add("--runner", metavar="NAME", help=f"{text}; its own options follow `--`")
-    for option in dataclasses.fields(codec.conversion) if codec.conversion else ():
+    for option in (field for kind in kinds for field in dataclasses.fields(kind)):
+        flags = dict.fromkeys((f"--{option.name.replace('_', '-')}", f"--{option.name}"))
+        about: dict[str, Any] = {"type": int, "metavar": "N"}
         if option.type is bool:
-            add(f"--{option.name}", action="store_true", help="to the rate that models read")
+            about = {"action": "store_true"}
         elif get_origin(option.type) is Literal:
-            choices = [choice for choice in get_args(option.type) if choice]
-            add(f"--{option.name}", choices=choices, default="", help="all files, to this format")
-        else:
-            add(f"--{option.name}", type=int, default=option.default, metavar="N")
+            about = {"choices": [choice for choice in get_args(option.type) if choice]}
+        add(*flags, default=option.default, help=option.metadata.get("help"), **about)
     return found
 
 
-def conversion_of(options: Any, codec: Codec) -> Any:
-    """The options of a conversion; None if nothing is changed. Raises UserError: out of range."""
-    if codec.conversion is None:
+def chosen(options: Any, kind: Any) -> Any:
+    """The command's options of a dataclass; None if all are at their defaults, or it is None.
+
+    Raises UserError: one is out of range.
+    """
+    if kind is None:
         return None
-    fields = dataclasses.fields(codec.conversion)
+    fields = dataclasses.fields(kind)
     for field in fields:
         check_option(f"--{field.name}", getattr(options, field.name), field.type)
-    found = codec.conversion(**{field.name: getattr(options, field.name) for field in fields})
-    return None if found == codec.conversion() else found
+    found = kind(**{field.name: getattr(options, field.name) for field in fields})
+    return None if found == kind() else found
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -92,9 +95,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         if argv[:1] in (["-h"], ["--help"]):
             return
         raise UserError(f"MODALITY is missing; choose from {', '.join(contract.names())}")
-    codec = contract.get(argv[0]).codec
+    modality = contract.get(argv[0])
+    codec, learned = modality.codec, modality.learned
+    kinds = codec.conversion, learned and learned.options
     end = argv.index("--") if "--" in argv else len(argv)
-    options, of_beam = parser(argv[0], codec).parse_args(argv[1:end]), argv[end + 1 :]
+    arguments = parser(argv[0], codec, list(filter(None, kinds)))
+    options, of_beam = arguments.parse_args(argv[1:end]), argv[end + 1 :]
     for name, annotation in RANGES.items():
         check_option(f"--{name}", getattr(options, name), annotation)
     if bool(options.target) == bool(options.check):
@@ -108,7 +114,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     mapped = functools.partial(in_order, workers=options.workers)
     if options.runner:
         mapped = beam_map(options.runner, of_beam)
-    said, conversion = None, conversion_of(options, codec)
+    said, (conversion, learning) = None, (chosen(options, kind) for kind in kinds)
+    if options.check and (conversion or learning):
+        raise UserError("--check changes and learns nothing; leave out the options for --target")
     if conversion:
         installed = {d.name: d.version for n in CHANGE for d in metadata.distributions(name=n)}
         said = dataclasses.asdict(conversion) | installed
@@ -143,6 +151,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         },
         mapped=mapped,
         max_bad_share=options.max_bad_share,
+        learn={learned.name: functools.partial(learned.learn, learning)} if learning else {},
         tell=say,
     )
     print(summary(manifest))

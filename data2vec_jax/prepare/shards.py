@@ -28,9 +28,10 @@ from data2vec_jax.core.errors import ExampleError, UserError
 from data2vec_jax.core.files import write_json
 from data2vec_jax.data import places
 from data2vec_jax.data.codecs.base import Codec
+from data2vec_jax.data.copies import local_copies
 from data2vec_jax.data.readers import end_with_parent
-from data2vec_jax.data.sources import shards, write_array_record
-from data2vec_jax.data.sources.array_record import lengths_file
+from data2vec_jax.data.sources import Source, shards, write_array_record
+from data2vec_jax.data.sources.array_record import ArrayRecordSource, lengths_file
 from data2vec_jax.prepare.corpus import Block
 from data2vec_jax.prepare.examples import prepare_example
 
@@ -70,10 +71,9 @@ class ShardMaker:
                 count = write_array_record(path, chain([first], records), codec=self.codec)
             except RuntimeError as error:  # of the C++ writer, which has no exception of its own
                 raise UserError(f"cannot write {path}: {' '.join(str(error).split())}") from error
-            with path.open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             shard = {"file": block.name, "split": block.split, "examples": count}
-            shard |= {"bytes": path.stat().st_size, "mark": shards.mark_of(path), "sha256": sha256}
+            shard |= {"bytes": path.stat().st_size, "mark": shards.mark_of(path)}
+            shard["sha256"] = sha256_of(path)
             if (lengths := Path(lengths_file(str(path)))).exists():
                 shard |= {"length": int(np.load(lengths).sum()), "lengths": shards.mark_of(lengths)}
             if beside := shards.write_columns(path, columns):
@@ -109,12 +109,14 @@ def make_shards(
     about: Mapping[str, Any],
     mapped: Callable[[ShardMaker, Iterable[Block]], Iterator[dict[str, Any]]],
     max_bad_share: float,
+    learn: Mapping[str, Callable[[Source, Path], Mapping[str, Any]]],
     tell: Callable[[str], None],
 ) -> dict[str, Any]:
     """Writes the shards and then the manifest, which it returns.
 
     about: what the manifest says besides: source, licence, ... mapped: `map` by any engine, which
-    keeps the order. max_bad_share: see `counts_of`. tell: gets lines for the user.
+    keeps the order. max_bad_share: see `counts_of`. learn: folders to write beside the shards, from
+    those of the first split, and what the manifest says of them. tell: gets lines for the user.
     Raises UserError: the target is finished, in use or holds other files; too much is bad; ...
     """
     with claimed(target):
@@ -138,6 +140,10 @@ def make_shards(
         units = codec.units if codec.measure else None
         manifest = {"version": shards.VERSION, **about, "units": units}
         manifest |= {"splits": splits, "shards": made}
+        for name, make in learn.items():
+            first = next(iter(splits))
+            tell(f"{name}: learned from a sample of {first}")
+            manifest[name] = learned(target, name, make, first, made, codec)
         wanted = tuple(shard["file"] for shard in made)
         for name in places.names_in(target):  # of an earlier state of the corpus
             if ".array_record" in name and (
@@ -147,6 +153,32 @@ def make_shards(
         write_whole(target, shards.MANIFEST, manifest)
         places.remove(places.join(target, shards.UNFINISHED))
     return manifest
+
+
+def learned(
+    target: str,
+    name: str,
+    make: Callable[[Source, Path], Mapping[str, Any]],
+    split: str,
+    made: Sequence[Mapping[str, Any]],
+    codec: Codec,
+) -> dict[str, Any]:
+    """Writes the folder `name` beside the shards, from those of a split; what a manifest says of
+    it."""
+    names = [places.join(target, shard["file"]) for shard in made if shard["split"] == split]
+    source = ArrayRecordSource(name, split, codec, local_copies(names))
+    place = places.join(target, name)
+    places.remove(place)  # of an earlier state
+    with places.written(place) as folder:
+        found = {"split": split, **make(source, folder)}
+        files = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
+    return found | {"sha256": files}
+
+
+def sha256_of(path: Path) -> str:
+    """The hash of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_whole(folder: str, name: str, value: Any) -> None:

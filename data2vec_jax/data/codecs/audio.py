@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -36,8 +36,12 @@ MEASURES = (
 class AudioConversion:
     """How `prepare` changes audio; by default not at all."""
 
-    resample: bool = False  # to the codec's rate, by soxr
-    encode: Literal["", "flac", "wav"] = ""  # of one channel; '': as it was
+    resample: bool = field(
+        default=False, metadata={"help": "to the rate that models read, by soxr"}
+    )
+    encode: Literal["", "flac", "wav"] = field(
+        default="", metadata={"help": "all files, to one channel in this format"}
+    )
 
 
 def codec(

@@ -62,8 +62,9 @@ class Codec:
     units: str = "samples"
     # Whether a column `field` of a table may hold the signal itself (a text), in place of a `path`.
     in_tables: bool = False
-    # For `prepare`: a frozen dataclass of the options of a conversion (resampling, ...), and
-    # (options, bytes of a file, name) -> bytes of a file that `read` takes.
+    # For `prepare`: a frozen dataclass of the options of a conversion (resampling, ...), each with
+    # its `help` in the field's metadata, and (options, bytes of a file, name) -> bytes of a file
+    # that `read` takes.
     conversion: Callable[..., Any] | None = None
     convert: Callable[[Any, bytes, str], bytes] | None = None
     # For `prepare --check`: item -> its `measures`, in order.

@@ -5,7 +5,7 @@ import io
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -31,9 +31,15 @@ MEASURES = (
 class ImageConversion:
     """How `prepare` changes images; by default not at all."""
 
-    short_side: Annotated[int, Range(0, 2**14)] = 0  # shrinks to this shorter side; 0: as it was
-    encode: Literal["", "jpeg", "png"] = ""  # '': as it was
-    quality: Annotated[int, Range(1, 100)] = 90  # of JPEG
+    short_side: Annotated[int, Range(0, 2**14)] = field(
+        default=0, metadata={"help": "larger ones shrink to this shorter side"}
+    )
+    encode: Literal["", "jpeg", "png"] = field(
+        default="", metadata={"help": "all files, to this format"}
+    )
+    quality: Annotated[int, Range(1, 100)] = field(
+        default=90, metadata={"help": "of JPEG; by default 90"}
+    )
 
 
 def codec(

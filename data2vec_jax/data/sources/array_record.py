@@ -11,7 +11,6 @@ import re
 import uuid
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -163,15 +162,18 @@ class ArrayRecordSource(Source):
 
     def results(self, rows: Sequence[int]) -> Iterator[Item | ExampleError]:
         # Of short records, each request takes longer than all else.
-        for f, group in groupby(rows, lambda i: self._place(i)[0]):
-            own, size = list(group), os.path.getsize(self._paths[f])
-            step = 1 + min(AHEAD, AHEAD_BYTES * self.counts[f] // size)
-            for some in (own[first : first + step] for first in range(0, len(own), step)):
-                numbers, ahead = [self._place(i)[1] for i in some], copy.copy(self)
+        size = sum(map(os.path.getsize, self._paths))
+        step = 1 + min(AHEAD, AHEAD_BYTES * len(self) // size)
+        for some in (rows[first : first + step] for first in range(0, len(rows), step)):
+            wanted = [self._place(i) for i in some]
+            ahead = copy.copy(self)
+            ahead._files = {f: self._files[f] for f, _ in wanted}
+            for f in ahead._files:
+                numbers = [number for g, number in wanted if g == f]
                 with contextlib.suppress(Exception):  # if one is damaged, all are read singly
                     records = self._files[f].__getitems__(numbers)
-                    ahead._files = {f: dict(zip(numbers, records, strict=True))}
-                yield from Source.results(ahead, some)
+                    ahead._files[f] = dict(zip(numbers, records, strict=True))
+            yield from Source.results(ahead, some)
 
     def _place(self, i: int) -> tuple[int, int]:
         """Number of the file, and of the record in it, of example i."""

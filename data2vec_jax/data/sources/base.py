@@ -121,17 +121,20 @@ class Source(abc.ABC):
             raise ExampleError(self.location(index), "length", text)
         return {**item, field: item[field][start : start + count]}
 
-    def items(self) -> Iterator[tuple[int, Item]]:
-        """(index, decoded example) of all that can be read; the others are `bad` afterwards.
+    def items(self, rows: Sequence[int] | None = None) -> Iterator[tuple[int, Item]]:
+        """(index, decoded example) of all, or of these rows, that can be read; the others are `bad`
+        afterwards.
 
-        Raises UserError: none can.
+        Raises UserError: none of all can.
         """
-        for i, item in enumerate(self.results(range(len(self)))):
+        wanted = range(len(self)) if rows is None else rows
+        for i, item in zip(wanted, self.results(wanted), strict=True):
             if isinstance(item, ExampleError):
                 self.bad[i] = item
             else:
                 yield i, item
-        self.check_any()
+        if rows is None:
+            self.check_any()
 
     def results(self, rows: Sequence[int]) -> Iterator[Item | ExampleError]:
         """`self[i]` of each row, or the error of one that cannot be read."""

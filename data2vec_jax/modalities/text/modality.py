@@ -12,6 +12,7 @@ from data2vec_jax.modalities.text import data, export, inference, inputs, model,
 from data2vec_jax.modalities.text.bench import BENCH
 from data2vec_jax.modalities.text.codec import CODEC
 from data2vec_jax.modalities.text.data import SPECIAL
+from data2vec_jax.modalities.text.learned import LEARNED
 
 
 def corrupt(
@@ -64,5 +65,6 @@ MODALITY = Modality(
     inference=inference.INFERENCE,
     write_processor=export.write_processor,
     corrupt=corrupt,
+    learned=LEARNED,
     bench=BENCH,
 )

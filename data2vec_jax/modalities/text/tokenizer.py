@@ -353,7 +353,7 @@ def train_sentencepiece(
                     if line.strip():
                         seen += 1
                         yield line
-        except Exception as error:
+        except BaseException as error:  # Ctrl-C, too
             failure = error  # sentencepiece would only hand on its text
             raise
 
@@ -382,6 +382,39 @@ def train_sentencepiece(
             raise failure from None
         raise UserError(_training_problem(str(error), seen, vocab_size)) from error
     return SentencePiece(model.getvalue())
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> ByteLevelBPE:
+    """GPT-2's byte-level BPE in RoBERTa's rows, learnt from `texts`: the same give the same table.
+
+    Args:
+        texts: the corpus, of which the distinct words are held in memory.
+        vocab_size: as of `train_sentencepiece`; at least the bytes and special tokens, 261.
+
+    Raises:
+        UserError: `vocab_size` is too large for the corpus or too small for the bytes; the message
+            says the nearest that would do.
+    """
+    from tokenizers import Tokenizer as Engine
+    from tokenizers import models, pre_tokenizers, trainers
+
+    engine = Engine(models.BPE())
+    engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=max(vocab_size - 1, 0),  # `<mask>` is appended
+        special_tokens=list(SPECIALS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    engine.train_from_iterator((line for text in texts for line in text.split("\n")), trainer)
+    learnt = json.loads(engine.to_str())["model"]
+    made = ByteLevelBPE(learnt["vocab"], [tuple(pair) for pair in learnt["merges"]])
+    if made.vocab_size != vocab_size:
+        problem = "too large for this corpus; the largest"
+        if vocab_size < made.vocab_size:
+            problem = "too small for all bytes; the smallest"
+        raise UserError(f"tokenizer vocab_size {vocab_size}: {problem} is {made.vocab_size}")
+    return made
 
 
 def _training_problem(message: str, seen: int, vocab_size: int) -> str:

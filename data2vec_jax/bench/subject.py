@@ -28,10 +28,15 @@ def sized(config: Mapping[str, Any], rows: int | None, devices: Sequence[Any]) -
     if rows is None and cpu:
         rows = scale.cpu_rows
     elif rows is None:
-        rows = max(config["data"]["batch_size"] // PAPER_DEVICES, 1) * len(devices)
+        rows = default_rows(config) * len(devices)
     replaced = {"batch_size": rows, "rows_multiple_of": None, "eval_split": None}
     config["data"] = config["data"] | replaced
     return config
+
+
+def default_rows(config: Mapping[str, Any]) -> int:
+    """Rows of a batch on one accelerator, where nobody says."""
+    return max(config["data"]["batch_size"] // PAPER_DEVICES, 1)
 
 
 def fake_batch(

@@ -157,13 +157,15 @@ class TrainSampler:
         self.__dict__.update(state)
         self._epoch = functools.lru_cache(maxsize=2)(self._shuffle)
 
-    def _shuffle(self, epoch: int) -> tuple[np.ndarray, list[tuple[int, int]]]:
-        """The order of the examples, and (bucket, first example) of each batch of an epoch."""
+    def _shuffle(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The order of the examples, and (bucket, first example) of each batch of an epoch, int
+        [batches, 2]."""
         rng = np.random.default_rng((self.seed, epoch))
         if len(self.passes) > 1:
             order = self._mixed(epoch, rng)
         else:
-            order = rng.permutation(len(self.bucket_of)).astype(np.uint32)
+            order = np.arange(len(self.bucket_of), dtype=np.uint32)
+            rng.shuffle(order)
         if self.weights is not None:
             # The largest of log-weights with Gumbel noise are such a sample (Efraimidis 2006); the
             # permutation hides that the heaviest come first in it.
@@ -174,13 +176,15 @@ class TrainSampler:
             drawn[np.argpartition(-keys, count - 1)[:count]] = True
             order = order[drawn[order]]
         bucket = self.bucket_of[order]
-        chosen, batches, start = [], [], 0
-        for b, (count, rows) in enumerate(zip(self.batches, self.rows, strict=True)):
-            chosen.append(order[bucket == b][: count * rows])
-            batches += [(b, start + i * rows) for i in range(count)]
-            start += count * rows
-        batches = [batches[i] for i in rng.permutation(len(batches))]
-        return np.concatenate(chosen), batches
+        sizes = np.multiply(self.batches, self.rows)
+        chosen, batches, start = np.empty(sizes.sum(), np.uint32), [], 0
+        for b, (size, rows) in enumerate(zip(sizes.tolist(), self.rows, strict=True)):
+            chosen[start : start + size] = order[bucket == b][:size]
+            first = np.arange(start, start + size, rows)
+            batches.append(np.stack([np.full_like(first, b), first], axis=1))
+            start += size
+        batches = np.concatenate(batches)
+        return chosen, batches[rng.permutation(len(batches))]
 
     def _mixed(self, epoch: int, rng: np.random.Generator) -> np.ndarray:
         """The examples of an epoch of a mixture, some more than once: uint32 [draws]."""
@@ -203,7 +207,7 @@ class TrainSampler:
         """Bucket and example ids (uint32 [rows]) of global batch `n`, counted from 0."""
         epoch, i = divmod(n, self.per_epoch)
         order, batches = self._epoch(epoch)
-        bucket, start = batches[i]
+        bucket, start = batches[i].tolist()
         return bucket, order[start : start + self.rows[bucket]]
 
     def stand_in(self, n: int, row: int, attempt: int) -> int:

@@ -18,6 +18,7 @@ import numpy as np
 
 from data2vec_jax.core.errors import UserError, nearest
 
+BLOCK = 64  # frames that the host computes at a time, so that they stay in the cache
 FLOOR = 2.0**-23  # of mel power, the epsilon of float32; its logarithm is -15.942385
 
 
@@ -137,13 +138,25 @@ def log_mel(audio: np.ndarray, options: Fbank) -> np.ndarray:
         raise UserError(f"fbank: a waveform has the shape [S], not {list(audio.shape)}")
     if not options.frames(len(audio)):
         return np.zeros((0, options.bins), np.float32)
-    x = np.lib.stride_tricks.sliding_window_view(audio, options.length)[:: options.shift]
-    x = x - x.mean(axis=1, keepdims=True, dtype=np.float64)
-    before = np.concatenate([x[:, :1], x[:, :-1]], axis=1)  # the first sample follows itself
-    x = (x - options.preemphasis * before) * WINDOWS[options.window](options.length)
-    spectrum = np.fft.rfft(x, options.points)
-    power = (spectrum.real**2 + spectrum.imag**2) @ options.weights
-    return np.log(np.maximum(power, options.floor)).astype(np.float32)
+    views = np.lib.stride_tricks.sliding_window_view(audio, options.length)[:: options.shift]
+    window = WINDOWS[options.window](options.length)
+    power = np.empty((len(views), options.points // 2 + 1))
+    padded = np.zeros((min(len(views), BLOCK), options.points))
+    for start in range(0, len(views), BLOCK):
+        view = views[start : start + BLOCK]
+        frames = padded[: len(view)]
+        x = frames[:, : options.length]
+        np.subtract(view, view.mean(axis=1, keepdims=True, dtype=np.float64), out=x)
+        before = options.preemphasis * x
+        x[:, 1:] -= before[:, :-1]
+        x[:, 0] -= before[:, 0]  # the first sample follows itself
+        x *= window
+        parts = np.fft.rfft(frames).view(np.float64)  # real, imaginary, real, ...
+        np.square(parts, out=parts)
+        np.add(parts[:, ::2], parts[:, 1::2], out=power[start : start + BLOCK])
+    power = power @ options.weights
+    np.maximum(power, options.floor, out=power)
+    return np.log(power, out=power).astype(np.float32)
 
 
 def device_log_mel(audio: jax.Array, options: Fbank) -> jax.Array:

@@ -240,7 +240,7 @@ class _Process(_Reader):
     def _batches(self, read: Callable[[int], Batch], numbers: range) -> Iterator[Any]:
         try:
             with self._socket:
-                _send(self._socket, cloudpickle.dumps((read, numbers)))
+                _send(self._socket, (read, numbers), cloudpickle.dumps)
                 _receive(self._socket)
                 self.begun.set()
                 for _ in numbers:
@@ -254,7 +254,7 @@ def _serve(connection: socket.socket) -> None:
     """The reader process: sends the batches that it is asked for until all are sent."""
     end_with_parent()
     with contextlib.suppress(OSError, EOFError):  # the trainer is gone
-        read, numbers = pickle.loads(_receive(connection))
+        read, numbers = _receive(connection)
         _send(connection, None)  # what it imports is here
         for n in numbers:
             try:
@@ -289,9 +289,11 @@ def _is_stopped(pid: int) -> bool:
 # Messages: the number and the sizes of their parts, a pickle, and the arrays' memory as it is.
 
 
-def _send(connection: socket.socket, value: Any) -> None:
+def _send(
+    connection: socket.socket, value: Any, dumps: Callable[..., bytes] = pickle.dumps
+) -> None:
     buffers: list[pickle.PickleBuffer] = []
-    data = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+    data = dumps(value, protocol=5, buffer_callback=buffers.append)
     parts = [memoryview(data), *(buffer.raw() for buffer in buffers)]
     sizes = [part.nbytes for part in parts]
     connection.sendall(struct.pack(f"<{1 + len(parts)}Q", len(parts), *sizes))

@@ -99,6 +99,11 @@ def peak_bytes() -> float:
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     if found := [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]:
         return float(max(found))
+    return peak_host_bytes()
+
+
+def peak_host_bytes() -> float:
+    """The most memory that this process had so far; 0 where the system does not say."""
     try:  # Linux; what `getrusage` says would begin with the parent's
         lines = Path("/proc/self/status").read_text().splitlines()
         return 1024.0 * next(int(x.split()[1]) for x in lines if x.startswith("VmHWM:"))

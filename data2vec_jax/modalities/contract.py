@@ -79,7 +79,7 @@ def measured(source: Source, longest: int, option: str, shortest: int = 1) -> np
     Examples of more than `longest` units are bad from here on; option: where that limit is set. So
     are those of less than `shortest`, in which no model finds anything.
     """
-    lengths = np.array(source.lengths())
+    lengths = np.asarray(source.lengths())
     for i in np.flatnonzero((lengths >= 0) & (lengths < shortest)).tolist():
         text = f"has {lengths[i]:,} {source.codec.units}, needed {shortest:,}"
         reason = "too short" if lengths[i] else "empty"
@@ -210,6 +210,9 @@ class Bench:
     # this share of it: the axis 'length' of a sweep. None: there is no such axis.
     length: Callable[[dict], float] | None = None
     scale_length: Callable[[dict, float], dict] | None = None
+    # (examples, texts or `FilePart` of each) -> (index, bucket) -> an example as tensors, as users
+    # of PyTorch read it, without our code: for `--data-only --peer`. What it returns is pickled.
+    peer: Callable[[Any, Sequence[Any]], Callable[[int, int], Any]] | None = None
 
 
 @dataclass(frozen=True)

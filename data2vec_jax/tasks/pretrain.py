@@ -156,10 +156,8 @@ def make_objective(config: Mapping[str, Any], modality: contract.Modality, model
 def make(config: Mapping[str, Any]) -> Task:
     """The pretraining task of a config. Reads the source's index, not its data (text: all)."""
     task, options, modality, model = _outline(config)
-    source = open_source(options.source, options.split, codec=modality.codec)
-    examples = modality.examples(source, **config["examples"])
+    source, examples, plan = open_examples(config)
     examples.check(model)
-    plan = plan_of(source, examples, options, config["seed"])
     shapes = batches.global_shapes(plan, examples)
     check_rows(shapes, config)
 
@@ -204,6 +202,16 @@ def plan_of(
         corpora=corpora if mixed else None,
         **more,
     )
+
+
+def open_examples(
+    config: Mapping[str, Any],
+) -> tuple[Source, contract.Examples, batches.TrainSampler]:
+    """Source, examples and batches of a config whose sections are checked."""
+    modality, options = contract.get(config["modality"]), DataConfig(**config["data"])
+    source = open_source(options.source, options.split, codec=modality.codec)
+    examples = modality.examples(source, **config["examples"])
+    return source, examples, plan_of(source, examples, options, config["seed"])
 
 
 def corpus(source: Source, plan: batches.TrainSampler, options: Any) -> dict[str, Any]:

@@ -165,7 +165,8 @@ def blocks_of(sound: Any, count: int) -> Iterator[np.ndarray]:
     size = max(BLOCK // sound.channels, 1)
     while count:
         asked = min(count, size)
-        block = sound.read(asked, dtype="float32", always_2d=True).mean(axis=1)
+        block = sound.read(asked, dtype="float32", always_2d=True)
+        block = block[:, 0] if sound.channels == 1 else block.mean(axis=1)
         count -= len(block)
         yield block
         if len(block) < asked:
@@ -206,7 +207,7 @@ def scale_audio(samples: np.ndarray, name: str) -> np.ndarray:
     if not np.isfinite(samples).all():
         text = "damaged audio, has samples that are not finite"
         raise ExampleError(name, "not finite", text)
-    return np.clip(samples.astype(np.float32), -1, 1)
+    return np.clip(samples.astype(np.float32, copy=False), -1, 1)
 
 
 def convert(options: AudioConversion, data: bytes, name: str, *, sample_rate: int) -> bytes:

@@ -6,18 +6,23 @@ import io
 import json
 import os
 import zlib
+from array import array
 from collections.abc import Container, Iterator, Sequence
 from typing import Any, TextIO
+
+import numpy as np
 
 from data2vec_jax.core.errors import ExampleError, UserError, nearest
 from data2vec_jax.data import places
 from data2vec_jax.data.codecs.base import Codec, unreadable
 from data2vec_jax.data.sources.base import Address
+from data2vec_jax.data.sources.columns import Column, Strings, appended
 from data2vec_jax.data.sources.labels import UNKNOWN, index_labels
 from data2vec_jax.data.sources.table import TableSource, select_split
 
 # A compressed table may become so many bytes, and so many times as large as its file.
 LEAST_INFLATED, INFLATED = 2**26, 200
+ROWS = 2**20  # whose files are looked for at a time: names of more may not fit into memory
 
 
 def open_manifest(address: Address) -> TableSource:
@@ -34,23 +39,22 @@ def open_manifest(address: Address) -> TableSource:
         raise UserError(f"{uri}: no file '{place}'")
     wanted = codec.field if codec.in_tables else "path"
     try:
-        root, names, numbers, cells, bad = read_rows(place, codec, address.columns)
+        root, table, numbers, bad = read_rows(place, codec, address.columns)
     except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
         raise unreadable(place, "table", error) from error
     if key is not None:
-        if key not in names:
-            raise UserError(f"{place}: no column '{key}'{nearest(key, names)}")
-        names = [wanted if name == key else name for name in names]
-    if not {wanted, "path"} & set(names):
+        if key not in table:
+            raise UserError(f"{place}: no column '{key}'{nearest(key, table)}")
+        table = {wanted if name == key else name: column for name, column in table.items()}
+    if not {wanted, "path"} & set(table):
         or_path = "" if wanted == "path" else " or 'path'"
-        first = ", ".join(map(str, names))
+        first = ", ".join(map(str, table))
         raise UserError(f"{place}: no column '{wanted}'{or_path}; its first line is '{first}'")
-    table: dict[str, list] = {name: [row[c] for row in cells] for c, name in enumerate(names)}
 
     def refuse(i: int, reason: str, text: str) -> None:
         bad.setdefault(i, ExampleError(f"{place}:{numbers[i]}", reason, text))
 
-    for name in {"path", wanted} & set(names):
+    for name in {"path", wanted} & set(table):
         for i, value in enumerate(table[name]):
             if not isinstance(value, str):
                 refuse(i, "format", f"{name} is {value!r}, not a string")
@@ -67,9 +71,8 @@ def open_manifest(address: Address) -> TableSource:
             # More than 18 digits are no length that anything has.
             if not (str(value).isdecimal() and len(str(value)) <= 18):
                 refuse(i, "format", f"'{value}' is not a number of {codec.units}")
-        table[codec.units] = [
-            -1 if i in bad else int(value) for i, value in enumerate(table[codec.units])
-        ]
+        lengths = (-1 if i in bad else int(value) for i, value in enumerate(table[codec.units]))
+        table[codec.units] = np.fromiter(lengths, np.int64, len(numbers))
     if "path" in table:
         for i, path in missing_files(root, table["path"], skip=bad):
             refuse(i, "missing", f"no file '{path}'")
@@ -89,11 +92,12 @@ def open_manifest(address: Address) -> TableSource:
 
 
 def read_rows(place: str, codec: Codec, columns: Sequence[str] | None) -> tuple:
-    """-> (root folder, names of the columns, line number of each row, cells of each row, bad rows:
-    index -> error). The cells of a bad row are None.
+    """-> (root folder, name -> column, line number of each row, bad rows: index -> error). The
+    cells of a bad row are None.
     """
     root, suffix = os.path.dirname(place) or ".", os.path.splitext(place.removesuffix(".gz"))[1]
-    names, numbers, cells = list(columns or ()), [], []
+    names, numbers = list(columns or ()), array("I")
+    found: list[Column] = []
     bad: dict[int, ExampleError] = {}
     with open_table(place) as file:
         if suffix == ".jsonl":
@@ -123,15 +127,17 @@ def read_rows(place: str, codec: Codec, columns: Sequence[str] | None) -> tuple:
                 text = f"{len(row)} columns, not {len(names)} ({', '.join(names)})"
                 row = ExampleError(f"{place}:{number}", "format", text)
             if isinstance(row, ExampleError):
-                bad[len(cells)] = row
-                row = []
+                bad[len(numbers)] = row
+                row = [None] * len(names)
+            if not found:  # the first rows may be bad, and without names
+                found = [Strings([None] * len(numbers)) for _ in names]
+            found = [appended(column, cell) for column, cell in zip(found, row, strict=True)]
             numbers.append(number)
-            cells.append(row)
-    if not cells:
+    if not numbers:
         raise UserError(f"{place}: has no rows")
     if not names:
         raise bad[0]
-    return root, names, numbers, [row or [None] * len(names) for row in cells], bad
+    return root, dict(zip(names, found, strict=True)), numbers, bad
 
 
 def csv_rows(file: TextIO, place: str) -> Iterator[tuple[int, list[str]]]:
@@ -156,10 +162,10 @@ def csv_rows(file: TextIO, place: str) -> Iterator[tuple[int, list[str]]]:
 
 def open_table(place: str) -> TextIO:
     """A table's lines. Raises UserError: a compressed one becomes absurdly large."""
-    data = places.read(place)
-    file: Any = io.BytesIO(data)
+    file: Any = io.BytesIO(places.read(place)) if places.is_remote(place) else open(place, "rb")
     if place.endswith(".gz"):
-        limit = LEAST_INFLATED + INFLATED * len(data)
+        limit = LEAST_INFLATED + INFLATED * file.seek(0, os.SEEK_END)
+        file.seek(0)
         file = io.BufferedReader(Limited(gzip.GzipFile(fileobj=file), limit, place))
     return io.TextIOWrapper(file, encoding="utf-8-sig", newline="\n")
 
@@ -195,13 +201,16 @@ def parse_object(line: str, where: str) -> dict | ExampleError | None:
 def missing_files(
     root: str, paths: Sequence[str | None], skip: Container[int]
 ) -> Iterator[tuple[int, str]]:
-    """(index, path) of the files that are not there. Lists each folder once."""
-    listed: dict[str, set[str]] = {}
-    for i, path in enumerate(paths):
-        if i in skip or path is None:
-            continue
-        folder, name = os.path.split(places.join(root, path))
-        if folder not in listed:
-            listed[folder] = places.names_in(folder)
-        if name not in listed[folder]:
-            yield i, os.path.join(folder, name)
+    """(index, path) of the files that are not there. Lists each folder once for `ROWS` of them."""
+    for start in range(0, len(paths), ROWS):
+        folders: dict[str, list[int]] = {}
+        for i in range(start, min(start + ROWS, len(paths))):
+            if i not in skip and paths[i] is not None:
+                folder = os.path.dirname(places.join(root, paths[i]))
+                folders.setdefault(folder, []).append(i)
+        for folder, rows in folders.items():
+            there = places.names_in(folder)
+            for i in rows:
+                name = os.path.basename(paths[i])
+                if name not in there:
+                    yield i, os.path.join(folder, name)

@@ -3,7 +3,8 @@
 import copy
 import hashlib
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,15 +14,19 @@ from data2vec_jax.core.errors import ExampleError, UserError, nearest
 from data2vec_jax.data import places
 from data2vec_jax.data.codecs.base import Codec, Item
 from data2vec_jax.data.sources.base import Source
+from data2vec_jax.data.sources.columns import ENCODING, Column, taken
 from data2vec_jax.data.sources.stored import FilePart, Stored
+
+BLOCK = 2**14  # rows of a column that are hashed at a time
+TASKS = 2**10  # of threads, at most: a list of ten million would not fit into memory
 
 
 class TableSource(Source):
     """Rows of a table, in memory; the files that its column `path` names are read on demand.
 
-    columns: name -> list [N]. `path` (relative to `root`), or the signal itself in the column that
-      has the name of the codec's field; the codec's units (`samples`), the lengths; `label`; others
-      are handed on.
+    columns: name -> list or `Strings` [N]. `path` (relative to `root`), or the signal itself in
+      the column that has the name of the codec's field; the codec's units (`samples`), the lengths;
+      `label`; others are handed on.
     parts: where each row's file lies in another one (a tar); its `path` is a mere name then.
     file, lines: the table's own, and the line of each row.
     bad: of rows that are known to be damaged; their values are None.
@@ -32,7 +37,7 @@ class TableSource(Source):
         uri: str,
         split: str,
         codec: Codec,
-        columns: Mapping[str, list],
+        columns: Mapping[str, Column],
         *,
         root: str = "",
         parts: Sequence[FilePart] = (),
@@ -46,7 +51,7 @@ class TableSource(Source):
         self._file, self._lines = file, lines
         columns = dict(columns)
         lengths = columns.pop(codec.units, None) if codec.measure else None
-        self._lengths = None if lengths is None else np.array(lengths, np.int64)
+        self._lengths = None if lengths is None else np.asarray(lengths, np.int64)
         self._measured = lengths is not None  # by the table, which may be wrong
         self._columns, self._root, self._parts = columns, root, parts
 
@@ -142,20 +147,20 @@ class TableSource(Source):
         first call; -1 of those that cannot be measured.
         """
 
-        def measure(i: int) -> int | ExampleError:
+        errors: dict[int, ExampleError] = {}
+
+        def measure(i: int) -> int:
             try:
                 return -1 if i in self.bad else self.codec.measure(*self._file_of(i))
             except ExampleError as error:
-                return error
+                errors[i] = error
             except UserError as error:
-                return ExampleError(self.location(i), "unreadable", str(error))
+                errors[i] = ExampleError(self.location(i), "unreadable", str(error))
+            return -1
 
         if self._lengths is None and self.codec.measure:
-            with ThreadPoolExecutor(16) as pool:  # the time is the file system's
-                found = list(pool.map(measure, range(len(self))))
-            errors = {i: one for i, one in enumerate(found) if isinstance(one, ExampleError)}
-            self.bad.update(errors)
-            self._lengths = np.array([-1 if i in errors else n for i, n in enumerate(found)])
+            self._lengths = in_threads(measure, range(len(self)))
+            self.bad.update(sorted(errors.items()))
         self.check_any()
         return self._lengths
 
@@ -163,13 +168,17 @@ class TableSource(Source):
         """Of all columns, and of the sizes of the files."""
         found = hashlib.sha256()
         for name, column in sorted(self._columns.items()):
-            found.update(repr((name, column)).encode("utf-8", "surrogatepass"))
+            # That of `repr((name, column))`, which may be larger than memory.
+            found.update(f"({name!r}, [".encode(*ENCODING))
+            for start in range(0, len(column), BLOCK):
+                stop = min(start + BLOCK, len(column))
+                text = ", ".join(repr(column[i]) for i in range(start, stop))
+                found.update(f"{', ' if start else ''}{text}".encode(*ENCODING))
+            found.update(b"])")
         if self._parts:
             found.update(repr(self._parts).encode())
         elif "path" in self._columns:
-            with ThreadPoolExecutor(16) as pool:
-                sizes = list(pool.map(self._size, self._columns["path"]))
-            found.update(np.array(sizes, np.int64).tobytes())
+            found.update(in_threads(self._size, self._columns["path"]))
         return found.hexdigest()[:12]
 
     def _size(self, path: str | None) -> int:
@@ -177,25 +186,39 @@ class TableSource(Source):
         return found.size if found else -1
 
 
+def in_threads(function: Callable[[Any], int], values: Sequence[Any]) -> np.ndarray:
+    """`function` of each value, int64 [N], by threads: the time is the file system's."""
+    found, size = np.empty(len(values), np.int64), max(-(-len(values) // TASKS), 1)
+
+    def fill(start: int) -> None:
+        for i in range(start, min(start + size, len(values))):
+            found[i] = function(values[i])
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(fill, range(0, len(values), size)))
+    return found
+
+
 def select_split(
-    table: dict[str, list], numbers: list[int], bad: dict[int, ExampleError], split: str, uri: str
+    table: dict[str, Column], numbers: array, bad: dict[int, ExampleError], split: str, uri: str
 ) -> tuple:
     """The rows of `split` (or of `a+b`), their line numbers and those that are bad, without the
     column `split`. A bad row without a split belongs to each.
     """
-    wanted = {i for i in bad if not isinstance(table["split"][i], str)}
-    known = [i for i in range(len(numbers)) if i not in wanted]
-    rows = rows_of_split([table["split"][i] for i in known], split, uri)
-    rows = sorted([*(known[i] for i in rows), *wanted])
-    table = {n: [column[i] for i in rows] for n, column in table.items() if n != "split"}
+    splits = table["split"]
+    wanted = {i for i in bad if not isinstance(splits[i], str)}
+    known = [i for i in range(len(numbers)) if i not in wanted] if wanted else range(len(numbers))
+    rows = rows_of_split(taken(splits, known) if wanted else splits, split, uri)
+    rows = sorted([*(known[i] for i in rows), *wanted]) if wanted else rows
+    table = {n: taken(column, rows) for n, column in table.items() if n != "split"}
     bad = {place: bad[i] for place, i in enumerate(rows) if i in bad}
-    return table, [numbers[i] for i in rows], bad
+    return table, array("I", (numbers[i] for i in rows)), bad
 
 
-def rows_of_split(splits: Sequence[str], split: str, uri: str) -> list[int]:
+def rows_of_split(splits: Sequence[str], split: str, uri: str) -> array:
     """Indices of the rows of `split` (or of `a+b`), given the split of each row."""
     wanted, names = split.split("+"), set(splits)
     for name in wanted:
         if name not in names:
             raise UserError(f"{uri}: no split '{name}'{nearest(name, names)}")
-    return [i for i, name in enumerate(splits) if name in wanted]
+    return array("q", (i for i, name in enumerate(splits) if name in wanted))

@@ -82,7 +82,7 @@ class SpeechExamples(Examples):
         frame = min(FBANK.length, self.layout.buckets[0])
         self.lengths = measured(source, longest, "config.examples.max_seconds", frame)
         bucket_of = np.searchsorted(self.layout.buckets, self.lengths, "right") - 1
-        self.bucket_of = with_bad_ones(bucket_of, source.bad)
+        self.bucket_of = with_bad_ones(bucket_of.astype(np.int32), source.bad)
         self.labels = None
         if folder := self.layout.labels:
             folder = SAMPLES / "speech" / "labels" if folder == "samples" else Path(folder)

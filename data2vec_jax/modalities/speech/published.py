@@ -102,10 +102,9 @@ def open_common_voice(address: Address) -> TableSource:
         found = [path.stem for path in Path(place).glob("*.tsv")]
         raise UserError(f"{uri}: no file '{table}'{nearest(split, found) if found else ''}")
     try:
-        _, names, lines, cells, bad = read_rows(table, address.codec, None)
+        _, columns, lines, bad = read_rows(table, address.codec, None)
     except (OSError, UnicodeDecodeError) as error:
         raise unreadable(table, "table", error) from error
-    columns: dict[str, list] = {name: [row[i] for row in cells] for i, name in enumerate(names)}
     renamed = {"client_id": "speaker", "sentence": "transcript"}
     for name in ("path", *renamed):
         if name not in columns:

@@ -162,7 +162,10 @@ def csv_rows(file: TextIO, place: str) -> Iterator[tuple[int, list[str]]]:
 
 def open_table(place: str) -> TextIO:
     """A table's lines. Raises UserError: a compressed one becomes absurdly large."""
-    file: Any = io.BytesIO(places.read(place)) if places.is_remote(place) else open(place, "rb")
+    if places.is_remote(place):
+        file: Any = io.BytesIO(places.read(place))
+    else:
+        file = open(place, "rb")  # noqa: SIM115, the caller closes it
     if place.endswith(".gz"):
         limit = LEAST_INFLATED + INFLATED * file.seek(0, os.SEEK_END)
         file.seek(0)

@@ -10,8 +10,8 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ import soundfile
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.data.sources import open_source
 from data2vec_jax.modalities.speech.codec import CODEC
-from data2vec_jax.prepare import beam, corpus
+from data2vec_jax.prepare import beam, corpus, shards
 from data2vec_jax.prepare.__main__ import main
 from data2vec_jax.prepare.shards import ShardMaker
 
@@ -126,28 +126,22 @@ def test_goes_on_after_a_kill(arguments, local, tmp_path):
     assert files(target) == local
 
 
-def test_two_workers_may_make_a_shard_at_a_time(arguments, local, tmp_path):
+def test_two_workers_may_make_a_shard_at_a_time(arguments, tmp_path, monkeypatch):
     """Beam may start a worker again while the one that it took for dead goes on."""
+    write = shards.write_json
+    monkeypatch.setattr(shards, "write_json", lambda *x: (write(*x), time.sleep(0.01)))
     source = open_source(arguments[1].removeprefix("--source="), codec=CODEC)
     block = next(corpus.blocks({"train": source}, 20_000))
     (tmp_path / "unfinished").mkdir()
     maker = ShardMaker(str(tmp_path), dataclasses.replace(CODEC, kinds={}), None, "")
-    found, barrier = [], threading.Barrier(4)
 
-    def work(number):
-        for turn in range(10):
-            barrier.wait()
-            # Another state of the options, so that no one finds the shard finished.
-            one = dataclasses.replace(maker, options=f"{number} {turn}")
-            report = one(block)
-            found.append({**report, "digest": ""})
+    def work(turn):
+        # Other options each time, so that no one finds the shard finished.
+        return dataclasses.replace(maker, options=str(turn))(block) | {"digest": ""}
 
-    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(120)
-    assert len(found) == 40 and all(report == found[0] for report in found)
+    with ThreadPoolExecutor(4) as pool:
+        reports = list(pool.map(work, range(40)))
+    assert all(report == reports[0] for report in reports)
     assert not [path for path in tmp_path.rglob("*") if path.suffix == ".partial"]
 
 

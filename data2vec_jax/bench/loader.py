@@ -12,6 +12,7 @@ import itertools
 import math
 import multiprocessing
 import os
+import pickle
 import statistics
 import sys
 import time
@@ -93,7 +94,7 @@ def bench_loader(
     ours = functools.partial(cycled, reader, count)
     theirs = Peer(peer_of(modality, source, examples), plan, count) if peer else None
     say("measuring one core")
-    one = on_one_core(measure_core, reader, count, theirs, deadline)
+    one = on_one_core(measure_core, reader, count, pickle.dumps(theirs), deadline)
     start = time.process_time()
     modality.examples(source, like=examples, **config["examples"])
     start = time.process_time() - start
@@ -167,9 +168,13 @@ def on_one_core(call: Callable[..., Any], *arguments: Any) -> Any:
         os.sched_setaffinity(0, ours)
 
 
-def measure_core(reader: Any, count: int, theirs: Peer | None, deadline: float) -> dict[str, Any]:
-    """Seconds a batch in blocks of both sides, in turn; and of ours the parts and the memory."""
+def measure_core(reader: Any, count: int, peer: bytes, deadline: float) -> dict[str, Any]:
+    """Seconds a batch in blocks of both sides, in turn; and of ours the parts and the memory.
+
+    peer: a pickle, so that PyTorch is not in the memory of ours.
+    """
     found = {"parts": parts_of(reader, count), "peak_bytes": peak_host_bytes()}
+    theirs = pickle.loads(peer)
     streams = [map(functools.partial(cycled, reader, count), itertools.count())]
     streams += [theirs.stream(0)] if theirs else []
     calls = [

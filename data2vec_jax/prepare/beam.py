@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from data2vec_jax.cli.output import one_line
-from data2vec_jax.core.errors import UserError
+from data2vec_jax.core.errors import ExampleError, UserError
 from data2vec_jax.data import places
 from data2vec_jax.data.sources import shards
 from data2vec_jax.prepare.corpus import Block
@@ -55,8 +55,8 @@ def beam_map(
             result = pipeline.run()
             try:
                 result.wait_until_finish()
-            except BaseException:
-                result.cancel()  # Ctrl-C: a runner elsewhere would go on
+            except KeyboardInterrupt:
+                result.cancel()  # workers elsewhere would go on
                 raise
         except Exception as error:
             raise UserError(f"--runner={runner}: {one_line(error)}") from error
@@ -94,7 +94,12 @@ def store(make: ShardMaker, block: Block) -> str:
 def make_stored(name: str, make: ShardMaker) -> None:
     """In a worker: makes the shard `name`. Beam may ask for one again, or twice at a time."""
     place = block_place(make, name)
-    if is_stored(place):
-        make(pickle.loads(places.read(place)))
-        with contextlib.suppress(UserError, FileNotFoundError):  # another was faster
-            places.remove(place)
+    try:
+        block = pickle.loads(places.read(place))
+    except ExampleError as error:
+        if error.reason == "missing":  # another worker has made it
+            return
+        raise
+    make(block)
+    with contextlib.suppress(UserError, FileNotFoundError):  # another was faster
+        places.remove(place)

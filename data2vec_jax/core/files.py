@@ -16,8 +16,8 @@ JSON_BYTES = 16 * 2**20  # of a file; settings have a thousandth
 def read_json(path: Path, kind: type = dict) -> Any:
     """The object in a JSON file, or the list if that is the `kind`."""
     try:
-        with path.open("rb") as file:
-            data = file.read(JSON_BYTES + 1)
+        with path.open("rb") as file:  # `read` takes the memory that it is asked for
+            data = file.read(min(path.stat().st_size, JSON_BYTES) + 1)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or 'not JSON'}") from None
     return parse_json(data, path, kind)

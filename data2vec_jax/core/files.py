@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def parse_json(data: bytes, name: str | Path, kind: type = dict) -> Any:
     if len(data) > JSON_BYTES:
         raise UserError(f"{name}: more than {JSON_BYTES:,} bytes of JSON; at most these are read")
     try:
-        found = json.loads(data)
+        found = json.loads(data.decode())  # of bytes, it would take UTF-16, too
     except (ValueError, RecursionError):
         raise UserError(f"{name}: not JSON") from None
     if not isinstance(found, kind):
@@ -39,6 +40,18 @@ def parse_json(data: bytes, name: str | Path, kind: type = dict) -> Any:
 def write_json(path: Path, value: Any) -> None:
     """Readable JSON; dicts in the given order."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write a file to, which takes its place if all goes well, whoever else
+    writes it at the same time; nothing is left behind otherwise."""
+    draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        yield draft
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -221,7 +221,7 @@ class Learned:
 
     name: of the folder, and in the manifest. options: a frozen dataclass, as `Codec.conversion`;
     nothing is learned where all are at their defaults. learn: (options, source of a split's shards,
-    folder that is not there yet) -> what the manifest says. Raises UserError: it cannot be learned.
+    empty folder) -> what the manifest says. Raises UserError: it cannot be learned.
     """
 
     name: str

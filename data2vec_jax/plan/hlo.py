@@ -395,9 +395,14 @@ def _braces(text: str, after: str) -> str:
 
 # Matrix products ----------------------------------------------------------------------------------
 
-_CUDNN = re.compile(r'custom_call_target="__cudnn\$conv(\w+)"')
 # Which of (first operand, second operand, result) are input, kernel and output.
 _ORDERS = {"BackwardFilter": (0, 2, 1), "BackwardInput": (2, 1, 0)}
+
+
+def _cudnn(i: Instruction) -> str:
+    """Which convolution of cuDNN it is: 'Forward', 'BackwardFilter', ...; '' if it is none."""
+    target = 'custom_call_target="__cudnn$conv'
+    return i.attributes.partition(target)[2].partition('"')[0] if i.opcode == "custom-call" else ""
 
 
 def _products(i: Instruction, shapes: Mapping[str, list[Array]]) -> float:
@@ -407,17 +412,15 @@ def _products(i: Instruction, shapes: Mapping[str, list[Array]]) -> float:
         contracted = _braces(i.attributes, "lhs_contracting_dims=")
         depth = math.prod(left[int(d)] for d in contracted.split(",") if d)
         return 2.0 * depth * math.prod(i.shape[0].dims)
-    cudnn = _CUDNN.search(i.attributes)
-    if i.opcode != "convolution" and not cudnn:
+    kind = _cudnn(i)
+    if i.opcode != "convolution" and not kind:
         return 0.0
     names, kernel_names, out_names = re.search(
         r"dim_labels=(\w+)_(\w+)->(\w+)", i.attributes
     ).groups()
-    arrays = [*(shapes[name][0].dims for name in i.operands[:2]), i.shape[0].dims]
-    # cuDNN's gradients keep the labels of the convolution: of its input, kernel and output, two
-    # are given, and the first or the second of them is the result.
-    order = _ORDERS.get(cudnn[1], (0, 1, 2)) if cudnn else (0, 1, 2)
-    given, kernel, out = (arrays[k] for k in order)
+    dims = [*(shapes[name][0].dims for name in i.operands[:2]), i.shape[0].dims]
+    # cuDNN's gradients have the labels of the convolution whose gradients they are.
+    given, kernel, out = (dims[k] for k in _ORDERS.get(kind, (0, 1, 2)))
     window = dict(re.findall(r"(\w+)=([\dx_\-]+)", _braces(i.attributes, "window=")))
     spatial = sorted(set(names) - {"b", "f"})
     taps = 1
@@ -472,6 +475,6 @@ def _moved(i: Instruction, shapes: Mapping[str, list[Array]]) -> float:
         return 2 * _main(i.shape)
     if i.opcode == "dynamic-update-slice":
         return 2 * _main(shapes.get(i.operands[1], ()))
-    if i.opcode == "custom-call" and not _CUDNN.search(i.attributes):  # libtpu's name memory
+    if i.opcode == "custom-call" and not _cudnn(i):  # libtpu's name memory
         return 0.0
     return _main(i.shape) + sum(_main(shapes.get(name, ())) for name in i.operands)

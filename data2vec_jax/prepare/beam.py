@@ -61,7 +61,7 @@ def beam_map(
         except Exception as error:
             raise UserError(f"--runner={runner}: {one_line(error)}") from error
         for name in names:
-            if is_stored(block_place(make, name)):
+            if places.stat(block_place(make, name), fresh=True):  # as other machines see it
                 text = f"no worker has made {name}; do they all see {make.folder}?"
                 raise UserError(f"--runner={runner}: {text}")
             yield places.read_json(places.join(reports_of(make), name))
@@ -77,11 +77,6 @@ def reports_of(make: ShardMaker) -> str:
 def block_place(make: ShardMaker, name: str) -> str:
     """Where the block of a shard lies."""
     return places.join(reports_of(make), f"{name}.block")
-
-
-def is_stored(place: str) -> bool:
-    """Whether a block is there, as other machines see it."""
-    return places.stat(place, fresh=True) is not None
 
 
 def store(make: ShardMaker, block: Block) -> str:

@@ -12,7 +12,6 @@ import hashlib
 import json
 import math
 import signal
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -25,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from data2vec_jax.core.errors import ExampleError, UserError
-from data2vec_jax.core.files import write_json
+from data2vec_jax.core.files import whole, write_json
 from data2vec_jax.data import places
 from data2vec_jax.data.codecs.base import Codec
 from data2vec_jax.data.copies import local_copies
@@ -183,10 +182,8 @@ def sha256_of(path: Path) -> str:
 
 def write_whole(folder: str, name: str, value: Any) -> None:
     """Writes a JSON file, whole or not at all."""
-    with places.written(folder) as local:
-        draft = local / f"{name}.{uuid.uuid4().hex}.partial"
+    with places.written(folder) as local, whole(local / name) as draft:
         write_json(draft, value)
-        draft.replace(local / name)
 
 
 def counts_of(

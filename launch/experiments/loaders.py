@@ -16,6 +16,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data2vec_jax.cli.arguments import Arguments, find_config
+from data2vec_jax.cli.output import run_main
+from data2vec_jax.core.errors import UserError
 from data2vec_jax.data import batches, sources
 from data2vec_jax.modalities import contract
 from data2vec_jax.tasks import pretrain
@@ -127,6 +129,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--kind", choices=("manifest", "array_record"), default="manifest")
     a = parser.parse_args()
+    if a.what != "epochs" and not a.rest:
+        raise UserError(f"{a.what}: DIR is missing")
     if a.what == "photos":
         photos(Path(a.rest[0]))
     elif a.what == "epochs":
@@ -143,4 +147,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -8,7 +8,6 @@ import copy
 import hashlib
 import os
 import re
-import uuid
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ import msgpack
 import numpy as np
 
 from data2vec_jax.core.errors import ExampleError, UserError, nearest
+from data2vec_jax.core.files import whole
 from data2vec_jax.data import places
 from data2vec_jax.data.codecs.base import Codec, Item, unreadable
 from data2vec_jax.data.copies import local_copies
@@ -74,28 +74,25 @@ def write_array_record(
     from array_record.python.array_record_module import ArrayRecordWriter
 
     path, lengths, count = os.fspath(path), [], 0
-    partial = f"{path}.{uuid.uuid4().hex}.partial"
-    writer = ArrayRecordWriter(partial, "group_size:1")
-    try:
-        for example in examples:
-            writer.write(encode_example(example))
-            if codec and codec.measure and codec.is_in(example):
-                lengths.append(codec.length_of_record(example, f"{path}[{count}]"))
-            else:
-                lengths.append(None)
-            count += 1
-        writer.close()
+    with whole(Path(path)) as draft:
+        writer = ArrayRecordWriter(str(draft), "group_size:1")
+        try:
+            for example in examples:
+                writer.write(encode_example(example))
+                if codec and codec.measure and codec.is_in(example):
+                    lengths.append(codec.length_of_record(example, f"{path}[{count}]"))
+                else:
+                    lengths.append(None)
+                count += 1
+        finally:
+            if writer.is_open():
+                writer.close()
         if all(length is None for length in lengths):
             Path(lengths_file(path)).unlink(missing_ok=True)  # of what stood here before
         elif None in lengths:
             raise UserError(f"{path}[{lengths.index(None)}]: has no {codec.field}, but others have")
         else:
             save_lengths(path, lengths)
-        os.replace(partial, path)
-    finally:
-        if writer.is_open():
-            writer.close()
-        Path(partial).unlink(missing_ok=True)
     return count
 
 
@@ -106,13 +103,8 @@ def lengths_file(path: str) -> str:
 
 def save_lengths(path: str, lengths: Sequence[int]) -> None:
     """Writes `PATH.lengths.npy`, whole or not at all, whoever else does so at the same time."""
-    partial = Path(f"{lengths_file(path)}.{uuid.uuid4().hex}.partial")
-    try:
-        with open(partial, "wb") as file:
-            np.save(file, np.array(lengths, np.int64))
-        os.replace(partial, lengths_file(path))
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole(Path(lengths_file(path))) as draft, draft.open("wb") as file:
+        np.save(file, np.array(lengths, np.int64))
 
 
 def open_array_file(path: str) -> Any:

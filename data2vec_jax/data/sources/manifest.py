@@ -1,5 +1,6 @@
 """`manifest:FILE`: wav2vec manifests, and tables of TSV, CSV or JSONL."""
 
+import contextlib
 import csv
 import gzip
 import io
@@ -160,17 +161,17 @@ def csv_rows(file: TextIO, place: str) -> Iterator[tuple[int, list[str]]]:
         yield reader.line_num, row
 
 
-def open_table(place: str) -> TextIO:
+@contextlib.contextmanager
+def open_table(place: str) -> Iterator[TextIO]:
     """A table's lines. Raises UserError: a compressed one becomes absurdly large."""
-    if places.is_remote(place):
-        file: Any = io.BytesIO(places.read(place))
-    else:
-        file = open(place, "rb")  # noqa: SIM115, the caller closes it
-    if place.endswith(".gz"):
-        limit = LEAST_INFLATED + INFLATED * file.seek(0, os.SEEK_END)
-        file.seek(0)
-        file = io.BufferedReader(Limited(gzip.GzipFile(fileobj=file), limit, place))
-    return io.TextIOWrapper(file, encoding="utf-8-sig", newline="\n")
+    remote = places.is_remote(place)
+    with io.BytesIO(places.read(place)) if remote else open(place, "rb") as stored:
+        file: Any = stored
+        if place.endswith(".gz"):
+            limit = LEAST_INFLATED + INFLATED * stored.seek(0, os.SEEK_END)
+            stored.seek(0)
+            file = io.BufferedReader(Limited(gzip.GzipFile(fileobj=stored), limit, place))
+        yield io.TextIOWrapper(file, encoding="utf-8-sig", newline="\n")
 
 
 class Limited(io.RawIOBase):

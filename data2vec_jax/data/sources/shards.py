@@ -9,12 +9,12 @@ is for `sha256sum`.
 import hashlib
 import json
 import os
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from data2vec_jax.core.errors import UserError, nearest
+from data2vec_jax.core.files import whole
 from data2vec_jax.data import places
 from data2vec_jax.data.codecs.base import unreadable
 
@@ -86,9 +86,8 @@ def write_columns(shard: Path, columns: Mapping[str, Sequence[Any]]) -> Path | N
     if not found:
         path.unlink(missing_ok=True)
         return None
-    draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-    draft.write_text(json.dumps(found), encoding="utf-8")
-    draft.replace(path)
+    with whole(path) as draft:
+        draft.write_text(json.dumps(found), encoding="utf-8")
     return path
 
 

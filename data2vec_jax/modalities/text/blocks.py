@@ -146,7 +146,9 @@ def _stream(
 
 
 def joined(parts: Sequence[Blocks], bos: int) -> Blocks:
-    """The blocks of several corpora, one after the other."""
+    """The blocks of several corpora, one after the other; those of one as they are."""
+    if len(parts) == 1:
+        return parts[0]
     sizes = [np.zeros(1, np.int64), *(np.diff(part.offsets) for part in parts)]
     tokens = [np.zeros(0, np.uint16), *(part.tokens for part in parts)]
     overlong = sum(part.overlong for part in parts)

@@ -93,8 +93,13 @@ class TextExamples:
         self.layout = BlockConfig(**options)
         self.tokenizer = like.tokenizer if like else tokenizer_of(source, self.layout)
         ids = self.tokenizer
-        options = {"length": self.layout.buckets[-1], "mode": self.layout.mode}
-        cut = functools.partial(token_blocks, bos=ids.bos, eos=ids.eos, **options)
+        cut = functools.partial(
+            token_blocks,
+            length=self.layout.buckets[-1],
+            bos=ids.bos,
+            eos=ids.eos,
+            mode=self.layout.mode,
+        )
         of, shares = source.corpora
         parts = {
             k: cut(documents_of((item for _, item in items), ids))

@@ -157,7 +157,7 @@ class Sizes:
     def compile(self):
         options = (
             self.config["mesh"]["fsdp"],
-            self.config["model"]["encoder"].get("remat", "none"),
+            self.config["model"]["encoder"]["remat"],
             self.config["accumulate"],
         )
         Sizes.seen.append(options)
@@ -173,7 +173,7 @@ class Sizes:
         (1.0, [(1, "full", 1)], "it fits with --config.model.encoder.remat=full (13.00 of 15.75"),
         (
             30.0,
-            [(8, "none", 1), (8, "full", 1)],
+            [(8, "auto", 1), (8, "full", 1)],
             "it fits with --config.mesh.fsdp=8 --config.model.encoder.remat=full (15.75",
         ),
         (
@@ -181,7 +181,7 @@ class Sizes:
             [(1, "full", 1), (1, "full", 2)],
             "it fits with --config.model.encoder.remat=full --config.accumulate=2 (11.00",
         ),
-        (400.0, [(8, "none", 1), (8, "full", 1), (8, "full", 2)], "try a smaller config.data"),
+        (400.0, [(8, "auto", 1), (8, "full", 1), (8, "full", 2)], "try a smaller config.data"),
     ],
 )
 def test_advice_is_tried(state, tried, last, without_libtpu, monkeypatch):
@@ -326,17 +326,19 @@ def test_plans_are_made_once(launch, tmp_path, monkeypatch):
     monkeypatch.setattr(launch, "FOLDER", tmp_path / "plans")
     monkeypatch.setattr(launch, "README", tmp_path / "README.md")
     monkeypatch.setattr(launch.subprocess, "run", plan_command)
-    marks = "".join(f"<!-- {n} -->\nold\n<!-- end of {n} -->\n" for n in ("plans", "depths"))
+    marks = "".join(
+        f"<!-- {n} -->\nold\n<!-- end of {n} -->\n" for n in ("plans", "GPU plans", "depths")
+    )
     launch.README.write_text(f"before\n{marks}after\n")
     monkeypatch.setattr(sys, "argv", ["plans.py"])
-    for expected in (len(launch.plans()), 2):  # the second time, those that failed
+    for expected in (len(launch.plans()), 3):  # the second time, those that failed
         calls.clear()
-        with pytest.raises(SystemExit, match=r"2 of \d+ plans failed: text_v1_base"):
+        with pytest.raises(SystemExit, match=r"3 of \d+ plans failed: text_v1_base"):
             launch.main()
         assert len(calls) == expected
     text = launch.README.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
-    assert text.count("| speech_v2:base |") == len(launch.plans()) - 2 - 3
+    assert text.count("| speech_v2:base |") == len(launch.plans()) - 3 - 3
 
 
 # With libtpu --------------------------------------------------------------------------------------

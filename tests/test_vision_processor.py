@@ -1,9 +1,13 @@
 """Pre-processing of images against Hugging Face's, and against what was recorded of it."""
 
+import hashlib
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from data2vec_jax.core.errors import UserError
+from data2vec_jax.data.codecs.image import resize
 from data2vec_jax.modalities.vision.processor import Processor
 
 
@@ -29,7 +33,7 @@ def test_equals_hugging_face(change):
     theirs = pil.BeitImageProcessorPil(
         **{k: v for k, v in options.items() if k != "image_processor_type"}
     )
-    image = picture(50, 37, 3)
+    image = picture(37, 50, 3)  # wide: the same pixels with all versions of Pillow
     wanted = theirs(image, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
     found = Processor.of(options)(image)
     assert found.shape == wanted.shape and found.dtype == np.float32
@@ -61,3 +65,20 @@ def test_what_is_unknown_is_named():
         Processor.of({"image_processor_type": "ViTImageProcessor"})
     with pytest.raises(UserError, match="shortest_edge"):
         Processor.of({"size": {"shortest_edge": 224}})
+
+
+@pytest.mark.parametrize(
+    "size, box, digest",
+    [
+        ((32, 32), None, "29af182c5fca"),  # rows first: 28 fewer, and 8 columns
+        ((32, 52), None, "e119036e8bcb"),  # columns first
+        ((50, 20), None, "069d86e69358"),  # fewer rows, more columns
+        ((20, 16), (3.5, 2.25, 30, 50), "73d6a87d70ed"),
+        ((64, 64), None, "2a14222dc6c2"),
+    ],
+)
+def test_pixels_are_those_of_pillow_13(size, box, digest):
+    """The digests are those of its `Image.resize`; Pillow 12 has others in three of the cases."""
+    noise = np.random.default_rng(0).integers(0, 256, (60, 40, 3), dtype=np.uint8)
+    found = resize(Image.fromarray(noise), size, box=box)
+    assert hashlib.sha256(found.tobytes()).hexdigest()[:12] == digest

@@ -12,7 +12,7 @@ from PIL import Image, ImageEnhance
 
 from data2vec_jax.core.config import PositiveInt, Range, Share
 from data2vec_jax.core.errors import ExampleError, UserError
-from data2vec_jax.data.codecs.image import MAX_PIXELS, WHITE, read_image
+from data2vec_jax.data.codecs.image import MAX_PIXELS, WHITE, read_image, resize
 from data2vec_jax.modalities.contract import Examples, check_varies
 
 AreaShare = Annotated[float, Range(above=0, most=1)]
@@ -159,13 +159,13 @@ class VisionExamples(Examples):
         if rng.random() < config.flip:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         box = random_box(*picture.size, config.scale, config.aspect, rng)
-        return picture.resize((config.image,) * 2, Image.Resampling.BICUBIC, box=box)
+        return resize(picture, (config.image,) * 2, box=box)
 
     def _fit(self, picture):
         side = min(picture.size)
         left, top = ((edge - side) / 2 for edge in picture.size)
         box = (left, top, left + side, top + side)
-        return picture.resize((self.config.image,) * 2, Image.Resampling.BICUBIC, box=box)
+        return resize(picture, (self.config.image,) * 2, box=box)
 
     def check(self, model: Any) -> None:
         """The sizes of images must agree."""

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from data2vec_jax.core.config import PositiveInt, Range, Share
-from data2vec_jax.data.codecs.image import MAX_PIXELS, WHITE
+from data2vec_jax.data.codecs.image import MAX_PIXELS, WHITE, resize
 from data2vec_jax.modalities.contract import Inputs
 from data2vec_jax.modalities.vision import data
 from data2vec_jax.modalities.vision.data import AreaShare, Aspect, Level
@@ -73,7 +73,7 @@ class Images(Inputs):
     def _augment(self, picture, rng):
         config = self.config
         box = data.random_box(*picture.size, config.scale, config.aspect, rng)
-        picture = picture.resize((config.image,) * 2, Image.Resampling.BICUBIC, box=box)
+        picture = resize(picture, (config.image,) * 2, box=box)
         if rng.random() < config.flip:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         fill = (124, 116, 104)  # the mean colour of ImageNet
@@ -90,7 +90,7 @@ class Images(Inputs):
         shorter = int(side / self.config.crop)
         size = [int(shorter * edge / min(picture.size)) for edge in picture.size]
         if tuple(size) != picture.size:
-            picture = picture.resize(size, Image.Resampling.BICUBIC)
+            picture = resize(picture, tuple(size))
         left, top = (round((edge - side) / 2) for edge in size)
         return picture.crop((left, top, left + side, top + side))
 

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from data2vec_jax.core.errors import UserError
+from data2vec_jax.data.codecs.image import resize
 
 KIND = "BeitImageProcessor"
 
@@ -99,7 +100,7 @@ class Processor:
     def _fit(self, x):
         if self.size is not None:
             whole = Image.fromarray(x if x.shape[-1] > 1 else x[..., 0])
-            x = np.atleast_3d(np.asarray(whole.resize(self.size[::-1], self.resample)))
+            x = np.atleast_3d(np.asarray(resize(whole, self.size[::-1], self.resample)))
         return x if self.crop is None else centre(x, self.crop)
 
 

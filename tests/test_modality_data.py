@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.data.sources import open_source
@@ -16,6 +16,7 @@ from data2vec_jax.modalities.text.codec import CODEC as TEXT
 from data2vec_jax.modalities.text.data import TextExamples
 from data2vec_jax.modalities.text.data import labelled as text_labelled
 from data2vec_jax.modalities.vision import data as vision
+from data2vec_jax.modalities.vision.codec import CODEC as VISION
 
 
 def rng(i=0):
@@ -110,16 +111,64 @@ def test_vision_augments_in_training_only():
     fixed = vision.VisionExamples(source, like=examples, **options)
     whole = Image.fromarray(pixels).resize((32, 32), Image.Resampling.BICUBIC, box=(10, 0, 50, 40))
     np.testing.assert_array_equal(fixed.load(0, 0, rng())["image"], np.asarray(whole))
-    plain = vision.VisionExamples(source, image=32, jitter=0.0, flip=1.0, scale=(1.0, 1.0))
-    mirrored = np.asarray(Image.fromarray(pixels).transpose(Image.Transpose.FLIP_LEFT_RIGHT))
-    assert plain.load(0, 0, rng())["image"].shape == (32, 32, 3) and mirrored.shape == pixels.shape
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+@pytest.mark.parametrize("jitter", [0.0, 0.4])
+def test_augmentation_is_that_of_whole_images(jitter, channels):
+    """Jitter by Pillow, then a flip, then the crop, all of whole images (spec 1.2)."""
+    source = open_source("samples:digits", "train", codec=VISION)
+    digit = np.kron(source[3]["image"], np.ones((9, 7, 3), np.uint8))  # 252 x 196, with edges
+    noise = rng().integers(0, 60, digit.shape, dtype=np.uint8)
+    pixels = (digit // 2 + noise + 30).astype(np.uint8)[..., :channels]
+    options = dict(image=48, jitter=jitter, scale=(0.08, 1.0), channels=channels)
+    examples = vision.VisionExamples([{"image": pixels, "label": 0}], **options)
+    for seed in range(12):
+        found = examples.load(0, 0, rng(seed))["image"]
+        draw, picture = rng(seed), Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
+        if jitter:
+            enhancers = ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color
+            for i in draw.permutation(3):
+                picture = enhancers[i](picture).enhance(draw.uniform(1 - jitter, 1 + jitter))
+        if draw.random() < 0.5:
+            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        box = vision.random_box(*picture.size, (0.08, 1.0), (3 / 4, 4 / 3), draw)
+        wanted = picture.resize((48, 48), Image.Resampling.BICUBIC, box=box)
+        # Of the passes over rows and columns Pillow may do the other first, and the mean of an
+        # image is that of a sixteenth of its pixels.
+        difference = np.abs(np.asarray(wanted, int).reshape(found.shape) - found)
+        assert difference.max() <= 2 and difference.mean() < 0.5
+
+
+def test_a_large_jpeg_is_decoded_at_the_part_that_suffices(tmp_path):
+    """The smallest crop is sqrt(0.3 x 3/4) of the shorter side, and becomes 48 pixels: 101 do."""
+    waves = np.add.outer(np.sin(np.arange(480) / 40), np.cos(np.arange(600) / 50))[..., None]
+    pixels = (128 + waves * (20, 40, 60)).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    Image.fromarray(pixels).save(tmp_path / "1.jpg", quality=95, exif=exif)
+    Image.fromarray(pixels).resize((250, 203)).save(tmp_path / "2.jpg", quality=95)
+    Image.fromarray(pixels).save(tmp_path / "3.png")
+    source = open_source(f"folder:{tmp_path}", codec=VISION)
+    options = dict(image=48, jitter=0.0, flip=0.0, scale=(0.3, 1.0))
+    examples = vision.VisionExamples(source, **options)
+    shapes = [examples.source[i]["image"].shape for i in range(3)]
+    assert shapes == [(150, 120, 3), (102, 125, 3), (480, 600, 3)]
+    whole = vision.VisionExamples([{"image": np.rot90(pixels, -1)}], **options)
+    for seed in range(5):
+        found, wanted = (e.load(0, 0, rng(seed))["image"].astype(int) for e in (examples, whole))
+        assert np.abs(found - wanted).mean() < 3  # a crop's edge lies between other pixels
 
 
 def test_jitter_changes_colours_within_its_strength():
     grey = Image.fromarray(np.full((8, 8, 3), 100, np.uint8))
-    values = [np.asarray(vision.colour_jitter(grey, 0.4, rng(i)))[0, 0, 0] for i in range(300)]
+    values = []
+    for i in range(300):
+        factors = vision.random_jitter(0.4, rng(i))
+        values.append(np.asarray(vision.jittered(grey, np.array(grey), factors))[0, 0, 0])
     assert 58 <= min(values) < 66 and 134 < max(values) <= 141
-    np.testing.assert_array_equal(vision.colour_jitter(grey, 0.0, rng()), grey)
+    same = vision.jittered(grey, np.array(grey), vision.random_jitter(0.0, rng()))
+    np.testing.assert_array_equal(same, grey)
 
 
 def test_text_rows_and_labels_share_the_tokenizer():

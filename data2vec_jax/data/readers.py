@@ -26,6 +26,7 @@ from typing import Any
 
 import cloudpickle
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from data2vec_jax.cli.output import say
 from data2vec_jax.core.errors import UserError
@@ -119,10 +120,11 @@ class _Readers:
         """
         signal.pthread_sigmask(signal.SIG_BLOCK, _NOTICES)  # the processes inherit this
         try:
-            for k in range(min(self.count, len(self.numbers))):
-                self._begin(k, self.numbers.start + k)
-            for n in self.numbers:
-                _put(placed, place(self._due(n)), self._closed)
+            with contextlib.nullcontext() if self._processes else _one_thread():
+                for k in range(min(self.count, len(self.numbers))):
+                    self._begin(k, self.numbers.start + k)
+                for n in self.numbers:
+                    _put(placed, place(self._due(n)), self._closed)
         except _Closed:
             pass
         except BaseException as error:  # also what is no Exception: nobody else would hear of it
@@ -256,6 +258,7 @@ def _serve(connection: socket.socket) -> None:
     with contextlib.suppress(OSError, EOFError):  # the trainer is gone
         read, numbers = _receive(connection)
         _send(connection, None)  # what it imports is here
+        _one_thread()
         for n in numbers:
             try:
                 item = read(n)
@@ -265,6 +268,15 @@ def _serve(connection: socket.socket) -> None:
                 text = "".join(traceback.format_exception(error))
                 item = _Failure(RuntimeError(f"in a reader process, at batch {n}:\n{text}"))
             _send(connection, item)
+
+
+def _one_thread() -> threadpool_limits:
+    """From now on numpy's products have one thread each, until the end of it as a context.
+
+    There is a reader a core. With threads of the products besides, which wait for each other by
+    running, two readers of filterbanks were slower than one.
+    """
+    return threadpool_limits(limits=1, user_api="blas")
 
 
 def end_with_parent() -> None:

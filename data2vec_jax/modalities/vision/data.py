@@ -20,6 +20,8 @@ Aspect = Annotated[float, Range(0.01, 100)]
 Level = Annotated[int, Range(0, 255)]  # of a colour
 TRIES = 10  # of a random crop, before the fallback to a centre crop
 CELLS = 32  # a side, of hand-made features
+LUMA = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R 601)
+THINNED = 4  # every so many rows and columns tell the mean of an image
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,11 @@ class ImageConfig:
         check_crop(self)
 
     @property
+    def smallest(self) -> float:
+        """The shortest side that is made into `image` pixels, of the image's shorter side."""
+        return smallest_crop(self)
+
+    @property
     def shapes(self) -> list[dict[str, jax.ShapeDtypeStruct]]:
         return image_shapes(self.image, self.channels)
 
@@ -57,6 +64,11 @@ def check_crop(config: Any) -> None:
             raise UserError(f"config.examples.{name}: {low} is more than {high}")
 
 
+def smallest_crop(config: Any) -> float:
+    """The shorter side of the smallest random crop, of the image's shorter side."""
+    return math.sqrt(config.scale[0] * min(config.aspect[0], 1 / config.aspect[1], 1))
+
+
 def image_shapes(side: int, channels: int) -> list[dict[str, jax.ShapeDtypeStruct]]:
     """Shapes of examples: there is one size of images."""
     return [{"image": jax.ShapeDtypeStruct((side, side, channels), np.uint8)}]
@@ -64,8 +76,11 @@ def image_shapes(side: int, channels: int) -> list[dict[str, jax.ShapeDtypeStruc
 
 def configured(source: Any, config: Any) -> Any:
     """A source whose images are read as `config` says; one of another codec as it is."""
-    background = tuple(config.background)
-    options = {"background": background, "max_pixels": config.max_pixels}
+    options = {
+        "background": tuple(config.background),
+        "max_pixels": config.max_pixels,
+        "enough": config.image / config.smallest,
+    }
     codec = getattr(source, "codec", None)
     if codec is None or getattr(codec.read, "func", None) is not read_image:
         return source
@@ -109,12 +124,29 @@ def random_box(
     return left, top, left + w, top + h
 
 
-def colour_jitter(picture: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
-    """Brightness, contrast and saturation by random factors, in random order."""
-    enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
-    for i in rng.permutation(len(enhancers)):
-        factor = rng.uniform(max(0.0, 1 - strength), 1 + strength)
-        picture = enhancers[i](picture).enhance(factor)
+def random_jitter(strength: float, rng: np.random.Generator) -> dict[str, float]:
+    """Factors of brightness, contrast and saturation, in random order."""
+    names = ("brightness", "contrast", "saturation")
+    low, high = max(0.0, 1 - strength), 1 + strength
+    return {names[i]: rng.uniform(low, high) for i in rng.permutation(len(names))}
+
+
+def jittered(picture: Image.Image, whole: np.ndarray, factors: Mapping[str, float]) -> Image.Image:
+    """Changes the colours of a picture as Pillow's `ImageEnhance` changes the image it is part of.
+
+    whole: pixels of that image, uint8 [height, width, C], perhaps not all: contrast is around their
+    mean luma, which saturation leaves as it is.
+    """
+    bands = len(picture.getbands())
+    luma = np.array(LUMA if bands == 3 else (1.0,))
+    for name, factor in factors.items():
+        if name == "saturation":
+            picture = ImageEnhance.Color(picture).enhance(factor)
+            continue
+        around = int(whole.mean((0, 1)) @ luma + 0.5) if name == "contrast" else 0
+        values = Image.frombytes("L", (256, 1), bytes(range(256)))
+        table = np.asarray(Image.blend(Image.new("L", values.size, around), values, factor))[0]
+        picture, whole = picture.point(table.tolist() * bands), table[whole]
     return picture
 
 
@@ -147,19 +179,28 @@ class VisionExamples(Examples):
         """{'image': uint8 [side, side, channels]}."""
         pixels = self.source[index]["image"]
         check_varies(pixels, self.source, index)
-        picture = picture_of(pixels, self.source, index)
-        picture = self._fit(picture) if self.fixed else self._augment(picture, rng)
+        if self.fixed:
+            picture = self._fit(picture_of(pixels, self.source, index))
+        else:
+            picture = self._augment(pixels, index, rng)
         picture = picture.convert("RGB" if self.config.channels == 3 else "L")
         return {"image": np.asarray(picture, np.uint8).reshape(*(self.config.image,) * 2, -1)}
 
-    def _augment(self, picture, rng):
-        config = self.config
-        if config.jitter:
-            picture = colour_jitter(picture, config.jitter, rng)
-        if rng.random() < config.flip:
-            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        box = random_box(*picture.size, config.scale, config.aspect, rng)
-        return resize(picture, (config.image,) * 2, box=box)
+    def _augment(self, pixels, index, rng):
+        """Jitter, flip and resized crop, of no more pixels than the crop is made of."""
+        config, (height, width) = self.config, pixels.shape[:2]
+        jitter = random_jitter(config.jitter, rng) if config.jitter else {}
+        mirrored = rng.random() < config.flip
+        box = np.array(random_box(width, height, config.scale, config.aspect, rng))
+        reach = 2 * np.maximum((box[2:] - box[:2]) / config.image, 1)  # of the bicubic filter
+        left, top = np.maximum(np.floor(box[:2] - reach), 0).astype(int)
+        right, bottom = np.minimum(np.ceil(box[2:] + reach), (width, height)).astype(int)
+        columns = slice(width - right, width - left) if mirrored else slice(left, right)
+        part = pixels[top:bottom, columns]
+        picture = picture_of(part[:, ::-1] if mirrored else part, self.source, index)
+        if jitter:
+            picture = jittered(picture, pixels[::THINNED, ::THINNED], jitter)
+        return resize(picture, (config.image,) * 2, box=tuple(box - [left, top, left, top]))
 
     def _fit(self, picture):
         side = min(picture.size)

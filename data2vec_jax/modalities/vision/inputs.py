@@ -41,6 +41,11 @@ class ImageInputConfig:
         data.check_crop(self)
 
     @property
+    def smallest(self) -> float:
+        """See `data.ImageConfig`."""
+        return min(data.smallest_crop(self), self.crop)
+
+    @property
     def shapes(self) -> list[dict[str, jax.ShapeDtypeStruct]]:
         return data.image_shapes(self.image, self.channels)
 

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.data.batches import HostBatchReader, TrainSampler, global_shapes
@@ -122,3 +123,21 @@ def test_too_few_examples_and_none_that_is_long_enough():
         TrainSampler(few, (100,), 8, seed=0)
     with pytest.raises(UserError, match=r"none of the 5 examples .* shorter than 100,"):
         TrainSampler(short, (100,), 8, seed=0)
+
+
+def test_products_have_one_thread_until_the_last_reader_ends():
+    """Two streams that end in the order in which they began."""
+
+    def threads():
+        return {x["num_threads"] for x in threadpool_info() if x["user_api"] == "blas"}
+
+    with threadpool_limits(limits=2, user_api="blas"):
+        read = lambda n: {"n": np.array([n, *threads()])}  # noqa: E731
+        options = {"workers": 0, "prefetch": 2, "place": lambda x: x}
+        first, second = (stream(read, 0, 50, **options) for _ in range(2))
+        seen = [next(first)["n"][1], next(second)["n"][1]]
+        first.close()
+        seen.append(next(second)["n"][1])
+        assert seen == [1, 1, 1] and threads() == {1}
+        second.close()
+        assert threads() == {2}

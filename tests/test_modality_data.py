@@ -134,10 +134,19 @@ def test_augmentation_is_that_of_whole_images(jitter, channels):
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         box = vision.random_box(*picture.size, (0.08, 1.0), (3 / 4, 4 / 3), draw)
         wanted = picture.resize((48, 48), Image.Resampling.BICUBIC, box=box)
-        # Of the passes over rows and columns Pillow may do the other first, and the mean of an
-        # image is that of a sixteenth of its pixels.
+        # Of the passes over rows and columns Pillow may do the other first, and the mean of a
+        # large image is that of a part of its pixels.
         difference = np.abs(np.asarray(wanted, int).reshape(found.shape) - found)
         assert difference.max() <= 2 and difference.mean() < 0.5
+
+
+@pytest.mark.parametrize("aspect", [(3 / 4, 4 / 3), (8.0, 9.0), (0.1, 0.2), (1.0, 1.0)])
+def test_no_crop_is_smaller_than_the_smallest(aspect):
+    config = vision.ImageConfig(image=64, scale=(0.1, 1.0), aspect=aspect)
+    for seed, (width, height) in enumerate([(100_000, 100_000), (100_000, 5_000)] * 50):
+        box = vision.random_box(width, height, config.scale, aspect, rng(seed))
+        side = min(box[2] - box[0], box[3] - box[1])
+        assert side >= config.smallest * min(width, height) - 1
 
 
 def test_a_large_jpeg_is_decoded_at_the_part_that_suffices(tmp_path):

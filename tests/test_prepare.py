@@ -289,6 +289,12 @@ def test_audio_of_the_right_rate_keeps_its_bytes(tmp_path, voice):
     np.testing.assert_allclose(found, voice[:8000], atol=2**-15)
 
 
+def test_nothing_is_left_of_a_sample(tmp_path):
+    pytest.importorskip("soxr")
+    soundfile.write(tmp_path / "a.wav", np.ones(1), 44_100)
+    refused("too short 1", prepare, "speech", f"folder:{tmp_path}", tmp_path / "t", "--resample")
+
+
 def test_images_are_made_smaller_and_upright(tmp_path):
     pixels = np.zeros((60, 200, 3), np.uint8)
     pixels[:, :100] = 255  # white on the left
@@ -304,7 +310,10 @@ def test_images_are_made_smaller_and_upright(tmp_path):
     assert source[0]["image"][10].min() > 240 > 15 > source[0]["image"][-10].max()
     said = manifest["conversion"]
     assert (said["short_side"], said["encode"], said["quality"]) == (30, "png", 90)
-    refused("--quality", prepare, "vision", f"folder:{tmp_path}", tmp_path / "q", "--quality=101")
+    source, quality = f"folder:{tmp_path}", tmp_path / "q"
+    refused("--quality", prepare, "vision", source, quality, "--quality=101")
+    for options in (["--quality=80"], ["--quality=80", "--encode=png", "--short_side=30"]):
+        refused("--quality=80: no JPEG is written", prepare, "vision", source, quality, *options)
 
 
 # Layouts of speech and sound --------------------------------------------------------------------
@@ -334,6 +343,8 @@ def test_common_voice(tmp_path, voice):
     assert manifest["splits"]["test"]["bad"] == {"missing": 1}
     options = f"common_voice:{place}", tmp_path / "no", "--splits=tset"
     refused("did you mean 'test'?", prepare, "speech", *options)
+    above = f"common_voice:{place.parent}", tmp_path / "no", "--splits=test"
+    refused(f"give the folder of a language, such as '{place}'", prepare, "speech", *above)
     (place / "test.tsv").write_bytes(head.encode() + b"\xff\n")
     refused("unreadable table", prepare, "speech", *options[:2], "--splits=test")
 
@@ -365,13 +376,14 @@ def test_libri_light(tmp_path, voice):
     refused("no folder 'smal'", prepare, "speech", source, tmp_path / "x", "--splits=smal")
 
 
-def test_a_folder_with_transcripts(tmp_path, voice):
+def test_a_folder_with_transcripts(tmp_path, voice, capsys):
     for name, text in (("a.wav", "Zażółć  gęślą\njaźń\n"), ("b.wav", None), ("c.wav", "b")):
         soundfile.write(tmp_path / name, voice[:8000], RATE)
         if text:
             (tmp_path / name).with_suffix(".lab" if name == "c.wav" else ".txt").write_text(text)
     options = f"transcribed:{tmp_path}", tmp_path / "out", "--max_bad_share=0.4"
     manifest = prepare("speech", *options)
+    assert "not read" not in capsys.readouterr().err
     assert transcripts(tmp_path / "out") == ["Zażółć gęślą jaźń", "b"]
     assert manifest["splits"]["train"]["bad"] == {"missing": 1}
 

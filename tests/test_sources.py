@@ -695,6 +695,10 @@ def test_errors_of_manifests(tmp_path):
     fails(r"m\.tsv:2: no file '/gone/1\.wav'", "/gone\n1.wav\t100\n", SPEECH)
     fails(r"m\.tsv:2: 1 columns, not 2 \(path, samples\)", f"{tmp_path}\n1.wav\n", SPEECH)
     fails(r"m\.tsv:2: '1e3' is not a number of samples", f"{tmp_path}\n1.wav\t1e3\n", SPEECH)
+    fails("m.tsv: two columns have the name 'text'", "text\tlabel\ttext\na\t0\tb\n", TEXT)
+    write_file(tmp_path / "m.csv", "path;transcript\n1.wav;a\n")
+    message = "one column, 'path;transcript'; columns end with a comma"
+    one_line(message, f"manifest:{tmp_path}/m.csv", codec=SPEECH)
     fails("no column 'path'; its first line is '1.png, cat'", "1.png\tcat\n2.png\tdog\n", VISION)
     fails("no column 'txt'; did you mean 'text'", "text\na\n", TEXT, key="txt")
     fails("no split 'train'; choose from test", "text\tsplit\na\ttest\n", TEXT)

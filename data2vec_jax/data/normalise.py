@@ -205,7 +205,7 @@ class Survey:
             return ""
         first = ", ".join(f"'{x}' {n:,}" for x, n in list(self.outside.items())[:TOLD])
         more = ", ..." if len(self.outside) > TOLD else ""
-        return f" ({100 * self.share:.2g} %: {first}{more})"
+        return f" ({float(f'{100 * self.share:.2g}'):g} %: {first}{more})"
 
     def check(self, name: str, most: float) -> None:
         """Raises UserError: more than the share `most` of the letters is outside, or every text

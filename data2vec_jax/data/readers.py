@@ -82,12 +82,13 @@ def _iterate(readers: "_Readers", place: Callable[[Any], Any]) -> Iterator[Any]:
     close = multiprocessing.util.Finalize(None, readers.close, exitpriority=10)
     thread = threading.Thread(target=readers.fill, args=(placed, place), daemon=True)
     try:
-        thread.start()
-        for _ in readers.numbers:
-            item = placed.get()
-            if isinstance(item, _Failure):
-                raise item.error
-            yield item
+        with contextlib.nullcontext() if readers.processes else _ONE_THREAD:
+            thread.start()
+            for _ in readers.numbers:
+                item = placed.get()
+                if isinstance(item, _Failure):
+                    raise item.error
+                yield item
     finally:
         close()
         thread.join(_END_SECONDS)
@@ -107,7 +108,7 @@ class _Readers:
         self.numbers = range(start, stop)
         self.count = workers or THREADS
         self._read, self._timeout = read, timeout
-        self._processes = workers > 0
+        self.processes = workers > 0
         self._ahead = prefetch if workers else -(-prefetch // THREADS)
         self._readers: dict[int, _Reader] = {}
         self._replaced: set[int] = set()
@@ -120,11 +121,10 @@ class _Readers:
         """
         signal.pthread_sigmask(signal.SIG_BLOCK, _NOTICES)  # the processes inherit this
         try:
-            with contextlib.nullcontext() if self._processes else _one_thread():
-                for k in range(min(self.count, len(self.numbers))):
-                    self._begin(k, self.numbers.start + k)
-                for n in self.numbers:
-                    _put(placed, place(self._due(n)), self._closed)
+            for k in range(min(self.count, len(self.numbers))):
+                self._begin(k, self.numbers.start + k)
+            for n in self.numbers:
+                _put(placed, place(self._due(n)), self._closed)
         except _Closed:
             pass
         except BaseException as error:  # also what is no Exception: nobody else would hear of it
@@ -140,7 +140,7 @@ class _Readers:
     def _begin(self, k: int, n: int) -> None:
         """Starts reader k at batch n."""
         numbers = range(n, self.numbers.stop, self.count)
-        kind = _Process if self._processes else _Reader
+        kind = _Process if self.processes else _Reader
         self._readers[k] = kind(self._read, numbers, self._ahead, self._closed)
         if self._closed.is_set():  # `close` may have come before this one was in the list
             self._readers[k].kill()
@@ -158,7 +158,7 @@ class _Readers:
                 raise item.error
             trouble = f"reader {k} of {self.count} {reader.trouble(self._timeout)}"
             reader.kill()
-            if k in self._replaced or not self._processes:
+            if k in self._replaced or not self.processes:
                 again = " again" if k in self._replaced else ""
                 raise UserError(f"{trouble}{again}, at batch {n}")
             self._replaced.add(k)
@@ -258,7 +258,7 @@ def _serve(connection: socket.socket) -> None:
     with contextlib.suppress(OSError, EOFError):  # the trainer is gone
         read, numbers = _receive(connection)
         _send(connection, None)  # what it imports is here
-        _one_thread()
+        threadpool_limits(limits=1, user_api="blas")  # see `_OneThread`
         for n in numbers:
             try:
                 item = read(n)
@@ -270,13 +270,31 @@ def _serve(connection: socket.socket) -> None:
             _send(connection, item)
 
 
-def _one_thread() -> threadpool_limits:
-    """From now on numpy's products have one thread each, until the end of it as a context.
+class _OneThread:
+    """While anything is inside, numpy's products have one thread each, in the whole process.
 
     There is a reader a core. With threads of the products besides, which wait for each other by
-    running, two readers of filterbanks were slower than one.
+    running, two readers of filterbanks were slower than one. To be entered by the main thread:
+    OpenBLAS does not obey the others once that one has set a number.
     """
-    return threadpool_limits(limits=1, user_api="blas")
+
+    def __init__(self):
+        self._lock, self._inside = threading.Lock(), 0
+
+    def __enter__(self):
+        with self._lock:
+            if not self._inside:
+                self._limits = threadpool_limits(limits=1, user_api="blas")
+            self._inside += 1
+
+    def __exit__(self, *error):
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._limits.restore_original_limits()
+
+
+_ONE_THREAD = _OneThread()
 
 
 def end_with_parent() -> None:

@@ -221,7 +221,7 @@ def claimed(target: str) -> Iterator[None]:
         if shards.MANIFEST in there:
             raise UserError(f"{target} is finished; {again}")
         if there and shards.UNFINISHED not in there:
-            raise UserError(f"{target} holds other files; {again}")
+            raise UserError(f"{target} holds other files; choose another target")
         with places.written(places.join(target, shards.UNFINISHED)) as work:
             lock = (work / "lock").open("w")  # also the first of the names that show the state
         with lock:

@@ -231,6 +231,9 @@ def convert(options: AudioConversion, data: bytes, name: str, *, sample_rate: in
         # Its filter rings beyond full scale where a peak was near it.
         audio = np.clip(soxr.resample(audio, rate, sample_rate, "VHQ"), -1, 1)
         rate = sample_rate
+    if not len(audio):
+        text = f"no sample is left of {found.frames} at {sample_rate:,} Hz"
+        raise ExampleError(name, "too short", text)
     file = io.BytesIO()
     soundfile.write(file, audio, rate, format=options.encode or "flac", subtype="PCM_16")
     return file.getvalue()

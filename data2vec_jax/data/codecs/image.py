@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from data2vec_jax.core.config import Range
-from data2vec_jax.core.errors import ExampleError
+from data2vec_jax.core.errors import ExampleError, UserError
 from data2vec_jax.data.codecs.base import Codec, Item, Measure, unreadable
 
 MAX_PIXELS = 50_000_000
@@ -40,6 +40,10 @@ class ImageConversion:
     quality: Annotated[int, Range(1, 100)] = field(
         default=90, metadata={"help": "of JPEG; by default 90"}
     )
+
+    def __post_init__(self):
+        if self.quality != 90 and (self.encode == "png" or not (self.encode or self.short_side)):
+            raise UserError(f"--quality={self.quality}: no JPEG is written; add --encode=jpeg")
 
 
 def codec(

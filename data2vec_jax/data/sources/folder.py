@@ -15,8 +15,11 @@ TOLD = 5  # kinds of files that are not read, and are named
 NOT_DATA = ("/proc", "/sys", "/dev")  # folders of a system that hold no files, or without end
 
 
-def open_folder(address: Address) -> TableSource:
-    """`folder:DIR`. Classes are the subfolders, if all files, or most, are in subfolders."""
+def open_folder(address: Address, beside: Sequence[str] = ()) -> TableSource:
+    """`folder:DIR`. Classes are the subfolders, if all files, or most, are in subfolders.
+
+    beside: suffixes of files that the caller reads.
+    """
     uri, split, codec = address.uri, address.split, address.codec
     top = address.place
     if not places.is_folder(top):
@@ -72,23 +75,24 @@ def open_folder(address: Address) -> TableSource:
             classes, label_names, uri, unknown=unknown if address.tolerant else None
         )
     source = TableSource(uri, split, codec, columns, root=folder, label_names=label_names, bad=bad)
-    beside = sorted(set(subfolders(top)) - set(splits.values())) if splits else []
-    source.notes = notes_of(f"{uri} {split}", folder, others, beside)
+    others = {kind: found for kind, found in others.items() if kind not in beside}
+    no_splits = sorted(set(subfolders(top)) - set(splits.values())) if splits else []
+    source.notes = notes_of(f"{uri} {split}", folder, others, no_splits)
     return source
 
 
 def notes_of(
-    name: str, folder: str, others: Mapping[str, tuple[int, str]], beside: Sequence[str]
+    name: str, folder: str, others: Mapping[str, tuple[int, str]], no_splits: Sequence[str]
 ) -> list[str]:
     """What lies in a folder and is not read, in a line; none if there is nothing.
 
-    others: see `walk`. beside: folders beside those of the splits.
+    others: see `walk`. no_splits: folders beside those of the splits.
     """
     parts = [
         f"{kind} {count:,} ({os.path.relpath(first, folder)}{', ...' if count > 1 else ''})"
         for kind, (count, first) in sorted(others.items(), key=lambda pair: -pair[1][0])
     ]
-    parts += [f"the folder {other}, which is no split" for other in beside]
+    parts += [f"the folder {other}, which is no split" for other in no_splits]
     more = f", and {len(parts) - TOLD} more kinds" if len(parts) > TOLD else ""
     return [f"{name}: not read: {', '.join(parts[:TOLD])}{more}"] if parts else []
 

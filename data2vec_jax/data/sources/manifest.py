@@ -121,8 +121,12 @@ def read_rows(place: str, codec: Codec, columns: Sequence[str] | None) -> tuple:
                     row = [row[name] for name in names]
             elif isinstance(row, list) and not names:
                 names = row
+                if suffix == ".csv" and len(row) == 1 and ";" in row[0]:
+                    raise UserError(f"{place}: one column, '{row[0]}'; columns end with a comma")
                 if codec.measure and len(row) == 1 and row != ["path"]:  # a wav2vec manifest
                     root, names = places.join(root, row[0]), ["path", codec.units]
+                if twice := [name for name in names if names.count(name) > 1]:
+                    raise UserError(f"{place}: two columns have the name '{twice[0]}'")
                 continue
             elif isinstance(row, list) and len(row) != len(names):
                 text = f"{len(row)} columns, not {len(names)} ({', '.join(names)})"

@@ -100,7 +100,10 @@ def open_common_voice(address: Address) -> TableSource:
     table = os.path.join(place, f"{split}.tsv")
     if not os.path.isfile(table):
         found = [path.stem for path in Path(place).glob("*.tsv")]
-        raise UserError(f"{uri}: no file '{table}'{nearest(split, found) if found else ''}")
+        hint = nearest(split, found) if found else ""
+        if languages := sorted(path.parent.name for path in Path(place).glob(f"*/{split}.tsv")):
+            hint = f"; give the folder of a language, such as '{os.path.join(place, languages[0])}'"
+        raise UserError(f"{uri}: no file '{table}'{hint}")
     try:
         _, columns, lines, bad = read_rows(table, address.codec, None)
     except (OSError, UnicodeDecodeError) as error:
@@ -141,7 +144,7 @@ def open_fairseq(address: Address) -> TableSource:
 def open_transcribed(address: Address) -> TableSource:
     """As `folder:`, with the transcript of each file in X.txt or X.lab beside it; a file without
     one is bad."""
-    source = open_folder(address)
+    source = open_folder(address, beside=(".txt", ".lab"))
     texts: list[str | None] = []
     for i in range(len(source)):
         path = source.location(i)

@@ -21,7 +21,7 @@ Level = Annotated[int, Range(0, 255)]  # of a colour
 TRIES = 10  # of a random crop, before the fallback to a centre crop
 CELLS = 32  # a side, of hand-made features
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R 601)
-THINNED = 4  # every so many rows and columns tell the mean of an image
+THINNED = 64  # rows and columns at least, of those that tell the mean of an image
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,9 @@ def check_crop(config: Any) -> None:
 
 def smallest_crop(config: Any) -> float:
     """The shorter side of the smallest random crop, of the image's shorter side."""
-    return math.sqrt(config.scale[0] * min(config.aspect[0], 1 / config.aspect[1], 1))
+    low, high = config.aspect
+    # The last two are of the centre crop, where all aspects are on one side of 1.
+    return min(math.sqrt(config.scale[0] * min(low, 1 / high, 1)), high, 1 / low)
 
 
 def image_shapes(side: int, channels: int) -> list[dict[str, jax.ShapeDtypeStruct]]:
@@ -199,7 +201,8 @@ class VisionExamples(Examples):
         part = pixels[top:bottom, columns]
         picture = picture_of(part[:, ::-1] if mirrored else part, self.source, index)
         if jitter:
-            picture = jittered(picture, pixels[::THINNED, ::THINNED], jitter)
+            every = max(min(height, width) // THINNED, 1)
+            picture = jittered(picture, pixels[::every, ::every], jitter)
         return resize(picture, (config.image,) * 2, box=tuple(box - [left, top, left, top]))
 
     def _fit(self, picture):

@@ -287,8 +287,9 @@ def launch():
 
 def test_the_readme_holds_the_committed_plans(launch):
     text = launch.README.read_text()
-    for name, table in launch.tables().items():
-        assert f"<!-- {name} -->\n{table}\n<!-- end of {name} -->\n" in text, (
+    tables = [(text, *table) for table in launch.tables().items()]
+    for page, name, table in [*tables, (launch.PERFORMANCE.read_text(), "bounds", launch.bounds())]:
+        assert f"<!-- {name} -->\n{table}\n<!-- end of {name} -->\n" in page, (
             "python launch/experiments/plans.py --tables"
         )
     for path in launch.FOLDER.iterdir():
@@ -326,18 +327,21 @@ def test_plans_are_made_once(launch, tmp_path, monkeypatch):
     monkeypatch.setattr(launch, "FOLDER", tmp_path / "plans")
     monkeypatch.setattr(launch, "README", tmp_path / "README.md")
     monkeypatch.setattr(launch.subprocess, "run", plan_command)
-    marks = "".join(
-        f"<!-- {n} -->\nold\n<!-- end of {n} -->\n" for n in ("plans", "GPU plans", "depths")
-    )
-    launch.README.write_text(f"before\n{marks}after\n")
+    monkeypatch.setattr(launch, "PERFORMANCE", tmp_path / "performance.md")
+    pages = {"README": ("plans", "GPU plans", "depths"), "PERFORMANCE": ("bounds",)}
+    for page, tables in pages.items():
+        marks = "".join(f"<!-- {n} -->\nold\n<!-- end of {n} -->\n" for n in tables)
+        getattr(launch, page).write_text(f"before\n{marks}after\n")
     monkeypatch.setattr(sys, "argv", ["plans.py"])
     for expected in (len(launch.plans()), 3):  # the second time, those that failed
         calls.clear()
         with pytest.raises(SystemExit, match=r"3 of \d+ plans failed: text_v1_base"):
             launch.main()
         assert len(calls) == expected
+    for page in (launch.README, launch.PERFORMANCE):
+        text = page.read_text()
+        assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     text = launch.README.read_text()
-    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     assert text.count("| speech_v2:base |") == len(launch.plans()) - 3 - 3
 
 

@@ -1,4 +1,4 @@
-"""Plans the recipes for TPU slices and writes the tables of launch/README.md.
+"""Plans the recipes for TPUs and GPUs; writes tables of launch/README.md and docs/performance.md.
 
     python launch/experiments/plans.py            the plans that are missing, then the tables
     python launch/experiments/plans.py --tables   only the tables
@@ -17,11 +17,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))  # a checkout need not be installed
+
 from pages import fill
 
-ROOT = Path(__file__).resolve().parents[2]
+from data2vec_jax.plan.topology import parse_topology
+
 FOLDER = ROOT / "launch/experiments/plans"
 README = ROOT / "launch/README.md"
+PERFORMANCE = ROOT / "docs/performance.md"
 
 # Rows of a batch of the longest examples: the recipe's (speech_v1 256, vision_v1 2,048 and 4,096,
 # vision_v2 256, text_v1 256), or one a chip where the recipe has fewer than chips. Batches of
@@ -170,11 +175,40 @@ def tables() -> dict[str, str]:
     return {"plans": slices, "GPU plans": gpus, "depths": depths}
 
 
+def bounds() -> str:
+    """The table of docs/performance.md: what no program can beat, and what the plans come to."""
+    lines = [
+        "| recipe | where | FLOPs at peak, ms | state read and written | messages | plan, ms |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in plans():
+        path = FOLDER / f"{name}.json"
+        if name.startswith("depth") or not path.exists():
+            continue
+        plan = json.loads(path.read_text())
+        chip, step = parse_topology(plan["topology"]).chip, plan["step_seconds_estimate"]
+        if step:  # else it does not fit
+            state = sum(plan["bytes_per_device"][k] for k in ("arguments", "output"))
+            sent = plan["roofline_seconds"]["ici"] + plan["roofline_seconds"]["dcn"]
+            times = (
+                step * plan["mfu_estimate"],
+                state / (chip.hbm_bandwidth / chip.devices),
+                sent,
+                step,
+            )
+            where = (f"{plan['slices']} x " if plan["slices"] > 1 else "") + plan["topology"]
+            recipe = Path(plan["config"].split()[0]).name.replace(".py", "")
+            numbers = " | ".join(f"{1e3 * seconds:.1f}" for seconds in times)
+            lines.append(f"| {recipe} | {where} | {numbers} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     wanted = plans()
     failed = [] if "--tables" in sys.argv else [n for n, a in wanted.items() if not make(n, a)]
     fill(README, tables())
+    fill(PERFORMANCE, {"bounds": bounds()})
     if failed:
         sys.exit(f"error: {len(failed)} of {len(wanted)} plans failed: {', '.join(failed)}")
 

@@ -62,6 +62,7 @@ GPUS = [
     for modality in ("speech", "vision", "text")
     for version in ("v1", "v2")
 ] + ["sound_v2:base"]
+ROWS = (1, 4, 16)  # of the longest examples, on each of 256 chips
 # The same small model at three depths: the scan over layers keeps the program's size.
 DEPTHS = (
     "data.batch_size=64 model.width=128 model.encoder.heads=4 model.encoder.mlp=512 "
@@ -91,6 +92,12 @@ def plans() -> dict[str, list[str]]:
             add(name_of(recipe, topology, slices), recipe, topology, slices, options)
     for recipe in GPUS:
         add(name_of(recipe, "h100:8", 1), recipe, "h100:8", 1, "")
+    for recipe, options in V5E.items():
+        if recipe.endswith(":base"):
+            kept = " ".join(x for x in options.split() if not x.startswith("data.batch_size"))
+            for rows in ROWS:
+                name = f"rows-{rows}-{recipe.replace(':', '_')}"
+                add(name, recipe, "v5e:16x16", 1, f"{kept} data.batch_size={256 * rows}")
     for depth in (12, 24, 48):
         add(f"depth-{depth}", "vision_v2:base", "v5e:2x4", 1, DEPTHS.format(depth=depth))
     return found
@@ -164,7 +171,7 @@ def tables() -> dict[str, str]:
     def rows(wanted: Callable[[str], bool]) -> str:
         return head + "\n".join(row(p) for n, p in known.items() if wanted(n))
 
-    slices = rows(lambda name: "xh100" not in name and not name.startswith("depth"))
+    slices = rows(lambda name: not name.startswith(("depth", "rows")) and "xh100" not in name)
     gpus = rows(lambda name: "xh100" in name)
     depths = "| layers | instructions of the program | compile, CPU s |\n|---|---|---|\n"
     depths += "\n".join(
@@ -183,7 +190,7 @@ def bounds() -> str:
     ]
     for name in plans():
         path = FOLDER / f"{name}.json"
-        if name.startswith("depth") or not path.exists():
+        if name.startswith(("depth", "rows")) or not path.exists():
             continue
         plan = json.loads(path.read_text())
         chip, step = parse_topology(plan["topology"]).chip, plan["step_seconds_estimate"]
@@ -203,12 +210,34 @@ def bounds() -> str:
     return "\n".join(lines)
 
 
+def sweep() -> str:
+    """The table of docs/performance.md: base recipes by the rows of a chip."""
+    cells = " | ".join(f"{rows} a chip: ms, MFU, GiB" for rows in ROWS)
+    lines = [f"| recipe | {cells} |", "|---" * (len(ROWS) + 1) + "|"]
+    for recipe in V5E:
+        paths = [FOLDER / f"rows-{rows}-{recipe.replace(':', '_')}.json" for rows in ROWS]
+        if any(path.exists() for path in paths):
+            cells = []
+            for path in paths:
+                plan = json.loads(path.read_text()) if path.exists() else None
+                if not plan:
+                    cells.append("–")
+                    continue
+                size = f"{plan['bytes_per_device']['total'] / 2**30:.1f}"
+                step, mfu = plan["step_seconds_estimate"], plan["mfu_estimate"]
+                cells.append(
+                    f"{1e3 * step:.1f}, {mfu:.0%}, {size}" if step else f"does not fit: {size}"
+                )
+            lines.append(f"| {recipe} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     wanted = plans()
     failed = [] if "--tables" in sys.argv else [n for n, a in wanted.items() if not make(n, a)]
     fill(README, tables())
-    fill(PERFORMANCE, {"bounds": bounds()})
+    fill(PERFORMANCE, {"bounds": bounds(), "sweep": sweep()})
     if failed:
         sys.exit(f"error: {len(failed)} of {len(wanted)} plans failed: {', '.join(failed)}")
 

@@ -10,7 +10,8 @@ scratch, on shares of the labels; rate and number of updates are chosen on dev, 
 share alike. launch/reference/NAME-{v1,v2,scratch}.json has the scores and the curve; an encoder
 that is better than hand-made features goes to data2vec_jax/reference/NAME in float16, for
 `data2vec_jax.load("reference:NAME")`.
-runs/reference/NAME/report.html shows all of it, with pictures of held-out examples.
+runs/reference/NAME/report.html shows all of it, with pictures of held-out examples. A run whose
+results are here is not made again: fine-tuning starts from its encoder, and there is no report.
 """
 
 import argparse
@@ -324,13 +325,19 @@ def tuning_config(name: str, start: str) -> dict[str, Any]:
     return base
 
 
+def learned(name: str, version: str) -> Path:
+    """The checkpoint that was best on dev; of a run of 2.0 that was made elsewhere, the encoder
+    that is kept of it, in float16."""
+    step = read_json(line_of(name, version))["step"]
+    path = workdir_of(name, version) / "checkpoints" / str(step)
+    return WEIGHTS / name if version == "v2" and not path.exists() else path
+
+
 def finetuned(name: str, start: str, share: float) -> dict[str, Any]:
     """Scores on test by seed, with a share of the labels and the rate and updates best on dev."""
     task, base, init_from = TASKS[name], tuning_config(name, start), None
     if start != "scratch":
-        version = "v2" if start in ADAPTERS else start
-        step = read_json(line_of(name, version))["step"]
-        init_from = str(workdir_of(name, version) / "checkpoints" / str(step))
+        init_from = str(learned(name, "v2" if start in ADAPTERS else start))
     programs: dict[Any, Any] = {}
 
     def run(rate: float, updates: int, seed: int) -> Path:
@@ -502,15 +509,16 @@ def main() -> None:
             if options.starts is not None:
                 starts = [start for start in options.starts.split(",") if start]
             for version in starts:
-                if version in VERSIONS:
-                    train.train(config_of(name, version), workdir_of(name, version))
-                    line = line_of(name, version)
-                    if not line.exists():
-                        write_json(line, probed(name, version))
-                    if "dev" not in (found := read_json(line)):
-                        write_json(line, found | compared(name, version, found["step"]))
+                line = line_of(name, version)
+                if version not in VERSIONS or (line.exists() and "dev" in read_json(line)):
+                    continue
+                train.train(config_of(name, version), workdir_of(name, version))
+                if not line.exists():
+                    write_json(line, probed(name, version))
+                found = read_json(line)
+                write_json(line, found | compared(name, version, found["step"]))
                 if version == "v2" and worth_keeping(name):
-                    keep(name, read_json(line_of(name, version))["step"])
+                    keep(name, found["step"])
             shares = TASKS[name].shares
             if options.shares:
                 shares = [float(x) for x in options.shares.split(",") if x != "none"]
@@ -523,8 +531,9 @@ def main() -> None:
                     if start == "scratch":
                         result |= of_scratch(name, found)
                     write_json(line, result)
-            write_page(name)
             fill(PAGE, tables())
+            if all(workdir_of(name, v).exists() for v in VERSIONS if line_of(name, v).exists()):
+                write_page(name)
 
     run_main(command)
 

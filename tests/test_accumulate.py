@@ -1,4 +1,5 @@
-"""Gradient accumulation equals the large batch: in float32, and to rounding in float64."""
+"""Gradient accumulation, on two devices that split the weights, equals the large batch on one: in
+float32, and to rounding in float64."""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ def is_real(x):
     return jnp.issubdtype(x.dtype, jnp.floating)
 
 
-def run(config, state, devices, monkeypatch):
+def run(config, state, data, fsdp, monkeypatch):
     """(losses, {(step, example): masks}, {what: its tensors by path}) of three updates."""
     masks, sample = {}, masking.sample
 
@@ -46,10 +47,12 @@ def run(config, state, devices, monkeypatch):
         return drawn
 
     monkeypatch.setattr(masking, "sample", noted)
-    mesh = sharding.make_mesh(devices, 1, devices=jax.devices()[:devices])
+    mesh = sharding.make_mesh(data, fsdp, devices=jax.devices()[: data * fsdp])
     with jax.set_mesh(mesh):
         job = Run(config, pretrain.make(config), mesh)
-        state = jax.device_put(state, jax.NamedSharding(mesh, jax.P()))
+        state = jax.device_put(state, sharding.shardings(state, mesh, min_size=256))
+        split = {x.sharding.is_fully_replicated for x in jax.tree.leaves(state.params)}
+        assert (False in split) == (fsdp > 1)
         # In float32 the program that trains: a quickly compiled one rounds its sums more coarsely.
         wide = jax.config.jax_enable_x64
         losses, step, rows = [], (quick_jit if wide else jax.jit)(job.train_step), 0
@@ -94,9 +97,9 @@ def test_four_parts_equal_the_large_batch(recipe, dtype, monkeypatch):
     with jax.enable_x64(dtype == "float64"):
         monkeypatch.setitem(pretrain.DTYPES, "float32", jnp.dtype(dtype))
         state = first_state(config)
-        losses, masks, whole = run(config, state, 1, monkeypatch)
+        losses, masks, whole = run(config, state, 1, 1, monkeypatch)
         split = config | {"accumulate": 4}
-        their_losses, their_masks, parts = run(split, state, 2, monkeypatch)
+        their_losses, their_masks, parts = run(split, state, 1, 2, monkeypatch)
     assert masks.keys() == their_masks.keys()
     for key, drawn in masks.items():
         np.testing.assert_array_equal(drawn, their_masks[key])

@@ -229,7 +229,7 @@ def sweep() -> str:
                     f"{1e3 * step:.1f}, {mfu:.0%}, {size}" if step else f"does not fit: {size}"
                 )
             lines.append(f"| {recipe} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join(lines) if len(lines) > 2 else "Not planned yet."
 
 
 def main() -> None:

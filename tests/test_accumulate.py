@@ -34,7 +34,7 @@ def is_real(x):
     return jnp.issubdtype(x.dtype, jnp.floating)
 
 
-def run(config, state, data, fsdp, monkeypatch):
+def run(config, state, fsdp, monkeypatch):
     """(losses, {(step, example): masks}, {what: its tensors by path}) of three updates."""
     masks, sample = {}, masking.sample
 
@@ -47,7 +47,7 @@ def run(config, state, data, fsdp, monkeypatch):
         return drawn
 
     monkeypatch.setattr(masking, "sample", noted)
-    mesh = sharding.make_mesh(data, fsdp, devices=jax.devices()[: data * fsdp])
+    mesh = sharding.make_mesh(1, fsdp, devices=jax.devices()[:fsdp])
     with jax.set_mesh(mesh):
         job = Run(config, pretrain.make(config), mesh)
         state = jax.device_put(state, sharding.shardings(state, mesh, min_size=256))
@@ -97,9 +97,9 @@ def test_four_parts_equal_the_large_batch(recipe, dtype, monkeypatch):
     with jax.enable_x64(dtype == "float64"):
         monkeypatch.setitem(pretrain.DTYPES, "float32", jnp.dtype(dtype))
         state = first_state(config)
-        losses, masks, whole = run(config, state, 1, 1, monkeypatch)
+        losses, masks, whole = run(config, state, 1, monkeypatch)
         split = config | {"accumulate": 4}
-        their_losses, their_masks, parts = run(split, state, 1, 2, monkeypatch)
+        their_losses, their_masks, parts = run(split, state, 2, monkeypatch)
     assert masks.keys() == their_masks.keys()
     for key, drawn in masks.items():
         np.testing.assert_array_equal(drawn, their_masks[key])

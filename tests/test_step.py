@@ -24,7 +24,7 @@ def smoke(modality):
     return config.to_dict()
 
 
-@pytest.mark.parametrize("modality", ["vision", "text"])  # speech: test_multiprocess.py
+@pytest.mark.parametrize("modality", ["speech", "vision", "text"])
 def test_every_mesh_takes_the_same_step(modality):
     config = smoke(modality) | {"sharding": {"min_size": 256}}  # split the tiny weights too
     results = {name: run_steps(config, shape) for name, shape in MESHES.items()}

@@ -132,18 +132,32 @@ def options_of(plan: Mapping[str, Any]) -> str:
     return ", ".join(w for w in words if not w.startswith("data.")) or "–"
 
 
+def recipe_of(plan: Mapping[str, Any]) -> str:
+    """'speech_v1:base'."""
+    return Path(plan["config"].split()[0]).name.replace(".py", "")
+
+
+def where(plan: Mapping[str, Any]) -> str:
+    """'2 x v5p:4x8x8'."""
+    return (f"{plan['slices']} x " if plan["slices"] > 1 else "") + plan["topology"]
+
+
+def known() -> dict[str, Any]:
+    """Name -> plan, of those that were made."""
+    paths = {name: FOLDER / f"{name}.json" for name in plans()}
+    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
+
+
 def row(plan: Mapping[str, Any]) -> str:
     """A line of the table of slices."""
-    where = (f"{plan['slices']} x " if plan["slices"] > 1 else "") + plan["topology"]
-    recipe = Path(plan["config"].split()[0]).name.replace(".py", "")
     sent = "; ".join(
         f"{kind} {found['count']:,} ({found['bytes'] / 2**20:,.0f} MiB)"
         for kind, found in (plan["collectives"] or {}).items()
     )
     used, step = plan["bytes_per_device"]["total"], plan["step_seconds_estimate"]
     cells = [
-        recipe,
-        where,
+        recipe_of(plan),
+        where(plan),
         f"{plan['batch_size']:,}",
         options_of(plan),
         "yes" if plan["fits"] else "no: " + "; ".join(plan["advice"]),
@@ -158,25 +172,21 @@ def row(plan: Mapping[str, Any]) -> str:
 
 def tables() -> dict[str, str]:
     """The tables of the README, by the name of their place."""
-    known = {
-        name: json.loads((FOLDER / f"{name}.json").read_text())
-        for name in plans()
-        if (FOLDER / f"{name}.json").exists()
-    }
+    made = known()
     head = (
         "| recipe | where | rows | options | fits | HBM, GiB a device | collectives a step |"
         " step, ms | MFU | compile, CPU s |\n|---|---|---|---|---|---|---|---|---|---|\n"
     )
 
     def rows(wanted: Callable[[str], bool]) -> str:
-        return head + "\n".join(row(p) for n, p in known.items() if wanted(n))
+        return head + "\n".join(row(p) for n, p in made.items() if wanted(n))
 
     slices = rows(lambda name: not name.startswith(("depth", "rows")) and "xh100" not in name)
     gpus = rows(lambda name: "xh100" in name)
     depths = "| layers | instructions of the program | compile, CPU s |\n|---|---|---|\n"
     depths += "\n".join(
         f"| {n.split('-')[1]} | {p['instructions']:,} | {p['compile_cpu_seconds']:.0f} |"
-        for n, p in known.items()
+        for n, p in made.items()
         if n.startswith("depth")
     )
     return {"plans": slices, "GPU plans": gpus, "depths": depths}
@@ -188,47 +198,39 @@ def bounds() -> str:
         "| recipe | where | FLOPs at peak, ms | state read and written | messages | plan, ms |",
         "|---|---|---|---|---|---|",
     ]
-    for name in plans():
-        path = FOLDER / f"{name}.json"
-        if name.startswith(("depth", "rows")) or not path.exists():
+    for name, plan in known().items():
+        step = plan["step_seconds_estimate"]
+        if name.startswith(("depth", "rows")) or not step:  # it does not fit
             continue
-        plan = json.loads(path.read_text())
-        chip, step = parse_topology(plan["topology"]).chip, plan["step_seconds_estimate"]
-        if step:  # else it does not fit
-            state = sum(plan["bytes_per_device"][k] for k in ("arguments", "output"))
-            sent = plan["roofline_seconds"]["ici"] + plan["roofline_seconds"]["dcn"]
-            times = (
-                step * plan["mfu_estimate"],
-                state / (chip.hbm_bandwidth / chip.devices),
-                sent,
-                step,
-            )
-            where = (f"{plan['slices']} x " if plan["slices"] > 1 else "") + plan["topology"]
-            recipe = Path(plan["config"].split()[0]).name.replace(".py", "")
-            numbers = " | ".join(f"{1e3 * seconds:.1f}" for seconds in times)
-            lines.append(f"| {recipe} | {where} | {numbers} |")
+        chip, size = parse_topology(plan["topology"]).chip, plan["bytes_per_device"]
+        times = (
+            step * plan["mfu_estimate"],
+            (size["arguments"] + size["output"]) / (chip.hbm_bandwidth / chip.devices),
+            plan["roofline_seconds"]["ici"] + plan["roofline_seconds"]["dcn"],
+            step,
+        )
+        numbers = " | ".join(f"{1e3 * seconds:.1f}" for seconds in times)
+        lines.append(f"| {recipe_of(plan)} | {where(plan)} | {numbers} |")
     return "\n".join(lines)
 
 
 def sweep() -> str:
     """The table of docs/performance.md: base recipes by the rows of a chip."""
-    cells = " | ".join(f"{rows} a chip: ms, MFU, GiB" for rows in ROWS)
-    lines = [f"| recipe | {cells} |", "|---" * (len(ROWS) + 1) + "|"]
+
+    def cell(plan):
+        if not plan:
+            return "–"
+        size, step = plan["bytes_per_device"]["total"] / 2**30, plan["step_seconds_estimate"]
+        if not step:
+            return f"does not fit: {size:.1f}"
+        return f"{1e3 * step:.1f}, {plan['mfu_estimate']:.0%}, {size:.1f}"
+
+    heads, made = " | ".join(f"{rows} a chip: ms, MFU, GiB" for rows in ROWS), known()
+    lines = [f"| recipe | {heads} |", "|---" * (len(ROWS) + 1) + "|"]
     for recipe in V5E:
-        paths = [FOLDER / f"rows-{rows}-{recipe.replace(':', '_')}.json" for rows in ROWS]
-        if any(path.exists() for path in paths):
-            cells = []
-            for path in paths:
-                plan = json.loads(path.read_text()) if path.exists() else None
-                if not plan:
-                    cells.append("–")
-                    continue
-                size = f"{plan['bytes_per_device']['total'] / 2**30:.1f}"
-                step, mfu = plan["step_seconds_estimate"], plan["mfu_estimate"]
-                cells.append(
-                    f"{1e3 * step:.1f}, {mfu:.0%}, {size}" if step else f"does not fit: {size}"
-                )
-            lines.append(f"| {recipe} | {' | '.join(cells)} |")
+        found = [made.get(f"rows-{rows}-{recipe.replace(':', '_')}") for rows in ROWS]
+        if any(found):
+            lines.append(f"| {recipe} | {' | '.join(map(cell, found))} |")
     return "\n".join(lines) if len(lines) > 2 else "Not planned yet."
 
 

@@ -34,7 +34,7 @@ from data2vec_jax.convert import fairseq, tables
 from data2vec_jax.core import optimizer
 from data2vec_jax.metrics.statistics import mean_std
 from data2vec_jax.modalities.speech.frontend import TimeNorm, frames
-from data2vec_jax.models import layers, positions
+from data2vec_jax.models import attention_tpu, layers, positions
 from data2vec_jax.objectives import targets
 
 
@@ -55,6 +55,17 @@ def test_case(name, record_property):
     else:
         pytest.fail(f"{name}: the json says nothing that the tests know")
     record_property("line", f"{name}: {line(run(case))}")  # printed at the end, see conftest
+
+
+NETWORKS = [name for name in NAMES if "generation" in load(name).info]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_case_by_the_kernel_of_tpus(name, record_property, monkeypatch):
+    """By the interpreter of Pallas."""
+    kernel = functools.partial(attention_tpu.attend, interpret=True)
+    monkeypatch.setattr(layers, "attend", kernel)
+    test_case(name, lambda key, text: record_property(key, f"{text} (kernel)"))
 
 
 def test_there_are_cases():
@@ -194,8 +205,9 @@ def unit_alibi(compare, names, params):
                 layers=1, heads=heads, learned=False, distance=distance or "manhattan"
             )
             grid = None if kind == "1d" else (side, side)
-            apart, slopes = module.apply({}, jnp.arange(length)[None], grid)
-            compare.check("alibi", f"alibi/{name}", slopes[0][:, None, None] * apart, ACTIVATION)
+            bias = module.apply({}, jnp.arange(length)[None], grid)
+            ours = bias.slopes[0][:, None, None] * bias.distances()
+            compare.check("alibi", f"alibi/{name}", ours, ACTIVATION)
 
 
 def unit_sincos2d(compare, names, params):

@@ -23,8 +23,8 @@ class StepKeys(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SkipConfig:
-    """Config section `skip`: which updates are not applied. One whose loss, gradient or parameters
-    are not finite never is."""
+    """Config section `skip`: which updates are not applied. One whose loss or gradient is not
+    finite never is."""
 
     max_in_a_row: NonNegativeInt = 10  # updates not applied; at the next one the run ends
     # Nor is one whose gradient norm is more than so many deviations above its running mean; None
@@ -63,9 +63,9 @@ def make_train_step(
     decay: completed updates -> decay of the teacher's average; None without a teacher.
     max_deviations: see `SkipConfig`; `tx` is then made by `optimizer.watching_norm`.
 
-    An update whose loss, gradient or parameters are not finite is not applied: parameters, teacher
-    and moments stay as they are, bit for bit, and the metric `skipped` is 1. The step counts, for
-    the learning rate too, so that later batches, masks and rates are what they would have been.
+    An update whose loss or gradient is not finite is not applied: parameters, teacher and moments
+    stay as they are, bit for bit, and the metric `skipped` is 1. The step counts, for the learning
+    rate too, so that later batches, masks and rates are what they would have been.
     """
 
     def gradients(state, batch, noise):
@@ -100,17 +100,22 @@ def make_train_step(
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         # Parameters that the loss sets and the optimiser does not learn, such as running averages.
-        params = overlay(params, metrics.pop("assigned", {}))
+        assigned = metrics.pop("assigned", {})
+        params = overlay(params, assigned)
         done = state.step + 1
         teacher = state.teacher
         if task.averaged:
             teacher = ema_update(teacher, params, decay(done))
 
         loss, norm = loss / count, optax.tree.norm(grads)
+        # The norm, a sum of squares, is finite only where Adam's moments stay so, and with them the
+        # parameters. To look at the new parameters, too, would keep the choice below from being a
+        # part of the update: on TPUs everything would be written and read once more.
         sound = jnp.isfinite(loss) & jnp.isfinite(norm)
         if max_deviations:
             sound &= norm <= state.opt_state.norm.limit(max_deviations)
-        sound &= jnp.stack([jnp.isfinite(p).all() for p in jax.tree.leaves(params)]).all()
+        for value in jax.tree.leaves(assigned):
+            sound &= jnp.isfinite(value).all()
         new, old = (params, teacher, opt_state), (state.params, state.teacher, state.opt_state)
         params, teacher, opt_state = choose(sound, new, old)
         metrics = metrics | {

@@ -93,7 +93,7 @@ def _reason(loss: float, norm: float) -> str:
         return f"the loss is {loss}"
     if not math.isfinite(norm):
         return f"the gradient norm is {norm}"
-    return f"the gradient norm {norm:.3g} is a spike, or parameters would not be finite"
+    return f"the gradient norm {norm:.3g} is a spike, or the loss sets what is not finite"
 
 
 def _whole(rows: jax.Array) -> list[int]:

@@ -16,6 +16,7 @@ from jax import lax
 from data2vec_jax.core import sharding
 from data2vec_jax.core.config import Depth, DropRate, PositiveFloat, Share, Size
 from data2vec_jax.core.errors import UserError
+from data2vec_jax.models.attention_parts import LinearBias
 from data2vec_jax.models.layers import (
     ACTIVATIONS,
     INITS,
@@ -104,7 +105,7 @@ class Block(nn.Module):
     activation: str = "gelu"
     dtype: Any = jnp.float32
 
-    def _attend(self, x, bias, valid, keys, to_bias):
+    def _attend(self, x, bias, linear, valid, keys, to_bias):
         B, T, D = x.shape
         init = "xavier" if self.initializer == "small" else self.initializer
         y = dense(3 * D, D, init, self.dtype, "qkv", self.qkv_bias == "qkv")(x)
@@ -122,7 +123,12 @@ class Block(nn.Module):
         # Heads lead, so that each head's product is one contiguous matrix multiplication.
         q, k, v = jnp.moveaxis(y.reshape(B, T, 3, self.heads, D // self.heads), (2, 3), (0, 2))
         y = attention(
-            q, k, v, bias=bias, valid=valid, dropout_rate=self.attention_dropout, key=keys[0]
+            *(q, k, v),
+            bias=bias,
+            linear=linear,
+            valid=valid,
+            dropout_rate=self.attention_dropout,
+            key=keys[0],
         )  # [B, H, T, d]
         y = dense(D, D, self.initializer, self.dtype, "out")(jnp.moveaxis(y, 1, 2).reshape(B, T, D))
         return dropout(y, self.dropout, keys[1])
@@ -139,13 +145,14 @@ class Block(nn.Module):
         self,
         x: Array,
         bias: Array | None,
+        linear: LinearBias | None,
         valid: Array | None,
         drop_path: Array | None,
         key: Key,
         to_bias: Callable[[Array], Array] | None = None,
         part: str = "ffn",
     ) -> tuple[Array, Array]:
-        """x [B, T, D], bias [H, T, T] or [B, H, T, T], valid [B, T], drop_path scalar rate or None.
+        """x [B, T, D], bias [H, T, T], valid [B, T], drop_path scalar rate or None.
 
         to_bias: table of relative positions -> bias [H, T, T], for another grid than the block's.
         Returns the block's output y and a `part` of it, both [B, T, D].
@@ -158,7 +165,7 @@ class Block(nn.Module):
             return a if part == "attention" else u + t if part == "residual" else t
 
         if self.norm == "post":
-            a = self._attend(x, bias, valid, keys, to_bias)
+            a = self._attend(x, bias, linear, valid, keys, to_bias)
             u = norm1(x + drop_rows(a, drop_path, keys[4]))
             t = self._feed_forward(u, keys[2])
             y = drop_rows(dropout(t, self.dropout, keys[3]), drop_path, keys[5])
@@ -170,7 +177,7 @@ class Block(nn.Module):
             init = nn.initializers.constant(self.layer_scale)
             return y * self.param(name, init, (self.width,)).astype(y.dtype)
 
-        a = scaled(self._attend(norm1(x), bias, valid, keys, to_bias), "layer_scale1")
+        a = scaled(self._attend(norm1(x), bias, linear, valid, keys, to_bias), "layer_scale1")
         u = x + drop_rows(a, drop_path, keys[4])
         t = scaled(self._feed_forward(norm2(u), keys[2]), "layer_scale2")
         y = drop_rows(dropout(t, self.dropout, keys[3]), drop_path, keys[5])
@@ -251,7 +258,7 @@ class Encoder(nn.Module):
         x = jnp.zeros((1, cells, self.width), self.dtype)
 
         def one(key):
-            return self.block.init(key, x, None, None, jnp.float32(0), None)["params"]
+            return self.block.init(key, x, None, None, None, jnp.float32(0), None)["params"]
 
         params = jax.vmap(one)(jax.random.split(key, self.depth))
         if (
@@ -276,7 +283,7 @@ class Encoder(nn.Module):
         x: Array,
         *,
         bias: Array | None = None,
-        alibi: tuple[Array, Array] | None = None,
+        alibi: LinearBias | None = None,
         valid: Array | None = None,
         key: Key = None,
         record: TargetSpec | None = None,
@@ -285,10 +292,10 @@ class Encoder(nn.Module):
     ) -> Encoded:
         """x [B, T, D] -> Encoded. `collect` adds every layer's outputs (tests, `load`, report).
 
-        bias: [H, T, T], of all blocks. alibi: distances [B, T, T] and slopes [L, H], see `Alibi`.
+        bias: [H, T, T], of all blocks. alibi: with the slopes of all blocks, see `Alibi`.
         to_bias: see `Block`.
         """
-        distances, slopes = alibi or (None, None)
+        slopes = alibi.slopes if alibi else None
         part = record.source if record else "ffn"
         rates = None
         if self.drop_path:
@@ -298,13 +305,11 @@ class Encoder(nn.Module):
         def layer(x, params, rate, slope, key_i):
             key_i = None if key is None else key_i
             block_key, drop_key = split(key_i, 2)
-            biases = [] if bias is None else [bias]
-            if slope is not None:  # [B, H, T, T] here only, where it melts into the logits
-                biases.append(slope[:, None, None] * distances[:, None])
             y, t = self.block.apply(
                 {"params": sharding.gather(params)},
                 x,
-                sum(biases) if biases else None,
+                bias,
+                alibi._replace(slopes=slope) if alibi else None,
                 valid,
                 rate,
                 block_key,

@@ -18,6 +18,8 @@ from jax import lax
 from data2vec_jax.core import sharding
 from data2vec_jax.core.config import Depth, Range
 from data2vec_jax.core.errors import UserError
+from data2vec_jax.models import attention_parts, attention_tpu
+from data2vec_jax.models.attention_parts import LinearBias, drop_weights
 
 Array = jax.Array
 Key = jax.Array | None
@@ -318,24 +320,49 @@ def attention(
     v: Array,
     *,
     bias: Array | None = None,
+    linear: LinearBias | None = None,
     valid: Array | None = None,
     dropout_rate: float = 0.0,
     key: Key = None,
 ) -> Array:
-    """Softmax attention. q, k, v [B, H, T, d], bias [H, T, T] or [B, H, T, T] -> [B, H, T, d].
+    """Softmax attention. q, k, v [B, H, T, d], bias [H, T, T] -> [B, H, T, d].
 
-    `valid` bool [B, T]: keys that are not padding. Logits, bias and softmax are float32. The one
-    place for attention kernels.
+    linear: a bias of distances, added to the other. `valid` bool [B, T]: keys that are not padding.
+    Logits, biases and softmax are float32. The one place that knows of kernels: devices, shapes and
+    biases choose.
     """
+    B, H, T, _ = q.shape
+    seeds = attention_parts.seeds(key, B, H) if key is not None and dropout_rate else None
+    if sharding.platform() == "tpu" and attention_tpu.takes(B, T, bias is not None):
+        return attention_tpu.attend(q, k, v, bias, linear, valid, dropout_rate, seeds)
+    return attend(q, k, v, bias, linear, valid, dropout_rate, seeds)
+
+
+def attend(
+    q: Array,
+    k: Array,
+    v: Array,
+    bias: Array | None,
+    linear: LinearBias | None,
+    valid: Array | None,
+    dropout_rate: float,
+    seeds: Array | None,
+) -> Array:
+    """`attention`, step by step, with arrays [B, H, T, T]. seeds: int32 [B, H, 2], or None."""
     accumulator = jnp.promote_types(q.dtype, jnp.float32)
     logits = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=accumulator)
     logits = logits * (q.shape[-1] ** -0.5)
     if bias is not None:
         logits = logits + wide(bias)
+    if linear is not None:
+        logits = logits + linear.slopes[:, None, None] * linear.distances()[:, None]
     if valid is not None:
         logits = jnp.where(valid[:, None, None, :], logits, jnp.finfo(accumulator).min)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    weights = dropout(weights, dropout_rate, key)
+    if seeds is not None:
+        places = jnp.arange(q.shape[2], dtype=jnp.int32)
+        seed = seeds[:, :, 0, None, None], seeds[:, :, 1, None, None]
+        weights = drop_weights(weights, dropout_rate, seed, places[:, None], places)
     return jnp.einsum("bhqk,bhkd->bhqd", weights, v)
 
 

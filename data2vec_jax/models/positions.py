@@ -12,6 +12,7 @@ import numpy as np
 
 from data2vec_jax.core.config import Range, Size
 from data2vec_jax.core.errors import UserError
+from data2vec_jax.models.attention_parts import DISTANCES, LinearBias
 from data2vec_jax.models.layers import (
     ACTIVATIONS,
     Activation,
@@ -146,16 +147,8 @@ def slopes(heads: int) -> np.ndarray:
     return np.concatenate([below, above])[:heads].astype(np.float32)
 
 
-DISTANCES = {
-    "manhattan": lambda d: jnp.sum(jnp.abs(d), -1),
-    "euclidean": lambda d: jnp.sqrt(jnp.sum(jnp.square(d), -1)),
-}
-
-
 class Alibi(nn.Module):
     """Attention falls with distance: head h of layer l adds -slope_h * scale * distance (spec 2.3).
-
-    The parts are kept apart, distances and slopes, so that no bias of all heads is ever stored.
 
     layers, heads: of the encoder. scale: a number; if `learned`, the start of a parameter that is
     used where it is above 0, with a value `per_head`, `per_layer`, both or neither. distance: on a
@@ -173,8 +166,8 @@ class Alibi(nn.Module):
     @nn.compact
     def __call__(
         self, places: Array, grid: tuple[int, int] | None = None, extra: int = 0
-    ) -> tuple[Array, Array]:
-        """(distances [B, E + T, E + T], slopes [L, H], not above 0); the bias is their product.
+    ) -> LinearBias:
+        """The bias of all layers, of E + T tokens.
 
         places: int [B, T], where each token stands in its row or grid. extra: E leading tokens that
         stand nowhere, at distance 0 from all.
@@ -186,9 +179,9 @@ class Alibi(nn.Module):
             scale = jnp.maximum(self.param("scale", init, shape), 0.0)
         axes = [places] if grid is None else jnp.divmod(places, grid[1])
         x = jnp.stack(axes, -1).astype(jnp.float32)  # [B, T, 1 or 2]
-        apart = DISTANCES[self.distance](x[:, :, None] - x[:, None, :])
-        apart = jnp.pad(apart, ((0, 0), (extra, 0), (extra, 0)))
-        return apart, jnp.broadcast_to(-slopes(self.heads) * scale, (self.layers, self.heads))
+        x = jnp.pad(x, ((0, 0), (extra, 0), (0, 0)))
+        steep = jnp.broadcast_to(-slopes(self.heads) * scale, (self.layers, self.heads))
+        return LinearBias(x, steep, self.distance, extra)
 
 
 def resize_matrix(old: int, new: int, kind: str) -> np.ndarray:

@@ -405,8 +405,17 @@ def _cudnn(i: Instruction) -> str:
     return i.attributes.partition(target)[2].partition('"')[0] if i.opcode == "custom-call" else ""
 
 
+def _kernel(i: Instruction) -> bool:
+    """Whether it is a kernel of our own on a TPU (Pallas)."""
+    return i.opcode == "custom-call" and 'custom_call_target="tpu_custom_call"' in i.attributes
+
+
 def _products(i: Instruction, shapes: Mapping[str, list[Array]]) -> float:
-    """FLOPs of a dot or a convolution, 2 per multiply-add; 0 for anything else."""
+    """FLOPs of a dot, a convolution or a kernel that states them, 2 per multiply-add; 0 for
+    anything else."""
+    if _kernel(i):
+        stated = re.search(r'"cost_estimate":\{"flops":"(\d+)"', i.attributes)
+        return float(stated[1]) if stated else 0.0
     if i.opcode == "dot":
         left = shapes[i.operands[0]][0].dims
         contracted = _braces(i.attributes, "lhs_contracting_dims=")
@@ -475,6 +484,6 @@ def _moved(i: Instruction, shapes: Mapping[str, list[Array]]) -> float:
         return 2 * _main(i.shape)
     if i.opcode == "dynamic-update-slice":
         return 2 * _main(shapes.get(i.operands[1], ()))
-    if i.opcode == "custom-call" and not _cudnn(i):  # libtpu's name memory
+    if i.opcode == "custom-call" and not _cudnn(i) and not _kernel(i):  # libtpu's name memory
         return 0.0
     return _main(i.shape) + sum(_main(shapes.get(name, ())) for name in i.operands)

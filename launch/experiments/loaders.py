@@ -3,25 +3,51 @@
     python launch/experiments/loaders.py photos DIR     # 512 JPEGs of 500 x 375 pixels
     python launch/experiments/loaders.py index DIR      # memory of an index of ten million examples
     python launch/experiments/loaders.py epochs [SOURCE [CONFIG]]  # memory after each of ten epochs
+    python launch/experiments/loaders.py measure DIR    # all modalities beside PyTorch; DIR: photos
+    python launch/experiments/loaders.py table          # of what was measured and is planned
 
 `index` writes a manifest of ten million rows over ten thousand files, and ten ArrayRecord shards of
-a million records, once; `--rows=N` makes it smaller.
+a million records, once; `--rows=N` makes it smaller. `measure` runs `bench --data-only --peer` five
+times, 10 minutes in all, keeps what it says as loaders/NAME.json beside this file, and writes the
+table.
 """
 
+import subprocess
 import sys
+import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
 
+from pages import fill
+
+from data2vec_jax.bench import loader
 from data2vec_jax.cli.arguments import Arguments, find_config
 from data2vec_jax.cli.output import run_main
 from data2vec_jax.core.errors import UserError
+from data2vec_jax.core.files import read_json, write_json
 from data2vec_jax.data import batches, sources
 from data2vec_jax.modalities import contract
 from data2vec_jax.tasks import pretrain
 
+RESULTS = ROOT / "launch/experiments/loaders"
+PLANS = ROOT / "launch/experiments/plans"
+PERFORMANCE = ROOT / "docs/performance.md"
+# Recipe -> options beside `--data-only --peer`; {photos} is a folder.
+ROWS = {
+    "speech_v2": "--config.data.source=samples:speech",
+    "sound_v2": "--config.data.source=samples:sounds --config.data.split=train",
+    "vision_v1": "--config.data.source=folder:{photos} --batch=16",
+    "vision_v2": "--config.data.source=folder:{photos} --batch=16",
+    "text_v2": "--config.data.source=samples:glosses --config.model.vocab_size=4000 "
+    "--config.examples.vocab_size=4000 --batch=64",
+}
+PARTS = "read", "decode", "augment", "collate"
 CROPS = (4.0, 8.0, 12.0, 15.0)  # of speech_v2:base
 SHARDS = 10
 
@@ -122,17 +148,70 @@ def epochs(address: str, name: str, count: int = 10) -> None:
                 told(f"epoch {n // plan.per_epoch}, {len(examples.bucket_of)} examples")
 
 
+def measure(photos: str) -> None:
+    """Runs the benchmark of each row, on this machine."""
+    RESULTS.mkdir(exist_ok=True)
+    for name, options in ROWS.items():
+        path = RESULTS / f"{name}.json"
+        words = [f"--config={name}:base", *options.format(photos=photos).split()]
+        command = [sys.executable, "-m", "data2vec_jax.bench", *words, f"--json={path}"]
+        subprocess.run([*command, "--data-only", "--peer"], cwd=ROOT, check=True)
+        write_json(path, read_json(path) | {"date": time.strftime("%Y-%m-%d")})
+
+
+def feeding(result: Mapping[str, Any], name: str, topology: str) -> str:
+    """How many of the measured cores feed a device at the planned step."""
+    path = PLANS / f"{name}_base-1x{topology}.json"
+    if not path.exists():
+        return "no plan"
+    plan = read_json(path)
+    rows = plan["batch_size"] / plan["devices"]
+    return f"{loader.feeding(result, plan['step_seconds_estimate'], rows)['cores']:.2g}"
+
+
+def table() -> str:
+    """The rows of docs/performance.md."""
+    lines = [
+        "| data, and options beside `--data-only --peer` | measured on "
+        "| ms: read, decode, augment, collate | examples/s of one core, PyTorch's, ratio "
+        "| of 2 cores, PyTorch's | cores for an H100, a v5e |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, options in ROWS.items():
+        if not (RESULTS / f"{name}.json").exists():
+            continue
+        found = read_json(RESULTS / f"{name}.json")
+        peer, both = found["peer"], [found, found["peer"]]
+        parts = (found["seconds_of_parts"][part] for part in PARTS)
+        one = ", ".join(f"{side['examples_per_second_of_a_core']:,.0f}" for side in both)
+        blocks = peer["ratio_of_blocks"]
+        cells = (
+            f"`--config={name}:base {options.format(photos='/tmp/photos')}`",
+            found["date"],
+            ", ".join(f"{1e3 * x:.2g}" for x in parts),
+            f"{one}, {peer['ratio']:.2f} ({min(blocks):.2f} to {max(blocks):.2f})",
+            ", ".join(f"{max(side['examples_per_second'].values()):,.0f}" for side in both),
+            ", ".join(feeding(found, name, t) for t in ("h100_8", "v5e_16x16")),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = Arguments(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("photos", "index", "epochs"))
+    parser.add_argument("what", choices=("photos", "index", "epochs", "measure", "table"))
     parser.add_argument("rest", nargs="*")
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--kind", choices=("manifest", "array_record"), default="manifest")
     a = parser.parse_args()
-    if a.what != "epochs" and not a.rest:
+    if a.what not in ("epochs", "table") and not a.rest:
         raise UserError(f"{a.what}: DIR is missing")
     if a.what == "photos":
         photos(Path(a.rest[0]))
+    elif a.what in ("measure", "table"):
+        if a.rest:
+            measure(a.rest[0])
+        fill(PERFORMANCE, {"loaders": table()})
     elif a.what == "epochs":
         source, config, *_ = [*a.rest, *("samples:speech", "speech_v2:smoke")[len(a.rest) :]]
         epochs(source, config)

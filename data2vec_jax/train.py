@@ -49,6 +49,7 @@ from data2vec_jax.metrics.throughput import (
     process_start,
 )
 from data2vec_jax.metrics.writer import FILE, Writer
+from data2vec_jax.models.layers import attention_by
 from data2vec_jax.tasks.registry import check_config, task_module
 
 # Sections that may change between a run and its continuation: where and how fast, not what.
@@ -410,7 +411,8 @@ def train(
                 watch.load({}, last_moment(workdir))
             step, total = position["batch"], config["total_steps"]
             if first and verbose:
-                say(f"{mesh.size} devices, mesh {dict(mesh.shape)}; step {step:,} of {total:,}")
+                where = f"{mesh.size} devices, mesh {dict(mesh.shape)}"
+                say(f"{where}; attention by {attention_by()}; step {step:,} of {total:,}")
             monitor = CollapseMonitor(
                 collapse, position.get("collapse", {"healthy": step}), returns=returns
             )

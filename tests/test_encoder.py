@@ -178,7 +178,7 @@ def test_drop_path_keeps_the_mean_and_grows_with_depth():
     ("device", "fsdp", "option", "kept"),
     [
         ("gpu", 1, "auto", "dots"),
-        ("tpu", 1, "auto", "none"),
+        ("tpu", 1, "auto", "dots"),
         ("cpu", 1, "auto", "none"),
         ("tpu", 4, "auto", "dots"),
         ("gpu", 1, "none", "none"),

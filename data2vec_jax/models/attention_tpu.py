@@ -21,6 +21,7 @@ Array = jax.Array
 LANES = 128  # of a vector register: T is padded to a multiple
 LARGEST = 2**18  # logits of a block; the backward pass holds six such arrays, 1 MiB each
 LEAST, MOST = 256, 4096  # T at which it pays, and at which one block of 128 queries still fits
+MOST_WITH_BIAS = 512  # all queries in one block
 
 
 class Options(NamedTuple):
@@ -34,6 +35,12 @@ class Options(NamedTuple):
     interpret: bool
 
 
+def rule() -> str:
+    """For whom it is, in words."""
+    longest = f"{MOST:,} tokens, {MOST_WITH_BIAS} with relative positions"
+    return f"a kernel of ours from {LEAST - LANES + 1} to {longest}"
+
+
 def takes(rows: int, length: int, bias: bool) -> bool:
     """Whether `attend` takes such arrays on this mesh, and it pays.
 
@@ -41,7 +48,7 @@ def takes(rows: int, length: int, bias: bool) -> bool:
     needs all queries in one block, for the sum of its gradient over rows.
     """
     divided = rows % sharding.device_count() == 0
-    longest = 512 if bias else MOST
+    longest = MOST_WITH_BIAS if bias else MOST
     return divided and LEAST <= padded(length) <= longest
 
 
@@ -130,6 +137,7 @@ def _run_forward(options, shared, rows):
     q = rows["q"]
     return _call(
         options,
+        "attention",
         _forward_kernel,
         {**rows, **shared},
         {"out": (q.shape, q.dtype)},
@@ -148,6 +156,7 @@ def _run_backward(options, shared, rows, gradient):
         outputs["bias"] = shared["bias"].shape, jnp.float32
     found = _call(
         options,
+        "attention_gradient",
         _backward_kernel,
         {**rows, **shared, "gradient": gradient},
         outputs,
@@ -160,7 +169,7 @@ def _run_backward(options, shared, rows, gradient):
     return found["q"], found["k"], found["v"], slopes, bias
 
 
-def _call(options, kernel, operands, outputs, scratch, products):
+def _call(options, name, kernel, operands, outputs, scratch, products):
     """Runs a kernel for each head, row and block of queries, in this order."""
     B, H, T, d = operands["q"].shape
     sizes = range(T, 0, -LANES)
@@ -186,7 +195,7 @@ def _call(options, kernel, operands, outputs, scratch, products):
     results = {**specs, "slopes": head((1, LANES), lambda h, b, i: (b, h, 0, 0))}
     kernel = functools.partial(kernel, options, tuple(operands), tuple(outputs))
     weights = float(B * H * T * T)
-    return pl.pallas_call(
+    call = pl.pallas_call(
         kernel,
         grid=(H, B, T // queries),
         in_specs=[specs[name] for name in operands],
@@ -202,7 +211,9 @@ def _call(options, kernel, operands, outputs, scratch, products):
             bytes_accessed=int(sum(x.nbytes for x in operands.values())),
         ),
         interpret=options.interpret,
-    )(*operands.values())
+    )
+    with jax.named_scope(name):  # by which a compiled program's text can be read
+        return call(*operands.values())
 
 
 # One program --------------------------------------------------------------------------------------

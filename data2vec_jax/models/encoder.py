@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from data2vec_jax.core import sharding
 from data2vec_jax.core.config import Depth, DropRate, PositiveFloat, Share, Size
@@ -130,6 +131,7 @@ class Block(nn.Module):
             dropout_rate=self.attention_dropout,
             key=keys[0],
         )  # [B, H, T, d]
+        y = checkpoint_name(y, "attention")
         y = dense(D, D, self.initializer, self.dtype, "out")(jnp.moveaxis(y, 1, 2).reshape(B, T, D))
         return dropout(y, self.dropout, keys[1])
 
@@ -195,7 +197,10 @@ def drop_rows(y: Array, rate: Array | None, key: Key) -> Array:
 REMAT = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names("attention"),
+    ),
 }
 
 
@@ -205,9 +210,10 @@ class Encoder(nn.Module):
     layerdrop: share of blocks skipped per update, one draw for the whole batch (spec 3.3).
     drop_path: stochastic depth of the last block; block i has drop_path * i / (depth - 1).
     activation: a name of `ACTIVATIONS`.
-    remat: what is kept for the gradients: 'none' keeps all, 'dots' the products with weights,
-      'full' nothing but the inputs of blocks. 'auto': 'dots' on GPUs, where reading what is kept
-      takes longer than computing it again, and where weights are gathered; else 'none'.
+    remat: what is kept for the gradients: 'none' keeps all, 'dots' the products with weights and
+      what attention returns, 'full' nothing but the inputs of blocks. 'auto': 'dots' on GPUs and
+      TPUs, where reading what is kept takes longer than computing it again; on CPUs 'none', but
+      'dots' where weights are gathered.
     """
 
     depth: Depth
@@ -275,7 +281,7 @@ class Encoder(nn.Module):
         if self.remat in ("auto", "none") and sharding.axis_size("fsdp") > 1:
             return "dots"
         if self.remat == "auto":
-            return "dots" if sharding.platform() == "gpu" else "none"
+            return "none" if sharding.platform() == "cpu" else "dots"
         return self.remat
 
     def __call__(

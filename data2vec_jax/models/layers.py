@@ -338,6 +338,11 @@ def attention(
     return attend(q, k, v, bias, linear, valid, dropout_rate, seeds)
 
 
+def attention_by() -> str:
+    """What computes attention on the devices of the mesh, in words."""
+    return attention_tpu.rule() if sharding.platform() == "tpu" else "matrix products and softmax"
+
+
 def attend(
     q: Array,
     k: Array,

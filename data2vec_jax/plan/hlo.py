@@ -127,8 +127,14 @@ def read(text: str) -> Program:
 
 
 def kernels(text: str) -> dict[str, int]:
-    """How many instructions of a GPU's program are kernels of a library or of Triton, by name:
-    `__cublas$lt$matmul`, `__cudnn$fmhaSoftmax`, `__triton_gemm`, ..."""
+    """How many instructions of a program are kernels, by name: of a library or of Triton on GPUs
+    (`__cublas$lt$matmul`, `__cudnn$fmhaSoftmax`, `__triton_gemm`, ...), our own on TPUs
+    (`attention`)."""
+    ours = re.findall(
+        r'custom_call_target="tpu_custom_call".*op_name="[^"]*/(\w+)/pallas_call"', text
+    )
+    if ours or "AllocateBuffer" in text:  # libtpu's other calls are names for memory
+        return dict(sorted(Counter(ours).items()))
     called = re.findall(r'custom_call_target="([^"]+)"', text)
     fused = re.findall(r'"fusion_backend_config":\{[^{}]*?"kind":"(\w+)"', text)
     return dict(sorted(Counter(called + fused).items()))

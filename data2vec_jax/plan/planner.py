@@ -75,7 +75,7 @@ def plan(config: Mapping[str, Any], topology: Topology) -> dict[str, Any]:
         "collectives": program.summary(),
         "messages": [c._asdict() for c in program.collectives],
         "instructions": program.instructions,
-        "kernels": hlo.kernels(text) if topology.machine else None,
+        "kernels": hlo.kernels(text),
         "loops_of_unknown_length": program.unknown_loops,
         "compiled_flops": program.flops * mesh.size,
         "roofline_seconds": parts,

@@ -36,6 +36,7 @@ from pages import fill
 from data2vec_jax import evaluate, train
 from data2vec_jax.cli.arguments import parse
 from data2vec_jax.cli.output import run_main
+from data2vec_jax.configs.reference import SHARDS
 from data2vec_jax.convert import ours
 from data2vec_jax.core import checkpoints
 from data2vec_jax.core.config import with_options
@@ -90,10 +91,10 @@ class Of:
     starts: Sequence[str] = ("v2", "v1", "scratch")
 
 
-def texts(table: str) -> dict[str, Any]:
-    """Options of fine-tuning on a table of texts, with the tokenizer of the run texts."""
+def texts(name: str) -> dict[str, Any]:
+    """Options of fine-tuning on texts of `corpora.py`, with the tokenizer of the run texts."""
     return {
-        "data.source": f"manifest:runs/corpora/{table}",
+        "data.source": f"{SHARDS}/{name}",
         "examples.tokenizer": f"{RUNS}/texts/v2/tokenizer",
         "examples.lengths": (32, 64, 128),
     }
@@ -131,7 +132,7 @@ TASKS = {
         labels=20_000,
         finetune="finetune_librispeech:demo",
         options={
-            "data.source": "manifest:runs/corpora/russian.tsv",
+            "data.source": f"{SHARDS}/russian",
             "examples.seconds": (4.0,),
             "loss.time_prob": 0.2,
             "loss.time_width": 5,
@@ -163,24 +164,24 @@ TASKS = {
         title="Debian descriptions, 16 sections",
         labels=1_000,
         finetune="finetune_text:demo",
-        options={**texts("sections.csv"), "head.classes": 16},
+        options={**texts("sections"), "head.classes": 16},
         metric="accuracy",
         shares=(0.1, 1.0),
         rates=(5e-4, 2e-3),
         updates={0.1: (400,), 1.0: (1_500,)},
-        labelled="manifest:runs/corpora/sections.csv",
+        labelled=f"{SHARDS}/sections",
     ),
     "glosses": Of(
         title="WordNet glosses, 45 classes",
         labels=1_000,
         finetune="finetune_text:demo",
-        options=texts("glosses.csv"),
+        options=texts("glosses"),
         metric="accuracy",
         shares=(0.1, 1.0),
         rates=(5e-4, 2e-3),
         updates={0.1: (1_500,), 1.0: (6_000,)},
         pretrained="texts",
-        labelled="manifest:runs/corpora/glosses.csv",
+        labelled=f"{SHARDS}/glosses",
     ),
 }
 

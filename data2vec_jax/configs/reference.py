@@ -16,6 +16,7 @@ from data2vec_jax.configs import common, demo
 
 OF_A_PAPER = False  # so tests/recipes.json has no rows of it
 CORPORA = "runs/corpora"
+SHARDS = f"array_record:{CORPORA}/shards"
 
 
 def network(c: ConfigDict) -> None:
@@ -28,7 +29,7 @@ def network(c: ConfigDict) -> None:
 def digits(c: ConfigDict) -> None:
     """MNIST, 50,000 images: 8 passes."""
     network(c)
-    c.data.update(source=f"array_record:{CORPORA}/mnist", eval_split="dev", batch_size=32)
+    c.data.update(source=f"{SHARDS}/mnist", eval_split="dev", batch_size=32)
     common.short_run(c, 12_000)
 
 
@@ -38,7 +39,7 @@ def pictures(c: ConfigDict) -> None:
     c.model.update(image=64, patch=8, mean=(0.5,) * 3, std=(0.5,) * 3)
     # Half of a drawing at least: there are few, and they are large enough to be cut.
     c.examples.update(image=64, channels=3, flip=0.5, scale=(0.5, 1.0), aspect=(3 / 4, 4 / 3))
-    c.data.update(source=f"manifest:{CORPORA}/emoji.tsv", eval_split="dev", batch_size=32)
+    c.data.update(source=f"{SHARDS}/emoji", eval_split="dev", batch_size=32)
     common.short_run(c, 6_000)
 
 
@@ -54,7 +55,7 @@ def sounds(c: ConfigDict) -> None:
     """1,160 notes of 112 instruments, 1.28 s of each: 80 passes."""
     network(c)
     c.model.update(mean=-5.4, std=5.2)
-    c.data.update(source=f"manifest:{CORPORA}/instruments.tsv", eval_split="dev", batch_size=16)
+    c.data.update(source=f"{SHARDS}/instruments", eval_split="dev", batch_size=16)
     common.short_run(c, 6_000)
     c.schedule.peak = 2e-3  # the front end collapses at the rule's, and this run is long
 
@@ -65,7 +66,7 @@ def texts(c: ConfigDict) -> None:
     c.model.encoder.update(depth=4, mlp=384)
     c.objective.top_k = 4
     c.examples.update(lengths=(128,), mode="none", vocab_size=8_000)
-    c.data.update(source=f"manifest:{CORPORA}/texts.csv", split="train", batch_size=16)
+    c.data.update(source=f"{SHARDS}/texts", split="train", batch_size=16)
     common.short_run(c, 8_000)
     c.schedule.peak = 2e-3  # texts collapse at twice the rule's, and this run is long
     if "decoder" in c.model:

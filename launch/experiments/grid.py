@@ -116,7 +116,8 @@ def tokens(vocabulary: int, table: str) -> dict[str, Any]:
 def source(table: str) -> dict[str, Any]:
     """Options of any config: a table of `corpora.py`, with what is its split dev today."""
     split = "train" if table in ("descriptions.csv", "russian.tsv") else "train+dev"
-    return {"data.source": f"manifest:{CORPORA}/{table}", "data.split": split}
+    shards = CORPORA / "shards" / Path(table).stem
+    return {"data.source": f"array_record:{shards}", "data.split": split}
 
 
 TASKS = {

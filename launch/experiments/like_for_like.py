@@ -49,7 +49,7 @@ CORPORA = {
     "digits": Corpus(
         "vision",
         ("v2", "v1", "mae", "simmim", "ijepa"),
-        {"data.source": f"array_record:{DATA}/mnist", "data.eval_split": "test"},
+        {"data.source": f"array_record:{DATA}/shards/mnist", "data.eval_split": "test"},
         1_000,
         ("finetune_imagenet:demo", {"total_steps": 600, "data.share": 0.1}),
     ),

@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from data2vec_jax.core import sharding
-from data2vec_jax.models import attention_parts, attention_tpu, layers
+from data2vec_jax.models import attention_gpu, attention_parts, attention_tpu, layers
 from data2vec_jax.models.attention_parts import LinearBias
 
 H, WIDTH, RATE = 2, 8, 0.3
@@ -116,6 +116,46 @@ def test_what_the_kernel_takes():
     assert not takes(3, 1500, True)  # the gradient of a bias needs all queries at once
     with jax.set_mesh(sharding.make_mesh()):
         assert takes(16, 512, False) and not takes(12, 512, False)
+
+
+@pytest.mark.parametrize(("parts", "length"), [((), 128), (("valid",), 131)])
+def test_the_wrapper_of_cudnn_equals_the_formula(parts, length):
+    """By JAX's own implementation of what cuDNN computes."""
+
+    def wrapped(q, k, v, bias, linear, valid, rate, seeds):
+        return attention_gpu.attend(q, k, v, valid, "xla")
+
+    given = arrays(parts, length)
+    ours, expected = results(wrapped, *given), results(layers.attend, *given)
+    for part, x in expected.items():
+        np.testing.assert_allclose(ours[part], x, atol=3e-6 * np.abs(x).max(), rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "length", "linear", "kernel"),
+    [
+        ("tpu", "bfloat16", 512, True, "attention"),
+        ("tpu", "bfloat16", 64, True, None),
+        ("gpu", "bfloat16", 64, False, "dot_product_attention"),
+        ("gpu", "bfloat16", 64, True, None),
+        ("gpu", "float32", 64, False, None),
+        ("cpu", "bfloat16", 512, False, None),
+    ],
+)
+def test_devices_and_shapes_choose(device, dtype, length, linear, kernel, monkeypatch):
+    called = []
+    for module, name in ((attention_tpu, "attention"), (attention_gpu, "dot_product_attention")):
+        monkeypatch.setattr(module, "attend", lambda q, *rest, name=name: called.append(name) or q)
+    monkeypatch.setattr(layers, "attend", lambda q, *rest: called.append(None) or q)
+    q = jnp.zeros((2, H, length, WIDTH), dtype)
+    bias = LinearBias(jnp.zeros((1, length, 1)), jnp.zeros(H), "manhattan") if linear else None
+    named = jax.sharding.AbstractDevice(device_kind=device, num_cores=None, platform=device)
+    mesh = sharding.make_mesh(devices=jax.devices()[:1]).abstract_mesh
+    with jax.sharding.use_abstract_mesh(mesh.update(abstract_device=named)):
+        layers.attention(q, q, q, linear=bias)
+        words = layers.attention_by()
+    assert called == [kernel]
+    assert ("kernel" in words) == (device != "cpu")
 
 
 # Dropout ------------------------------------------------------------------------------------------

@@ -86,6 +86,25 @@ def test_convolutions_by_cudnn():
     assert [w.bytes for w in found] == [2 * (2 * 1600 * 6 + 8 * 10 * 3 + 2 * 319 * 8)] * 3
 
 
+def test_kernels_of_attention():
+    """As compiled: ours says what it computes, cuDNN's gives the shape of its weights."""
+    q, statistics = "bf16[2,197,12,64]{3,2,1,0}", "f32[2,12,197]{2,1,0}"
+    text = f"ENTRY main {{\n  %q = {q} parameter(0)\n  %s = {statistics} parameter(1)\n"
+    weights = '"intermediate_tensor_shape": {"dimensions": ["2", "12", "197", "197"]}'
+    text += f"  %a = ({q}, u8[0]{{0}}) custom-call(%q, %q, %q), custom_call_target="
+    text += f'"__cudnn$fmhaSoftmax", backend_config={{{weights}}}\n'
+    text += f"  %b = ({q}, {q}, {q}) custom-call(%q, %q, %q, %s, %q, %q), custom_call_target="
+    text += f'"__cudnn$fmhaSoftmaxBackward", backend_config={{{weights}}}\n'
+    text += f'  %c = {q} custom-call(%q, %q, %q), custom_call_target="tpu_custom_call", '
+    text += 'metadata={op_name="jit(f)/attention/pallas_call"}, backend_config='
+    text += '{"custom_call_config":{"cost_estimate":{"flops":"1234","transcendentals":"5"}}}\n'
+    array, product = 2 * 2 * 197 * 12 * 64, 2 * 2 * 12 * 197 * 197 * 64
+    work = hlo.read(text + "}\n").work
+    assert [w.flops for w in work] == [2 * product, 5 * product, 1234]
+    assert [w.bytes for w in work] == [4 * array, 8 * array + 4 * 2 * 12 * 197, 4 * array]
+    assert hlo.kernels(text) == {"attention": 1}
+
+
 def test_messages_in_loops_count_as_often_as_they_run():
     mesh = sharding.make_mesh(2, 4)
     split, rows = NamedSharding(mesh, P(None, "fsdp")), NamedSharding(mesh, sharding.BATCH)

@@ -490,6 +490,44 @@ def test_masks_send_nothing():
     assert run("-c", code).strip() == "True {}"
 
 
+ATTENTION = """
+from data2vec_jax.plan import hlo, topology
+topology.prepare_environment()
+import jax, jax.numpy as jnp
+from data2vec_jax.core import sharding
+from data2vec_jax.models import attention_parts, layers
+from jax.sharding import NamedSharding, PartitionSpec as P
+
+mesh = sharding.make_mesh(devices=topology.devices_of(topology.parse_topology("v5e:2x4")))
+for T, biased in ((197, True), (500, False), (1500, False)):
+    def described(spec, *shape, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+
+    rows, all = sharding.BATCH, P()
+    q = described(rows, 8, 12, T, 64, dtype=jnp.bfloat16)
+    learned = {"q": q, "k": q, "v": q, "slopes": described(all, 12)}
+    learned |= {"bias": described(all, 12, T, T)} if biased else {}
+    rest = described(rows, 8, T, 2), described(rows, 8, T, dtype=bool)
+
+    def loss(learned, places, valid):
+        linear = attention_parts.LinearBias(places, learned["slopes"], "euclidean", 1)
+        return jnp.sum(layers.attention(
+            *(learned[name] for name in "qkv"), bias=learned.get("bias"), linear=linear,
+            valid=valid, dropout_rate=0.1, key=jax.random.key(0)).astype(jnp.float32))
+
+    with jax.set_mesh(mesh):
+        both = jax.jit(jax.value_and_grad(loss)).lower(learned, *rest).compile()
+    print(hlo.kernels(both.as_text()))
+"""
+
+
+@libtpu
+@needs_libtpu
+def test_libtpu_compiles_attention_with_all_its_parts():
+    found = run("-c", ATTENTION).strip().splitlines()
+    assert found == ["{'attention': 1, 'attention_gradient': 1}"] * 3
+
+
 # With JAX's CUDA plugin ---------------------------------------------------------------------------
 
 
@@ -500,6 +538,7 @@ def cuda():
     if not folder.exists():
         packages = [f"jax-cuda13-{part}=={jax.__version__}" for part in ("plugin", "pjrt")]
         packages += ["nvidia-cublas", "nvidia-cuda-nvcc", "nvidia-cuda-crt", "nvidia-nvvm"]
+        packages += ["nvidia-cudnn-cu13"]
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
         with tempfile.TemporaryDirectory(dir=folder.parent) as partial:
             subprocess.run([*command, f"--target={partial}/all", *packages], check=True)
@@ -530,6 +569,8 @@ def test_a_plan_for_gpus(cuda, tmp_path):
     gradients = 2 * result["parameters"]
     assert gradients < result["collectives"]["all-reduce"]["bytes"] < 1.1 * gradients
     assert any("__cudnn$conv" in name for name in result["kernels"])
+    # Teacher and student have neither a bias nor dropout.
+    assert {"__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"} <= result["kernels"].keys()
     # cuDNN's convolutions and Triton's products are all of our count, and attention's, which are
     # computed again for the gradients, are a small part of it.
     assert result["compiled_flops"] == pytest.approx(result["flops_per_step"], rel=0.05)

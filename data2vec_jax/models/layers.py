@@ -18,7 +18,7 @@ from jax import lax
 from data2vec_jax.core import sharding
 from data2vec_jax.core.config import Depth, Range
 from data2vec_jax.core.errors import UserError
-from data2vec_jax.models import attention_parts, attention_tpu
+from data2vec_jax.models import attention_gpu, attention_parts, attention_tpu
 from data2vec_jax.models.attention_parts import LinearBias, drop_weights
 
 Array = jax.Array
@@ -333,14 +333,20 @@ def attention(
     """
     B, H, T, _ = q.shape
     seeds = attention_parts.seeds(key, B, H) if key is not None and dropout_rate else None
-    if sharding.platform() == "tpu" and attention_tpu.takes(B, T, bias is not None):
+    platform = sharding.platform()
+    if platform == "tpu" and attention_tpu.takes(B, T, bias is not None):
         return attention_tpu.attend(q, k, v, bias, linear, valid, dropout_rate, seeds)
+    plain = bias is None and linear is None and seeds is None
+    if platform == "gpu" and plain and attention_gpu.takes(q):
+        return attention_gpu.attend(q, k, v, valid)
     return attend(q, k, v, bias, linear, valid, dropout_rate, seeds)
 
 
 def attention_by() -> str:
     """What computes attention on the devices of the mesh, in words."""
-    return attention_tpu.rule() if sharding.platform() == "tpu" else "matrix products and softmax"
+    kernels = {"tpu": attention_tpu, "gpu": attention_gpu}
+    found = kernels.get(sharding.platform())
+    return ("" if found is None else f"{found.rule()}, else by ") + "products and softmax"
 
 
 def attend(

@@ -411,17 +411,26 @@ def _cudnn(i: Instruction) -> str:
     return i.attributes.partition(target)[2].partition('"')[0] if i.opcode == "custom-call" else ""
 
 
-def _kernel(i: Instruction) -> bool:
-    """Whether it is a kernel of our own on a TPU (Pallas)."""
-    return i.opcode == "custom-call" and 'custom_call_target="tpu_custom_call"' in i.attributes
+def _kernel(i: Instruction) -> str:
+    """Which kernel of attention it is: 'tpu_custom_call', our own (Pallas), cuDNN's
+    '__cudnn$fmhaSoftmax' or '__cudnn$fmhaSoftmaxBackward'; '' if it is none."""
+    found = re.search(r'custom_call_target="(tpu_custom_call|__cudnn\$fmha\w+)"', i.attributes)
+    return found[1] if found and i.opcode == "custom-call" else ""
 
 
 def _products(i: Instruction, shapes: Mapping[str, list[Array]]) -> float:
     """FLOPs of a dot, a convolution or a kernel that states them, 2 per multiply-add; 0 for
     anything else."""
-    if _kernel(i):
+    kernel = _kernel(i)
+    if kernel == "tpu_custom_call":
         stated = re.search(r'"cost_estimate":\{"flops":"(\d+)"', i.attributes)
         return float(stated[1]) if stated else 0.0
+    if kernel:  # logits and weighted values, or logits and four gradients
+        config = i.attributes.partition('"intermediate_tensor_shape"')[2]
+        weights = re.search(r'"dimensions":\s*\[([^\]]*)\]', config)[1]
+        width = shapes[i.operands[0]][0].dims[-1]
+        products = 5 if kernel.endswith("Backward") else 2
+        return 2.0 * products * width * math.prod(int(n.strip(' "')) for n in weights.split(","))
     if i.opcode == "dot":
         left = shapes[i.operands[0]][0].dims
         contracted = _braces(i.attributes, "lhs_contracting_dims=")

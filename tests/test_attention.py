@@ -118,7 +118,7 @@ def test_what_the_kernel_takes():
         assert takes(16, 512, False) and not takes(12, 512, False)
 
 
-@pytest.mark.parametrize(("parts", "length"), [((), 128), (("valid",), 131)])
+@pytest.mark.parametrize(("parts", "length"), [((), 128), ((), 131), (("valid",), 131)])
 def test_the_wrapper_of_cudnn_equals_the_formula(parts, length):
     """By JAX's own implementation of what cuDNN computes."""
 

@@ -29,12 +29,17 @@ def attend(
     q: Array, k: Array, v: Array, valid: Array | None, implementation: str = "cudnn"
 ) -> Array:
     """See `layers.attention`. implementation: of `jax.nn.dot_product_attention`."""
-    T = q.shape[2]
+    B, _, T, _ = q.shape
+    # What it takes has an even number of tokens. Padding is a mask of keys, for the kernel a bias;
+    # a token that makes the number even is left out by the rows' lengths, which cost nothing.
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))  # [B, T, H, d]
-    mask = None
-    if valid is not None:  # for the kernel a bias, which has an even number of tokens
-        q, k, v = (jnp.pad(x, ((0, 0), (0, T % 2), (0, 0), (0, 0))) for x in (q, k, v))
+    q, k, v = (jnp.pad(x, ((0, 0), (0, T % 2), (0, 0), (0, 0))) for x in (q, k, v))
+    how = {}
+    if valid is not None:
         valid = jnp.pad(valid, ((0, 0), (0, T % 2)))
-        mask = jnp.broadcast_to(valid[:, None, None, :], (len(valid), 1, *[valid.shape[1]] * 2))
-    out = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=implementation)
+        how["mask"] = jnp.broadcast_to(valid[:, None, None], (B, 1, T + T % 2, T + T % 2))
+    elif T % 2:
+        lengths = jnp.full(B, T, jnp.int32)
+        how |= {"query_seq_lengths": lengths, "key_value_seq_lengths": lengths}
+    out = jax.nn.dot_product_attention(q, k, v, implementation=implementation, **how)
     return jnp.swapaxes(out[:, :T], 1, 2)

@@ -72,10 +72,18 @@ def target(kind: str) -> str:
 
 
 def plugin() -> str | None:
-    """The installed CUDA plugin, as a module's name."""
-    if importlib.util.find_spec("jax_plugins") is None:
+    """The installed CUDA plugin, as a module's name; None without it, or without cuDNN, which JAX
+    asks for its version where attention is computed by it."""
+    if not all(map(_installed, ("jax_plugins", "nvidia.cudnn"))):
         return None
-    return next((name for name in PLUGINS if importlib.util.find_spec(name)), None)
+    return next((name for name in PLUGINS if _installed(name)), None)
+
+
+def _installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # nor is the package that it is a part of
+        return False
 
 
 def described(kind: str, each: int, machines: int) -> Sequence[Any]:

@@ -10,6 +10,7 @@ made.
 """
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -148,6 +149,13 @@ def known() -> dict[str, Any]:
     return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
 
 
+def attention_of(plan: Mapping[str, Any]) -> str:
+    """How many kernels of attention are in the program; '*' for a plan of before there were any."""
+    if plan["kernels"] is None:
+        return "*" if plan["step_seconds_estimate"] else "–"
+    return str(sum(n for name, n in plan["kernels"].items() if re.search("attention|fmha", name)))
+
+
 def row(plan: Mapping[str, Any]) -> str:
     """A line of the table of slices."""
     sent = "; ".join(
@@ -163,6 +171,7 @@ def row(plan: Mapping[str, Any]) -> str:
         "yes" if plan["fits"] else "no: " + "; ".join(plan["advice"]),
         f"{used / 2**30:.2f} of {plan['hbm_bytes'] / 2**30:.2f}",
         sent or "–",
+        attention_of(plan),
         f"{1e3 * step:.1f}" if step else "–",
         f"{plan['mfu_estimate']:.0%}" if step else "–",
         f"{plan['compile_cpu_seconds']:.0f}",
@@ -175,7 +184,8 @@ def tables() -> dict[str, str]:
     made = known()
     head = (
         "| recipe | where | rows | options | fits | HBM, GiB a device | collectives a step |"
-        " step, ms | MFU | compile, CPU s |\n|---|---|---|---|---|---|---|---|---|---|\n"
+        " attention kernels | step, ms | MFU | compile, CPU s |\n"
+        "|---|---|---|---|---|---|---|---|---|---|---|\n"
     )
 
     def rows(wanted: Callable[[str], bool]) -> str:

@@ -98,9 +98,9 @@ def test_a_spoiled_update_changes_nothing_and_the_next_is_sound(name):
         assert counts == {"AdamState": 2, "ScaleByScheduleState": 8}
 
 
-def toy(max_deviations):
+def toy(max_deviations, kind="sgd"):
     """(first state, step) of one weight whose gradient is the batch's mean."""
-    tx = optimizer.make_optimizer(lambda n: 0.1, optimizer.OptimizerConfig(kind="sgd"))
+    tx = optimizer.make_optimizer(lambda n: 0.1, optimizer.OptimizerConfig(kind=kind))
     tx = optimizer.watching_norm(tx) if max_deviations else tx
     task = Task(
         shapes=(),
@@ -131,6 +131,22 @@ def test_a_spike_is_skipped_if_asked_for_and_does_not_move_the_mean():
     assert int(statistics.count) == 299
     assert float(statistics.mean) == pytest.approx(1.0, abs=0.05)
     assert 0.05 < float(jnp.sqrt(statistics.variance)) < 0.2
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_spoiled_moment_is_found_by_the_next_loss(value):
+    state, step = toy(None, "adamw")
+    state, _ = step(state, {"x": jnp.ones(4)})
+
+    def spoil(x):
+        return jnp.full_like(x, value) if x.dtype == jnp.float32 and x.ndim else x
+
+    state = state.replace(opt_state=jax.tree.map(spoil, state.opt_state))
+    state, _ = step(state, {"x": jnp.ones(4)})
+    assert not np.isfinite(state.params["w"]).all()  # which is never saved, see checkpoints
+    for _ in range(2):
+        state, metrics = step(state, {"x": jnp.ones(4)})
+        assert metrics["skipped"] == 1 and not np.isfinite(metrics["loss"])
 
 
 # Whole runs ---------------------------------------------------------------------------------------

@@ -65,6 +65,8 @@ def test_mistakes_name_what_is_near():
         find_config("common")
     with pytest.raises(UserError, match=r"no config file /nowhere/mine\.py"):
         find_config("/nowhere/mine.py:base")
+    with pytest.raises(UserError, match=r"no option --total_steps; .* and --config\.NAME"):
+        parsed("--config=vision_v2:smoke", "--total_steps=8")
     config, _ = parsed("--config=vision_v2:smoke", "--config.model.widht=8")
     with pytest.raises(
         UserError, match=r"config.model.widht: no such option; did you mean 'width'"

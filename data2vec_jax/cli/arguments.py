@@ -118,7 +118,10 @@ def _flags(argv: Sequence[str], options: Mapping[str, str]) -> flags.FlagValues:
         rest = values(argv)
     except Exception as error:  # anything, for a config file is Python
         text = one_line(error)
-        if place := _line_of_config(error, argv):
+        if isinstance(error, flags.UnrecognizedFlagError):
+            names = ", ".join(f"--{name}" for name in ("config", *options))
+            text = f"no option --{error.flagname}; there are {names}, and --config.NAME of a recipe"
+        elif place := _line_of_config(error, argv):
             text = f"{place}: {type(error).__name__}: {text}"
         # ml_collections gives the name, at times quoted and with a hint, and no more.
         elif text[0] in "\"'" or isinstance(error, KeyError):

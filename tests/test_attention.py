@@ -111,11 +111,12 @@ def test_rows_on_eight_devices():
 
 def test_what_the_kernel_takes():
     takes = attention_tpu.takes
-    assert takes(3, 512, False) and takes(3, 197, True) and takes(3, 1500, False)
-    assert not takes(3, 80, False)  # of which there is little to save
-    assert not takes(3, 1500, True)  # the gradient of a bias needs all queries at once
+    assert takes(3, 512, 64, False) and takes(3, 197, 64, True) and takes(3, 1500, 128, False)
+    assert not takes(3, 80, 64, False)  # of which there is little to save
+    assert not takes(3, 1500, 64, True)  # the gradient of a bias needs all queries at once
+    assert not takes(3, 3000, 64, False) and not takes(3, 512, 256, False)
     with jax.set_mesh(sharding.make_mesh()):
-        assert takes(16, 512, False) and not takes(12, 512, False)
+        assert takes(16, 512, 64, False) and not takes(12, 512, 64, False)
 
 
 @pytest.mark.parametrize(("parts", "length"), [((), 128), ((), 131), (("valid",), 131)])

@@ -498,8 +498,8 @@ from data2vec_jax.core import sharding
 from data2vec_jax.models import attention_parts, layers
 from jax.sharding import NamedSharding, PartitionSpec as P
 
-mesh = sharding.make_mesh(devices=topology.devices_of(topology.parse_topology("v5e:2x4")))
-for T, biased in ((197, True), (500, False), (1500, False)):
+for name, T, biased in (("v5e:2x4", 197, True), ("v5e:2x4", 500, False), ("v4:2x2x1", 2048, False)):
+    mesh = sharding.make_mesh(devices=topology.devices_of(topology.parse_topology(name)))
     def described(spec, *shape, dtype=jnp.float32):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
 

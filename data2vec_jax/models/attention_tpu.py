@@ -20,8 +20,9 @@ from data2vec_jax.models.attention_parts import LinearBias, distances, drop_weig
 Array = jax.Array
 LANES = 128  # of a vector register: T is padded to a multiple
 LARGEST = 2**18  # logits of a block; the backward pass holds six such arrays, 1 MiB each
-LEAST, MOST = 256, 4096  # T at which it pays, and at which one block of 128 queries still fits
-MOST_WITH_BIAS = 512  # all queries in one block
+# T at which it pays, and at which a block of 128 queries fits into the 16 MiB of a v4; with a bias
+# all queries are one block. d of which that was tried.
+LEAST, MOST, MOST_WITH_BIAS, WIDEST = 256, 2048, 512, 128
 
 
 class Options(NamedTuple):
@@ -41,7 +42,7 @@ def rule() -> str:
     return f"a kernel of ours from {LEAST - LANES + 1} to {longest}"
 
 
-def takes(rows: int, length: int, bias: bool) -> bool:
+def takes(rows: int, length: int, width: int, bias: bool) -> bool:
     """Whether `attend` takes such arrays on this mesh, and it pays.
 
     Below `LEAST` tokens logits are small, and a program's start costs more than they do. A bias
@@ -49,7 +50,7 @@ def takes(rows: int, length: int, bias: bool) -> bool:
     """
     divided = rows % sharding.device_count() == 0
     longest = MOST_WITH_BIAS if bias else MOST
-    return divided and LEAST <= padded(length) <= longest
+    return divided and LEAST <= padded(length) <= longest and width <= WIDEST
 
 
 def padded(length: int) -> int:

@@ -331,10 +331,10 @@ def attention(
     Logits, biases and softmax are float32. The one place that knows of kernels: devices, shapes and
     biases choose.
     """
-    B, H, T, _ = q.shape
+    B, H, T, d = q.shape
     seeds = attention_parts.seeds(key, B, H) if key is not None and dropout_rate else None
     platform = sharding.platform()
-    if platform == "tpu" and attention_tpu.takes(B, T, bias is not None):
+    if platform == "tpu" and attention_tpu.takes(B, T, d, bias is not None):
         return attention_tpu.attend(q, k, v, bias, linear, valid, dropout_rate, seeds)
     plain = bias is None and linear is None and seeds is None
     if platform == "gpu" and plain and attention_gpu.takes(q):

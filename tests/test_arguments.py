@@ -67,6 +67,8 @@ def test_mistakes_name_what_is_near():
         find_config("/nowhere/mine.py:base")
     with pytest.raises(UserError, match=r"no option --total_steps; .* and --config\.NAME"):
         parsed("--config=vision_v2:smoke", "--total_steps=8")
+    with pytest.raises(UserError, match=r"no option --workdri; did you mean 'workdir'"):
+        parsed("--config=vision_v2:smoke", "--workdri=x")
     config, _ = parsed("--config=vision_v2:smoke", "--config.model.widht=8")
     with pytest.raises(
         UserError, match=r"config.model.widht: no such option; did you mean 'width'"

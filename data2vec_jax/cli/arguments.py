@@ -120,7 +120,8 @@ def _flags(argv: Sequence[str], options: Mapping[str, str]) -> flags.FlagValues:
         text = one_line(error)
         if isinstance(error, flags.UnrecognizedFlagError):
             names = ", ".join(f"--{name}" for name in ("config", *options))
-            text = f"no option --{error.flagname}; there are {names}, and --config.NAME of a recipe"
+            near = nearest(error.flagname, ("config", *options))
+            text = f"no option --{error.flagname}{near}; there are {names}, and --config.NAME"
         elif place := _line_of_config(error, argv):
             text = f"{place}: {type(error).__name__}: {text}"
         # ml_collections gives the name, at times quoted and with a hint, and no more.

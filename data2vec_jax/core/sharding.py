@@ -204,9 +204,12 @@ def per_device(function: Callable, rows: int) -> Callable:
 
 
 def platform() -> str:
-    """'cpu', 'tpu' or 'gpu': of the ambient mesh, whose devices may be known to a compiler only."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform
+    """'cpu', 'tpu' or 'gpu': of the ambient mesh, whose devices may be known to a compiler only;
+    without one, of JAX's default device."""
+    device = jax.sharding.get_abstract_mesh().abstract_device or jax.config.jax_default_device
+    if device is None:
+        return jax.default_backend()
+    return device if isinstance(device, str) else device.platform
 
 
 def device_count() -> int:

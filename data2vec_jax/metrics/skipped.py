@@ -82,8 +82,8 @@ class SkippedUpdates:
             place = self._file.path if self._file else FILE
             raise SkippedError(
                 f"step {step:,}: {why}, and {self.in_a_row} updates in a row were not applied "
-                "(more than config.skip.max_in_a_row); parameters and checkpoints are those before "
-                "them. Try a lower config.schedule.peak, a longer warm-up, config.optim.clip, "
+                "(more than config.skip.max_in_a_row); checkpoints are of before them. "
+                "Try a lower config.schedule.peak, a longer warm-up, config.optim.clip, "
                 f"config.dtype=float32, or look at the examples in {place}"
             )
 

@@ -10,9 +10,12 @@ Array = jax.Array
 WIDEST = 128  # of a head, on cards before Hopper
 
 
+OLDEST = 8.0  # compute capability: Ampere
+
+
 def rule() -> str:
     """For whom it is, in words."""
-    return "cuDNN's kernel in half precision, without a bias or dropout"
+    return "cuDNN's kernel (Ampere and later) in half precision, without a bias or dropout"
 
 
 def takes(q: Array) -> bool:
@@ -22,7 +25,18 @@ def takes(q: Array) -> bool:
     wrong by whole numbers. Nor dropout, which JAX's public function has not.
     """
     half, width = q.dtype in (jnp.bfloat16, jnp.float16), q.shape[-1]
-    return half and width % 8 == 0 and width <= WIDEST
+    return half and width % 8 == 0 and width <= WIDEST and _new_enough()
+
+
+def _new_enough() -> bool:
+    """Whether this machine's card has the kernel; yes where a plan only describes one."""
+    if jax.default_backend() != "gpu":
+        return True
+    capability = getattr(jax.local_devices()[0], "compute_capability", "")
+    try:
+        return float(capability) >= OLDEST
+    except ValueError:  # of another maker
+        return False
 
 
 def attend(

@@ -63,5 +63,5 @@ def drop_weights(
         bits = (bits ^ lax.shift_right_logical(bits, 16)) * jnp.int32(factor)
         bits = bits ^ lax.shift_right_logical(bits, 15)
     bits = (bits ^ seed[1]) * jnp.int32(0x9E3779B1 - 2**32)
-    least = jnp.int32(round(rate * 2**32) - 2**31)  # bits are uniform from -2^31
-    return jnp.where(bits >= least, x / (1.0 - rate), 0).astype(x.dtype)
+    least = min(round(rate * 2**32), 2**32 - 1) - 2**31  # bits are uniform from -2^31
+    return jnp.where(bits >= jnp.int32(least), x / (1.0 - rate), 0).astype(x.dtype)

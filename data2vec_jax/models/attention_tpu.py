@@ -39,7 +39,8 @@ class Options(NamedTuple):
 def rule() -> str:
     """For whom it is, in words."""
     longest = f"{MOST:,} tokens, {MOST_WITH_BIAS} with relative positions"
-    return f"a kernel of ours from {LEAST - LANES + 1} to {longest}"
+    rows = "where rows divide over the devices"
+    return f"a kernel of ours from {LEAST - LANES + 1} to {longest}, {rows}"
 
 
 def takes(rows: int, length: int, width: int, bias: bool) -> bool:
@@ -173,6 +174,8 @@ def _run_backward(options, shared, rows, gradient):
 def _call(options, name, kernel, operands, outputs, scratch, products):
     """Runs a kernel for each head, row and block of queries, in this order."""
     B, H, T, d = operands["q"].shape
+    if "seeds" in operands:  # flat: the memory of scalars pads the last axis to 128
+        operands = operands | {"seeds": operands["seeds"].reshape(-1)}
     sizes = range(T, 0, -LANES)
     queries = next(n for n in sizes if T % n == 0 and (n * T <= LARGEST or n == LANES))
     axes = operands["key_places"].shape[1] if "key_places" in operands else 0
@@ -254,7 +257,8 @@ def _weights(options, refs):
     def dropped(x):
         if not options.dropout_rate:
             return x
-        seeds = refs["seeds"][row, head, 0], refs["seeds"][row, head, 1]
+        place = 2 * (row * pl.num_programs(0) + head)
+        seeds = refs["seeds"][place], refs["seeds"][place + 1]
         return drop_weights(x, options.dropout_rate, seeds, query, key)
 
     return weights, apart, counts, dropped

@@ -40,6 +40,7 @@ import io
 import json
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -562,6 +563,7 @@ def main() -> None:
         path = folder / name
         if not path.exists() or not has_dev(path):
             make(folder)
+            shutil.rmtree(folder / "shards" / path.stem, ignore_errors=True)
     for modality, tables in PREPARED.items():
         for name in tables:
             shards(modality, folder / name, folder / "shards" / Path(name).stem)

@@ -153,7 +153,8 @@ def measure(photos: str) -> None:
     RESULTS.mkdir(exist_ok=True)
     for name, options in ROWS.items():
         path = RESULTS / f"{name}.json"
-        words = [f"--config={name}:base", *options.format(photos=photos).split()]
+        words = [word.format(photos=Path(photos).resolve()) for word in options.split()]
+        words = [f"--config={name}:base", *words]
         command = [sys.executable, "-m", "data2vec_jax.bench", *words, f"--json={path}"]
         subprocess.run([*command, "--data-only", "--peer"], cwd=ROOT, check=True)
         write_json(path, read_json(path) | {"date": time.strftime("%Y-%m-%d")})
@@ -209,7 +210,7 @@ def main() -> None:
     if a.what == "photos":
         photos(Path(a.rest[0]))
     elif a.what in ("measure", "table"):
-        if a.rest:
+        if a.what == "measure":
             measure(a.rest[0])
         fill(PERFORMANCE, {"loaders": table()})
     elif a.what == "epochs":

@@ -151,7 +151,7 @@ def known() -> dict[str, Any]:
 
 def attention_of(plan: Mapping[str, Any]) -> str:
     """How many kernels of attention are in the program; '*' for a plan of before there were any."""
-    if plan["kernels"] is None:
+    if plan.get("kernels") is None:
         return "*" if plan["step_seconds_estimate"] else "–"
     return str(sum(n for name, n in plan["kernels"].items() if re.search("attention|fmha", name)))
 

@@ -114,12 +114,12 @@ def _flags(argv: Sequence[str], options: Mapping[str, str]) -> flags.FlagValues:
     for name, meaning in options.items():
         define = flags.DEFINE_string if meaning else flags.DEFINE_bool
         define(name, None, meaning, flag_values=values)
+    names = ", ".join(f"--{name}" for name in ("config", *options))
     try:
         rest = values(argv)
     except Exception as error:  # anything, for a config file is Python
         text = one_line(error)
         if isinstance(error, flags.UnrecognizedFlagError):
-            names = ", ".join(f"--{name}" for name in ("config", *options))
             near = nearest(error.flagname, ("config", *options))
             text = f"no option --{error.flagname}{near}; there are {names}, and --config.NAME"
         elif place := _line_of_config(error, argv):
@@ -130,7 +130,6 @@ def _flags(argv: Sequence[str], options: Mapping[str, str]) -> flags.FlagValues:
             text = f"the config has no option {text}"
         raise UserError(text[:LONGEST]) from None
     if len(rest) > 1:
-        names = ", ".join(f"--{name}" for name in ("config", *options))
         raise UserError(f"unknown argument '{rest[1]}'; options are {names}")
     if values.config is None:
         raise UserError("--config=NAME:VARIANT is missing")

@@ -8,8 +8,6 @@ import jax.numpy as jnp
 
 Array = jax.Array
 WIDEST = 128  # of a head, on cards before Hopper
-
-
 OLDEST = 8.0  # compute capability: Ampere
 
 

@@ -55,6 +55,7 @@ def takes(rows: int, length: int, width: int, bias: bool) -> bool:
 
 
 def padded(length: int) -> int:
+    """The number of tokens with padding to whole registers."""
     return -(-length // LANES) * LANES
 
 
@@ -108,11 +109,10 @@ def _forward(options, *operands):
 def _backward(options, operands, gradient):
     shared, rows = _sorted(operands)
     run = sharding.per_device(functools.partial(_run_backward, options), operands[0].shape[0])
-    found = run(shared, rows, gradient)
-    found = {name: x for name, x in zip(("q", "k", "v", "slopes", "bias"), found, strict=True)}
-    for name in ("slopes", "bias"):  # one part for each row, or for each device
-        found[name] = None if found[name] is None else jnp.sum(found[name], 0)
-    return *(found.get(name) for name in ("q", "k", "v", "bias", "slopes")), None, None, None
+    *of_rows, bias, slopes = run(shared, rows, gradient)
+    # One part for each device, and for each row.
+    sums = (None if parts is None else jnp.sum(parts, 0) for parts in (bias, slopes))
+    return *of_rows, *sums, None, None, None  # places, valid and seeds have no gradient
 
 
 _attend.defvjp(_forward, _backward)
@@ -166,9 +166,9 @@ def _run_backward(options, shared, rows, gradient):
         products=5,
     )
     found = dict(zip(outputs, found, strict=True))
-    slopes = found["slopes"][:, :, 0, 0] if "slopes" in found else None
     bias = found["bias"][None] if "bias" in found else None
-    return found["q"], found["k"], found["v"], slopes, bias
+    slopes = found["slopes"][:, :, 0, 0] if "slopes" in found else None
+    return found["q"], found["k"], found["v"], bias, slopes
 
 
 def _call(options, name, kernel, operands, outputs, scratch, products):

@@ -414,8 +414,10 @@ def _cudnn(i: Instruction) -> str:
 def _kernel(i: Instruction) -> str:
     """Which kernel of attention it is: 'tpu_custom_call', our own (Pallas), cuDNN's
     '__cudnn$fmhaSoftmax', '__cudnn$fmhaScaleBiasSoftmax' or '...Backward'; '' if it is none."""
+    if i.opcode != "custom-call":
+        return ""
     found = re.search(r'custom_call_target="(tpu_custom_call|__cudnn\$fmha\w+)"', i.attributes)
-    return found[1] if found and i.opcode == "custom-call" else ""
+    return found[1] if found else ""
 
 
 def _products(i: Instruction, shapes: Mapping[str, list[Array]]) -> float:

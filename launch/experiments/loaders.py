@@ -24,6 +24,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+import plans
 from pages import fill
 
 from data2vec_jax.bench import loader
@@ -36,8 +37,6 @@ from data2vec_jax.modalities import contract
 from data2vec_jax.tasks import pretrain
 
 RESULTS = ROOT / "launch/experiments/loaders"
-PLANS = ROOT / "launch/experiments/plans"
-PERFORMANCE = ROOT / "docs/performance.md"
 # Recipe -> options beside `--data-only --peer`; {photos} is a folder.
 ROWS = {
     "speech_v2": "--config.data.source=samples:speech",
@@ -47,6 +46,7 @@ ROWS = {
     "text_v2": "--config.data.source=samples:glosses --config.model.vocab_size=4000 "
     "--config.examples.vocab_size=4000 --batch=64",
 }
+DEVICES = "h100_8", "v5e_16x16"  # as the names of plans have them
 PARTS = "read", "decode", "augment", "collate"
 CROPS = (4.0, 8.0, 12.0, 15.0)  # of speech_v2:base
 SHARDS = 10
@@ -160,12 +160,10 @@ def measure(photos: str) -> None:
         write_json(path, read_json(path) | {"date": time.strftime("%Y-%m-%d")})
 
 
-def feeding(result: Mapping[str, Any], name: str, topology: str) -> str:
+def feeding(result: Mapping[str, Any], plan: Mapping[str, Any] | None) -> str:
     """How many of the measured cores feed a device at the planned step."""
-    path = PLANS / f"{name}_base-1x{topology}.json"
-    if not path.exists():
+    if plan is None:
         return "no plan"
-    plan = read_json(path)
     rows = plan["batch_size"] / plan["devices"]
     return f"{loader.feeding(result, plan['step_seconds_estimate'], rows)['cores']:.2g}"
 
@@ -178,6 +176,7 @@ def table() -> str:
         "| of 2 cores, PyTorch's | cores for an H100, a v5e |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
+    planned = plans.known()
     for name, options in ROWS.items():
         if not (RESULTS / f"{name}.json").exists():
             continue
@@ -192,7 +191,7 @@ def table() -> str:
             ", ".join(f"{1e3 * x:.2g}" for x in parts),
             f"{one}, {peer['ratio']:.2f} ({min(blocks):.2f} to {max(blocks):.2f})",
             ", ".join(f"{max(side['examples_per_second'].values()):,.0f}" for side in both),
-            ", ".join(feeding(found, name, t) for t in ("h100_8", "v5e_16x16")),
+            ", ".join(feeding(found, planned.get(f"{name}_base-1x{t}")) for t in DEVICES),
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -212,7 +211,7 @@ def main() -> None:
     elif a.what in ("measure", "table"):
         if a.what == "measure":
             measure(a.rest[0])
-        fill(PERFORMANCE, {"loaders": table()})
+        fill(plans.PERFORMANCE, {"loaders": table()})
     elif a.what == "epochs":
         source, config, *_ = [*a.rest, *("samples:speech", "speech_v2:smoke")[len(a.rest) :]]
         epochs(source, config)

@@ -64,7 +64,8 @@ class Run:
 
     def at_rate(self, rate: float) -> "Run":
         """The same run with another factor of the schedule, and programs of its own."""
-        return self if rate == self.rate else Run(self.config, self.task, self.mesh, rate=rate)
+        same = self.config, self.task, self.mesh
+        return self if rate == self.rate else type(self)(*same, rate=rate)
 
     def _init(self, key):
         return init_state(self.task, self.tx, key)

@@ -74,6 +74,14 @@ def test_wrong_shapes(options, message):
         sharding.make_mesh(**options)
 
 
+@pytest.mark.parametrize(
+    "platform, size, fsdp",
+    [("tpu", 256, 16), ("tpu", 4, 4), ("tpu", 24, 8), ("tpu", 1, 1), ("gpu", 8, 1), ("cpu", 8, 1)],
+)
+def test_fsdp_that_no_config_gives(platform, size, fsdp):
+    assert sharding.fsdp_of(platform, size) == fsdp
+
+
 def test_slices_of_different_sizes():
     with pytest.raises(UserError, match="slices of 4, 8 devices"):
         sharding.make_mesh(devices=[*fake(1, 1, 4), *fake(2, 1, 8)[8:]])
@@ -86,6 +94,27 @@ def test_a_slice_axis_changes_no_result():
     batch = sharding.to_global({"x": x}, mesh)
     assert batch["x"].addressable_shards[0].data.shape == (2, 4)
     np.testing.assert_allclose(jax.jit(lambda b: b["x"].sum())(batch), x.sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("rows, width", [(8, 6), (8, 5), (3, 6)])
+def test_rows_of_a_table(rows, width):
+    """The gradient of rows that several devices use, of columns that divide and that do not."""
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(7, width)).astype(np.float32)
+    indices = rng.integers(0, 7, (rows, 4))
+    weights = rng.normal(size=(rows, 4, width)).astype(np.float32)
+    expected = np.zeros_like(table)
+    np.add.at(expected, indices, weights)
+
+    def weighted(table, dtype):
+        return (weights * sharding.lookup(table, indices, dtype)).sum()
+
+    with jax.set_mesh(sharding.make_mesh(fsdp=2)):
+        np.testing.assert_array_equal(sharding.lookup(table, indices, "float32"), table[indices])
+        for dtype, limit in (("float32", 1e-6), ("bfloat16", 2e-2)):
+            found = jax.jit(jax.grad(weighted), static_argnums=1)(table, dtype)
+            assert found.dtype == np.float32
+            np.testing.assert_allclose(found, expected, rtol=0, atol=limit * abs(expected).max())
 
 
 def test_one_rule_and_its_exceptions():

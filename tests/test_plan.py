@@ -188,7 +188,7 @@ def test_advice_is_tried(state, tried, last, without_libtpu, monkeypatch):
     monkeypatch.setattr(advice, "Step", Sizes)
     monkeypatch.setattr(Sizes, "state", (state - (state == 30.0) * 0.0001) * GIB)
     monkeypatch.setattr(Sizes, "seen", [])
-    made, pod = config(), topology.parse_topology("v5e:2x4")
+    made, pod = config(mesh={"data": -1, "fsdp": 1}), topology.parse_topology("v5e:2x4")
     sizes = Sizes(made, sharding.make_mesh(devices=topology.devices_of(pod)))
     lines = advice.advice(made, pod, sizes)
     assert Sizes.seen == tried

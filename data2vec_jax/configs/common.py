@@ -56,7 +56,8 @@ def _run(*, modality: str, steps: int, seed: int) -> ConfigDict:
     c = ConfigDict(dict(modality=modality, seed=seed, total_steps=steps))
     c.update(log_every=100, eval_every=0, accumulate=1, dtype="bfloat16")
     c.data = dict(max_bad_share=0.01)
-    c.mesh = dict(data=-1, fsdp=1, slices=config_dict.placeholder(int))
+    c.mesh = dict(data=-1)
+    c.mesh.update(fsdp=config_dict.placeholder(int), slices=config_dict.placeholder(int))
     return c
 
 

@@ -6,11 +6,14 @@ where they are used (`gather`). A slice is what one fast network connects (a TPU
 weights are gathered inside a slice, and only the sums of gradients cross from one to another.
 """
 
+import functools
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -27,7 +30,7 @@ MIN_SIZE = 2**16  # smaller arrays are cheaper to copy than to gather
 
 def make_mesh(
     data: Annotated[int, Range(-1)] = -1,
-    fsdp: PositiveInt = 1,
+    fsdp: PositiveInt | None = None,
     slices: PositiveInt | None = None,
     *,
     devices: Sequence[Any] | None = None,
@@ -35,14 +38,16 @@ def make_mesh(
     """The mesh `(slice, data, fsdp)` over all devices. Config section `mesh`.
 
     data: copies of the model in a slice, each split over `fsdp` devices; -1 means "the rest".
-    slices: read off the devices; a number splits their list into so many equal parts (1: fsdp may
-    cross the slow network). devices: those of this run, or of a topology described by its name.
+    fsdp: None for what pays, see `fsdp_of`, or for 1 where data is given. slices: read off the
+    devices; a number splits their list into so many equal parts (1: fsdp may cross the slow
+    network). devices: those of this run, or of a topology described by its name.
 
     Raises:
       UserError: a product that is not the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
-    if fsdp < 1 or (data < 1 and data != -1) or (slices is not None and slices < 1):
+    least = 1 if fsdp is None else fsdp, 1 if slices is None else slices, abs(data)
+    if min(least) < 1 or data < -1:
         raise UserError(
             f"config.mesh: data={data}, fsdp={fsdp}, slices={slices}; use numbers >= 1, or data=-1"
         )
@@ -51,6 +56,8 @@ def make_mesh(
     if any(len(group) != size for group in groups):
         sizes = ", ".join(str(len(group)) for group in groups)
         raise UserError(f"config.mesh: slices of {sizes} devices; they must be of one size")
+    if fsdp is None:
+        fsdp = fsdp_of(devices[0].platform, size) if data == -1 else 1
     rows = size // fsdp if data == -1 else data
     if rows * fsdp != size:
         of_slice = f" of each of the {len(groups)} slices" if len(groups) > 1 else ""
@@ -61,6 +68,17 @@ def make_mesh(
         )
     placed = np.stack([_arrange(group, (rows, fsdp)) for group in groups])
     return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def fsdp_of(platform: str, size: int) -> int:
+    """Over how many of a slice's `size` devices parameters are split where no config says it.
+
+    Updating all of Adam's moments and the teacher on every TPU takes a third of the step of a
+    base model (docs/performance.md). Split over 16, a ring of a v5e's network, it takes next to
+    nothing, and weights arrive while the layer before is computed. Not on CPUs, whose network is
+    their memory.
+    """
+    return math.gcd(size, 16) if platform == "tpu" else 1
 
 
 def _slices(devices: Sequence[Any], count: int | None) -> list[list[Any]]:
@@ -176,6 +194,45 @@ def _gather(weight: jax.Array) -> jax.Array:
 # The transpose of a constraint is the same constraint, which would sum whole gradients everywhere;
 # without it each device gets the sum of its own shard only (reduce-scatter).
 _gather.defvjp(lambda weight: (_gather(weight), None), lambda _, gradient: (gradient,))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def lookup(table: jax.Array, indices: jax.Array, dtype: Any) -> jax.Array:
+    """table[indices]: [V, D], int [B, ...] -> [B, ..., D].
+
+    For the gradient each device adds up its own rows of the batch in float32; the sums of all
+    devices are added in `dtype`, as those of other weights are, and each keeps its own columns. The
+    compiler would send whole tables in float32.
+    """
+    del dtype
+    return table[indices]
+
+
+def _lookup_gradient(dtype, residuals, gradient):
+    table, indices = residuals
+    mesh = jax.sharding.get_abstract_mesh()
+
+    def own(indices, gradient):
+        sums = jnp.zeros(table.shape, jnp.float32)
+        return sums.at[indices].add(gradient.astype(jnp.float32))
+
+    if mesh.empty or len(indices) % mesh.size:
+        return own(indices, gradient).astype(table.dtype), None
+    split = table.shape[1] % mesh.shape["fsdp"] == 0
+
+    def of_all(indices, gradient):
+        sums = own(indices, gradient).astype(dtype)
+        if not split:
+            return jax.lax.psum(sums, AXES)
+        sums = jax.lax.psum_scatter(sums, "fsdp", scatter_dimension=1, tiled=True)
+        return jax.lax.psum(sums, ("slice", "data"))
+
+    out = P(None, "fsdp") if split else P()
+    of_all = jax.shard_map(of_all, in_specs=(BATCH, BATCH), out_specs=out, check_vma=False)
+    return of_all(indices, gradient).astype(table.dtype), None
+
+
+lookup.defvjp(lambda table, indices, dtype: (table[indices], (table, indices)), _lookup_gradient)
 
 
 def split_rows(x: jax.Array) -> jax.Array:

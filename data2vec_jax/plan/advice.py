@@ -35,10 +35,11 @@ def remedies(config: Mapping[str, Any], topology: Topology, step: Step) -> Itera
     """Changes to a config that make its step smaller, each on top of the one before."""
     options: dict[str, Any] = {}
     per_slice = topology.chip.devices * topology.chips // topology.slices
-    fsdp, room = config["mesh"]["fsdp"], topology.chip.hbm
-    found = 0
+    mesh = sharding.make_mesh(**config["mesh"], devices=devices_of(topology))
+    before = fsdp = mesh.shape["fsdp"]
+    room, found = topology.chip.hbm, 0
     if step.state_bytes > room / 3:  # parameters, teacher and moments: the copies are the problem
-        while step.state_bytes * config["mesh"]["fsdp"] / fsdp > room / 4 and 2 * fsdp <= per_slice:
+        while step.state_bytes * before / fsdp > room / 4 and 2 * fsdp <= per_slice:
             fsdp *= 2
         options["mesh.fsdp"] = fsdp
         found += 1

@@ -41,8 +41,8 @@ V5E = {
     "vision_v1:large": "",
     "vision_v2:base": "",
     "vision_v2:large": "data.batch_size=256",
-    "vision_v2:huge": "data.batch_size=256 mesh.fsdp=8",
-    "vision_v2:huge14": "data.batch_size=256 mesh.fsdp=8",
+    "vision_v2:huge": "data.batch_size=256",
+    "vision_v2:huge14": "data.batch_size=256",
     "text_v1:base": "",
     "text_v1:large": "",
     "text_v2:base": "data.batch_size=256",
@@ -53,7 +53,7 @@ LARGE = {
     "speech_v2:large": "data.batch_size={chips} data.rows_multiple_of={chips}",
     "vision_v1:large": "",
     "vision_v2:large": "data.batch_size={chips}",
-    "vision_v2:huge": "data.batch_size={chips} mesh.fsdp=8",
+    "vision_v2:huge": "data.batch_size={chips}",
 }
 # (topology, slices, chips)
 SLICES = (("v6e:16x16", 1, 256), ("v5p:8x8x8", 1, 512), ("v5p:4x8x8", 2, 512))
@@ -71,6 +71,18 @@ DEPTHS = (
 )
 
 
+def name_of(recipe: str, topology: str, slices: int) -> str:
+    """The name of a plan, and of its file."""
+    return f"{recipe}-{slices}x{topology}".replace(":", "_")
+
+
+def name_by_rows(recipe: str, rows: int) -> str:
+    """The same, by the rows of each of 256 chips: the recipe's own plan, if it has so many."""
+    if (8 if recipe == "vision_v1:base" else 1) == rows:
+        return name_of(recipe, "v5e:16x16", 1)
+    return f"rows-{rows}-{recipe.replace(':', '_')}"
+
+
 def plans() -> dict[str, list[str]]:
     """Name -> arguments of the planner."""
     found = {}
@@ -82,9 +94,6 @@ def plans() -> dict[str, list[str]]:
         arguments += [f"--topology={topology}"] + [f"--slices={slices}"] * (slices > 1)
         found[name] = arguments
 
-    def name_of(recipe, topology, slices):
-        return f"{recipe}-{slices}x{topology}".replace(":", "_")
-
     for recipe, options in V5E.items():
         add(name_of(recipe, "v5e:16x16", 1), recipe, "v5e:16x16", 1, options)
     for topology, slices, chips in SLICES:
@@ -94,10 +103,9 @@ def plans() -> dict[str, list[str]]:
     for recipe in GPUS:
         add(name_of(recipe, "h100:8", 1), recipe, "h100:8", 1, "")
     for recipe, options in V5E.items():
-        if recipe.endswith(":base"):
-            kept = " ".join(x for x in options.split() if not x.startswith("data.batch_size"))
-            for rows in ROWS:
-                name = f"rows-{rows}-{recipe.replace(':', '_')}"
+        kept = " ".join(x for x in options.split() if not x.startswith("data.batch_size"))
+        for rows in ROWS if recipe.endswith(":base") else ():
+            if (name := name_by_rows(recipe, rows)) not in found:
                 add(name, recipe, "v5e:16x16", 1, f"{kept} data.batch_size={256 * rows}")
     for depth in (12, 24, 48):
         add(f"depth-{depth}", "vision_v2:base", "v5e:2x4", 1, DEPTHS.format(depth=depth))
@@ -125,12 +133,6 @@ def make(name: str, arguments: list[str]) -> bool:
     unfinished.rename(path)
     print(f"{name}: {time.time() - start:.0f} s", flush=True)
     return True
-
-
-def options_of(plan: Mapping[str, Any]) -> str:
-    """What the command sets beside the batch, or a dash."""
-    words = [w.removeprefix("config.") for w in plan["config"].split()[1:]]
-    return ", ".join(w for w in words if not w.startswith("data.")) or "–"
 
 
 def recipe_of(plan: Mapping[str, Any]) -> str:
@@ -167,7 +169,7 @@ def row(plan: Mapping[str, Any]) -> str:
         recipe_of(plan),
         where(plan),
         f"{plan['batch_size']:,}",
-        options_of(plan),
+        str(plan["mesh"]["fsdp"]),
         "yes" if plan["fits"] else "no: " + "; ".join(plan["advice"]),
         f"{used / 2**30:.2f} of {plan['hbm_bytes'] / 2**30:.2f}",
         sent or "–",
@@ -183,7 +185,7 @@ def tables() -> dict[str, str]:
     """The tables of the README, by the name of their place."""
     made = known()
     head = (
-        "| recipe | where | rows | options | fits | HBM, GiB a device | collectives a step |"
+        "| recipe | where | rows | fsdp | fits | HBM, GiB a device | collectives a step |"
         " attention kernels | step, ms | MFU | compile, CPU s |\n"
         "|---|---|---|---|---|---|---|---|---|---|---|\n"
     )
@@ -238,10 +240,10 @@ def sweep() -> str:
     heads, made = " | ".join(f"{rows} a chip: ms, MFU, GiB" for rows in ROWS), known()
     lines = [f"| recipe | {heads} |", "|---" * (len(ROWS) + 1) + "|"]
     for recipe in V5E:
-        found = [made.get(f"rows-{rows}-{recipe.replace(':', '_')}") for rows in ROWS]
-        if any(found):
+        found = [made.get(name_by_rows(recipe, rows)) for rows in ROWS]
+        if recipe.endswith(":base") and any(found):
             lines.append(f"| {recipe} | {' | '.join(map(cell, found))} |")
-    return "\n".join(lines) if len(lines) > 2 else "Not planned yet."
+    return "\n".join(lines)
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from data2vec_jax.core import sharding
 from data2vec_jax.core.config import (
     DropRate,
     NonNegativeInt,
@@ -84,7 +85,9 @@ class Embeddings(nn.Module):
             places = token_positions(valid, self.pad)
             shape = (self.max_length + self.pad + 1, self.width)
             positions = self.param("positions", init, shape)
-        x = table[tokens] * (math.sqrt(self.width) if self.scale else 1.0)
+        x = sharding.lookup(table, tokens, self.dtype) * (
+            math.sqrt(self.width) if self.scale else 1
+        )
         if self.types:
             segments = self.param("types", bert_init, (self.types, self.width))
             x = x + segments[jnp.zeros_like(tokens) if types is None else types]
@@ -131,9 +134,8 @@ class TextModel(base.Model):
         return batch["tokens"]
 
     def token_table(self) -> Array:
-        """Token embeddings [V, D], times sqrt(D) if the model scales them."""
-        table = self.embeddings.variables["params"]["tokens"]
-        return table * math.sqrt(self.width) if self.embeddings.scale else table
+        """Token embeddings [V, D], not times sqrt(D): so logits start within about 1."""
+        return self.embeddings.variables["params"]["tokens"]
 
     def features(self, batch: Batch, key: Key = None) -> Tokens:
         """tokens int32 [B, T] with pads at an end, maybe types int32 [B, T] -> x [B, T, D], valid

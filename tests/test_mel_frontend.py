@@ -1,4 +1,4 @@
-"""Speech from log-mel frames: against numpy, with padding, trained, resumed, converted, refused.
+"""Front ends of speech: log-mel frames against numpy, with padding, trained, converted, refused.
 
 Padded batches of whole models, and their gradients, are in test_padding.py.
 """
@@ -14,13 +14,14 @@ from configs_for_tests import config_of
 import data2vec_jax
 from data2vec_jax import train
 from data2vec_jax.convert.__main__ import main as convert
+from data2vec_jax.core import sharding
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.data.fbank import Fbank, log_mel
 from data2vec_jax.data.sources import open_source
 from data2vec_jax.metrics.writer import FILE, read_lines
 from data2vec_jax.modalities import contract
 from data2vec_jax.modalities.speech.data import normalise
-from data2vec_jax.modalities.speech.frontend import CONVS, frames, make_frontend
+from data2vec_jax.modalities.speech.frontend import CONVS, ConvFrontend, frames, make_frontend
 
 D = 16
 MEL = dict(kind="mel")
@@ -230,3 +231,23 @@ def test_layouts_without_it_refuse(run, tmp_path, layout, capsys):
     with pytest.raises((UserError, SystemExit), match=r"frontend\.kind: .* no place for 'mel'"):
         convert([str(run[1]), str(tmp_path / "out"), f"--to={layout}"])
     assert not (tmp_path / "out").exists()
+
+
+def test_convolutions_are_the_same_where_norms_are_computed_again(monkeypatch):
+    """On accelerators the backward pass keeps what convolutions give, and nothing of the norms."""
+    frontend = ConvFrontend(16, convs=((8, 10, 5), (8, 3, 2)))
+    audio = np.random.default_rng(0).normal(size=(2, 900)).astype(np.float32)
+    variables = frontend.init(jax.random.key(0), audio)
+
+    def gradient(variables, audio):
+        return jax.grad(lambda *a: jnp.sum(jnp.sin(frontend.apply(*a)[0])), (0, 1))(
+            variables, audio
+        )
+
+    expected = frontend.apply(variables, audio), gradient(variables, audio)
+    monkeypatch.setattr(sharding, "platform", lambda: "tpu")
+    assert "remat" in str(jax.make_jaxpr(gradient)(variables, audio))
+    found = frontend.apply(variables, audio), gradient(variables, audio)
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from data2vec_jax.core import sharding
 from data2vec_jax.core.config import Length, NonNegativeFloat, PositiveFloat, Range, Size, choose
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.data.fbank import Fbank, device_log_mel
@@ -63,6 +64,16 @@ class TimeNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, channels)
         bias = self.param("bias", nn.initializers.zeros, channels)
         return (normalise(x, 1e-5, 1) * scale + bias).astype(self.dtype)
+
+
+class ActivatedNorm(LayerNorm):
+    """Layer norm and activation of what a convolution gives."""
+
+    activation: Activation = "gelu"
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:  # [..., C] -> [..., C]
+        return ACTIVATIONS[self.activation](super().__call__(x))
 
 
 class ConvFrontend(nn.Module):
@@ -119,6 +130,11 @@ class ConvFrontend(nn.Module):
         behind the factor on the gradient."""
         del valid  # a frame knows nothing of others, but for 'group', which takes all of a row
         x = audio[..., None].astype(self.dtype)
+        norm = ActivatedNorm
+        if recompute := sharding.platform() != "cpu":
+            # The backward pass computes norm and activation again: to write and read what it needs
+            # of them, at thousands of frames a second, takes longer on an accelerator.
+            norm = nn.remat(ActivatedNorm)
         for i, (channels, kernel, stride) in enumerate(self.convs):
             x = Conv(
                 channels,
@@ -129,9 +145,12 @@ class ConvFrontend(nn.Module):
                 name=f"conv{i}",
                 kernel_init=nn.initializers.he_normal(),
             )(x)
+            if recompute:  # and reads it in `dtype`, where the norm's float32 would be written
+                x = jax.lax.optimization_barrier(x)
             if self.norm == "layer":
-                x = LayerNorm(1e-5, dtype=self.dtype, name=f"norm{i}")(x)
-            elif i == 0:
+                x = norm(1e-5, activation=self.activation, dtype=self.dtype, name=f"norm{i}")(x)
+                continue
+            if i == 0:
                 x = TimeNorm(dtype=self.dtype, name="time_norm")(x)
             x = ACTIVATIONS[self.activation](x)
         if self.gradient != 1.0:

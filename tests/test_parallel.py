@@ -96,20 +96,30 @@ def test_a_slice_axis_changes_no_result():
     np.testing.assert_allclose(jax.jit(lambda b: b["x"].sum())(batch), x.sum(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("rows, width", [(8, 6), (8, 5), (3, 6)])
-def test_rows_of_a_table(rows, width):
-    """The gradient of rows that several devices use, of columns that divide and that do not."""
+@pytest.mark.parametrize(
+    "rows, shape, fsdp",
+    [
+        (8, (7, 6), 2),
+        (8, (7, 10_000), 2),  # split by columns
+        (8, (10_000, 7), 2),  # split by rows
+        (8, (9_999, 7), 2),
+        (8, (7, 10_000), 1),
+        (3, (7, 10_000), 2),  # rows of the batch that do not divide
+    ],
+)
+def test_rows_of_a_table(rows, shape, fsdp):
+    """The gradient of rows that several devices use."""
     rng = np.random.default_rng(0)
-    table = rng.normal(size=(7, width)).astype(np.float32)
+    table = rng.normal(size=shape).astype(np.float32)
     indices = rng.integers(0, 7, (rows, 4))
-    weights = rng.normal(size=(rows, 4, width)).astype(np.float32)
+    weights = rng.normal(size=(rows, 4, shape[1])).astype(np.float32)
     expected = np.zeros_like(table)
     np.add.at(expected, indices, weights)
 
     def weighted(table, dtype):
         return (weights * sharding.lookup(table, indices, dtype)).sum()
 
-    with jax.set_mesh(sharding.make_mesh(fsdp=2)):
+    with jax.set_mesh(sharding.make_mesh(fsdp=fsdp)):
         np.testing.assert_array_equal(sharding.lookup(table, indices, "float32"), table[indices])
         for dtype, limit in (("float32", 1e-6), ("bfloat16", 2e-2)):
             found = jax.jit(jax.grad(weighted), static_argnums=1)(table, dtype)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -137,7 +138,7 @@ def _parameters(config):
 
 def test_a_state_too_large_does_not_fit_even_without_libtpu(without_libtpu):
     large = config(model={"width": 6400}, data={"batch_size": 4})
-    large["model"]["encoder"] |= {"mlp": 25600, "heads": 8, "depth": 4}
+    large["model"]["encoder"] |= {"mlp": 25600, "heads": 8, "depth": 16}
     result = planner.plan(large, topology.parse_topology("v5e:2x2"))
     assert result["fits"] is False
 
@@ -193,6 +194,20 @@ def test_advice_is_tried(state, tried, last, without_libtpu, monkeypatch):
     lines = advice.advice(made, pod, sizes)
     assert Sizes.seen == tried
     assert lines[-1].startswith(last)
+
+
+def test_advice_knows_what_the_mesh_is_already(without_libtpu):
+    """Eight TPUs share a state without a config's word; `data` gives way to a larger fsdp."""
+    pod = topology.parse_topology("v5e:2x4")
+
+    def first(**mesh):
+        made = config(mesh={"data": -1, "fsdp": None} | mesh)
+        found = SimpleNamespace(state_bytes=10 * GIB, rows=64)
+        return next(advice.remedies(made, pod, found))
+
+    assert first() == {"model.encoder.remat": "full"}
+    assert first(fsdp=2) == {"mesh.fsdp": 8}
+    assert first(data=8) == {"mesh.fsdp": 4, "mesh.data": -1}
 
 
 @pytest.mark.parametrize(

@@ -73,10 +73,10 @@ def make_mesh(
 def fsdp_of(platform: str, size: int) -> int:
     """Over how many of a slice's `size` devices parameters are split where no config says it.
 
-    Updating all of Adam's moments and the teacher on every TPU takes a third of the step of a
-    base model (docs/performance.md). Split over 16, a ring of a v5e's network, it takes next to
-    nothing, and weights arrive while the layer before is computed. Not on CPUs, whose network is
-    their memory.
+    To update all of Adam's moments and the teacher on every TPU takes a third of the step of a base
+    model. Split over 16 it takes next to nothing, and weights arrive while the layer before is
+    computed. Plans for GPUs gain too little to tell; a CPU's network is its memory
+    (docs/performance.md).
     """
     return math.gcd(size, 16) if platform == "tpu" else 1
 
@@ -201,7 +201,7 @@ def lookup(table: jax.Array, indices: jax.Array, dtype: Any) -> jax.Array:
     """table[indices]: [V, D], int [B, ...] -> [B, ..., D].
 
     For the gradient each device adds up its own rows of the batch in float32; the sums of all
-    devices are added in `dtype`, as those of other weights are, and each keeps its own columns. The
+    devices are added in `dtype`, as those of other weights are, and each keeps its own part. The
     compiler would send whole tables in float32.
     """
     del dtype
@@ -213,22 +213,22 @@ def _lookup_gradient(dtype, residuals, gradient):
     mesh = jax.sharding.get_abstract_mesh()
 
     def own(indices, gradient):
-        sums = jnp.zeros(table.shape, jnp.float32)
-        return sums.at[indices].add(gradient.astype(jnp.float32))
+        precise = jnp.promote_types(table.dtype, jnp.float32)
+        return jnp.zeros(table.shape, precise).at[indices].add(gradient.astype(precise))
 
-    if mesh.empty or len(indices) % mesh.size:
+    if mesh.empty or mesh.size == 1 or len(indices) % mesh.size:
         return own(indices, gradient).astype(table.dtype), None
-    split = table.shape[1] % mesh.shape["fsdp"] == 0
+    spec = spec_of("", table.shape, mesh.shape["fsdp"])
 
     def of_all(indices, gradient):
         sums = own(indices, gradient).astype(dtype)
-        if not split:
+        if not spec:
             return jax.lax.psum(sums, AXES)
-        sums = jax.lax.psum_scatter(sums, "fsdp", scatter_dimension=1, tiled=True)
+        axis = len(spec) - 1
+        sums = jax.lax.psum_scatter(sums, "fsdp", scatter_dimension=axis, tiled=True)
         return jax.lax.psum(sums, ("slice", "data"))
 
-    out = P(None, "fsdp") if split else P()
-    of_all = jax.shard_map(of_all, in_specs=(BATCH, BATCH), out_specs=out, check_vma=False)
+    of_all = jax.shard_map(of_all, in_specs=(BATCH, BATCH), out_specs=spec, check_vma=False)
     return of_all(indices, gradient).astype(table.dtype), None
 
 

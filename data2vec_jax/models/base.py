@@ -48,7 +48,7 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def token_table(self) -> Array | None:
-        """Token embeddings [V, D] as the blocks see them; None without."""
+        """Token embeddings [V, D], for an output layer; None without."""
         return None
 
     def valid_lengths(self, batch: Mapping[str, Array]) -> Array | None:

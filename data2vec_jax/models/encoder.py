@@ -212,8 +212,8 @@ class Encoder(nn.Module):
     activation: a name of `ACTIVATIONS`.
     remat: what is kept for the gradients: 'none' keeps all, 'dots' the products with weights and
       what attention returns, 'full' nothing but the inputs of blocks. 'auto': 'dots' on GPUs and
-      TPUs, where reading what is kept takes longer than computing it again; on CPUs 'none', but
-      'dots' where weights are gathered.
+      TPUs, where reading what is kept takes longer than computing it again; on CPUs 'none'. Where
+      weights are gathered (fsdp), 'none' is 'dots', too: all gathered weights would be kept.
     """
 
     depth: Depth

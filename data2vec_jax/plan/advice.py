@@ -18,10 +18,10 @@ def advice(config: Mapping[str, Any], topology: Topology, step: Step) -> list[st
     for options in remedies(config, topology, step):
         changed = with_options(config, options)
         flags = " ".join(f"--config.{k}={v}" for k, v in options.items())
-        mesh = sharding.make_mesh(**changed["mesh"], devices=devices_of(topology))
         try:
+            mesh = sharding.make_mesh(**changed["mesh"], devices=devices_of(topology))
             compiled = Step(changed, mesh).compile()
-        except UserError:  # a batch, perhaps of shorter examples, that does not divide so
+        except UserError:  # devices or a batch, perhaps of shorter examples, do not divide so
             continue
         size = f"{compiled.total / GIB:.2f} of {topology.chip.hbm / GIB:.2f} GiB"
         if compiled.fits(topology.room):
@@ -41,9 +41,12 @@ def remedies(config: Mapping[str, Any], topology: Topology, step: Step) -> Itera
     if step.state_bytes > room / 3:  # parameters, teacher and moments: the copies are the problem
         while step.state_bytes * before / fsdp > room / 4 and 2 * fsdp <= per_slice:
             fsdp *= 2
-        options["mesh.fsdp"] = fsdp
-        found += 1
-        yield dict(options)
+        if fsdp > before:
+            options["mesh.fsdp"] = fsdp
+            if config["mesh"]["data"] != -1:
+                options["mesh.data"] = -1
+            found += 1
+            yield dict(options)
     if config["model"]["encoder"].get("remat", "none") != "full":
         options["model.encoder.remat"] = "full"
         found += 1

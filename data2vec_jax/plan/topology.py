@@ -75,9 +75,15 @@ class StandIn:
 
     id: int
     slice_index: int
+    platform: str
     process_index: int = 0
-    platform: str = "none"
     device_kind: str = "none"
+    core_on_chip: int = 0
+
+    @property
+    def coords(self) -> tuple[int, int, int]:
+        """Its place: all in a row."""
+        return self.id, 0, 0
 
 
 def parse_topology(name: str, slices: str | None = None) -> Topology:
@@ -145,7 +151,8 @@ def devices_of(topology: Topology) -> Sequence[Any]:
     """The compiler's description of the devices of `topology`; without it, stand-ins."""
     if not compiler_of(topology):
         each = topology.chip.devices * topology.chips // topology.slices
-        return [StandIn(i, i // each) for i in range(each * topology.slices)]
+        named = "gpu" if topology.machine else "tpu"
+        return [StandIn(i, i // each, named) for i in range(each * topology.slices)]
     if topology.machine:
         return gpus.described(topology.kind, topology.machine, topology.chips // topology.machine)
     from jax.experimental import topologies

@@ -131,7 +131,7 @@ class ConvFrontend(nn.Module):
         del valid  # a frame knows nothing of others, but for 'group', which takes all of a row
         x = audio[..., None].astype(self.dtype)
         norm = ActivatedNorm
-        if recompute := sharding.platform() != "cpu":
+        if recompute := self.norm == "layer" and sharding.platform() != "cpu":
             # The backward pass computes norm and activation again: to write and read what it needs
             # of them, at thousands of frames a second, takes longer on an accelerator.
             norm = nn.remat(ActivatedNorm)

@@ -135,7 +135,7 @@ class TextModel(base.Model):
 
     def token_table(self) -> Array:
         """Token embeddings [V, D], not times sqrt(D): so logits start within about 1."""
-        return self.embeddings.variables["params"]["tokens"]
+        return sharding.gather(self.embeddings.variables["params"]["tokens"])
 
     def features(self, batch: Batch, key: Key = None) -> Tokens:
         """tokens int32 [B, T] with pads at an end, maybe types int32 [B, T] -> x [B, T, D], valid

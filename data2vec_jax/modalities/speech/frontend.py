@@ -66,14 +66,27 @@ class TimeNorm(nn.Module):
         return (normalise(x, 1e-5, 1) * scale + bias).astype(self.dtype)
 
 
-class ActivatedNorm(LayerNorm):
-    """Layer norm and activation of what a convolution gives."""
+class ActivatedNorm(nn.Module):
+    """Layer norm and activation of what a convolution gives.
 
-    activation: Activation = "gelu"
+    recompute: the backward pass makes both again from x.
+    """
+
+    activation: Activation
+    recompute: bool = False
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:  # [..., C] -> [..., C]
-        return ACTIVATIONS[self.activation](super().__call__(x))
+        channels = x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, channels)
+        bias = self.param("bias", nn.initializers.zeros, channels)
+
+        def activated(x, scale, bias):
+            y = normalise(x, 1e-5) * scale + bias
+            return ACTIVATIONS[self.activation](y.astype(self.dtype))
+
+        return (jax.checkpoint(activated) if self.recompute else activated)(x, scale, bias)
 
 
 class ConvFrontend(nn.Module):
@@ -130,11 +143,9 @@ class ConvFrontend(nn.Module):
         behind the factor on the gradient."""
         del valid  # a frame knows nothing of others, but for 'group', which takes all of a row
         x = audio[..., None].astype(self.dtype)
-        norm = ActivatedNorm
-        if recompute := self.norm == "layer" and sharding.platform() != "cpu":
-            # The backward pass computes norm and activation again: to write and read what it needs
-            # of them, at thousands of frames a second, takes longer on an accelerator.
-            norm = nn.remat(ActivatedNorm)
+        # What the backward pass needs of norms and activations, at thousands of frames a second,
+        # takes an accelerator longer to write and read than to compute.
+        recompute = self.norm == "layer" and sharding.platform() != "cpu"
         for i, (channels, kernel, stride) in enumerate(self.convs):
             x = Conv(
                 channels,
@@ -148,7 +159,7 @@ class ConvFrontend(nn.Module):
             if recompute:  # and reads it in `dtype`, where the norm's float32 would be written
                 x = jax.lax.optimization_barrier(x)
             if self.norm == "layer":
-                x = norm(1e-5, activation=self.activation, dtype=self.dtype, name=f"norm{i}")(x)
+                x = ActivatedNorm(self.activation, recompute, self.dtype, name=f"norm{i}")(x)
                 continue
             if i == 0:
                 x = TimeNorm(dtype=self.dtype, name="time_norm")(x)

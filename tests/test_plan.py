@@ -330,6 +330,14 @@ def test_every_recipe_is_planned(launch):
         assert {"vision_v2_huge", "vision_v1_large", "speech_v1_large"} <= large
 
 
+def test_cores_that_feed_a_device_are_those_of_the_committed_plans(launch):
+    table = module_of("launch/experiments/loaders.py").table()
+    page = launch.PERFORMANCE.read_text()
+    assert f"<!-- loaders -->\n{table}\n<!-- end of loaders -->\n" in page, (
+        "python launch/experiments/loaders.py table"
+    )
+
+
 def test_plans_are_made_once(launch, tmp_path, monkeypatch):
     calls = []
     example = json.loads((launch.FOLDER / "speech_v2_base-1xv5e_16x16.json").read_text())

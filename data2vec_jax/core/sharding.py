@@ -46,8 +46,7 @@ def make_mesh(
       UserError: a product that is not the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
-    least = 1 if fsdp is None else fsdp, 1 if slices is None else slices, abs(data)
-    if min(least) < 1 or data < -1:
+    if (data < 1 and data != -1) or any(n is not None and n < 1 for n in (fsdp, slices)):
         raise UserError(
             f"config.mesh: data={data}, fsdp={fsdp}, slices={slices}; use numbers >= 1, or data=-1"
         )

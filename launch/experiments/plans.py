@@ -48,6 +48,7 @@ V5E = {
     "text_v2:base": "data.batch_size=256",
     "text_v2:large": "data.batch_size=256",
 }
+BASE = [recipe for recipe in V5E if recipe.endswith(":base")]
 LARGE = {
     "speech_v1:large": "data.batch_size={chips} data.rows_multiple_of={chips}",
     "speech_v2:large": "data.batch_size={chips} data.rows_multiple_of={chips}",
@@ -102,11 +103,13 @@ def plans() -> dict[str, list[str]]:
             add(name_of(recipe, topology, slices), recipe, topology, slices, options)
     for recipe in GPUS:
         add(name_of(recipe, "h100:8", 1), recipe, "h100:8", 1, "")
-    for recipe, options in V5E.items():
-        kept = " ".join(x for x in options.split() if not x.startswith("data.batch_size"))
-        for rows in ROWS if recipe.endswith(":base") else ():
+    for recipe in BASE:
+        kept = [x for x in V5E[recipe].split() if not x.startswith("data.batch_size")]
+        for rows in ROWS:
             if (name := name_by_rows(recipe, rows)) not in found:
-                add(name, recipe, "v5e:16x16", 1, f"{kept} data.batch_size={256 * rows}")
+                add(
+                    name, recipe, "v5e:16x16", 1, " ".join([*kept, f"data.batch_size={256 * rows}"])
+                )
     for depth in (12, 24, 48):
         add(f"depth-{depth}", "vision_v2:base", "v5e:2x4", 1, DEPTHS.format(depth=depth))
     return found
@@ -239,9 +242,9 @@ def sweep() -> str:
 
     heads, made = " | ".join(f"{rows} a chip: ms, MFU, GiB" for rows in ROWS), known()
     lines = [f"| recipe | {heads} |", "|---" * (len(ROWS) + 1) + "|"]
-    for recipe in V5E:
+    for recipe in BASE:
         found = [made.get(name_by_rows(recipe, rows)) for rows in ROWS]
-        if recipe.endswith(":base") and any(found):
+        if any(found):
             lines.append(f"| {recipe} | {' | '.join(map(cell, found))} |")
     return "\n".join(lines)
 

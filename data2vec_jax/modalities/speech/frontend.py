@@ -69,7 +69,8 @@ class TimeNorm(nn.Module):
 class ActivatedNorm(nn.Module):
     """Layer norm and activation of what a convolution gives.
 
-    recompute: the backward pass makes both again from x.
+    recompute: the backward pass makes both again from x, and both passes read x in its own dtype: a
+    compiler would write it in the norm's float32.
     """
 
     activation: Activation
@@ -86,7 +87,9 @@ class ActivatedNorm(nn.Module):
             y = normalise(x, 1e-5) * scale + bias
             return ACTIVATIONS[self.activation](y.astype(self.dtype))
 
-        return (jax.checkpoint(activated) if self.recompute else activated)(x, scale, bias)
+        if self.recompute:
+            x, activated = jax.lax.optimization_barrier(x), jax.checkpoint(activated)
+        return activated(x, scale, bias)
 
 
 class ConvFrontend(nn.Module):
@@ -145,7 +148,7 @@ class ConvFrontend(nn.Module):
         x = audio[..., None].astype(self.dtype)
         # What the backward pass needs of norms and activations, at thousands of frames a second,
         # takes an accelerator longer to write and read than to compute.
-        recompute = self.norm == "layer" and sharding.platform() != "cpu"
+        recompute = sharding.platform() != "cpu"
         for i, (channels, kernel, stride) in enumerate(self.convs):
             x = Conv(
                 channels,
@@ -156,14 +159,12 @@ class ConvFrontend(nn.Module):
                 name=f"conv{i}",
                 kernel_init=nn.initializers.he_normal(),
             )(x)
-            if recompute:  # and reads it in `dtype`, where the norm's float32 would be written
-                x = jax.lax.optimization_barrier(x)
             if self.norm == "layer":
                 x = ActivatedNorm(self.activation, recompute, self.dtype, name=f"norm{i}")(x)
-                continue
-            if i == 0:
-                x = TimeNorm(dtype=self.dtype, name="time_norm")(x)
-            x = ACTIVATIONS[self.activation](x)
+            else:
+                if i == 0:
+                    x = TimeNorm(dtype=self.dtype, name="time_norm")(x)
+                x = ACTIVATIONS[self.activation](x)
         if self.gradient != 1.0:
             x = self.gradient * x + jax.lax.stop_gradient((1.0 - self.gradient) * x)
         normed = LayerNorm(self.eps, dtype=self.dtype, name="norm")(x)

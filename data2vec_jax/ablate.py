@@ -67,9 +67,10 @@ def masking(config: Mapping[str, Any]) -> Points:
     """The config's rate, and a half and twice of its odds (of spans and rectangles less and more by
     23 %: the paper's .5 and .8 beside .65); with spans or blocks of its size, half, one and a half
     of it."""
-    mask, found = config["mask"], {}
+    mask, found = config.get("mask", {}), {}
     if not (rate := next((name for name in ("prob", "ratio", "count") if name in mask), None)):
-        raise UserError(f"config.mask: {mask['kind']} has no prob, ratio or count to vary")
+        kind = mask.get("kind", "this objective")
+        raise UserError(f"config.mask: {kind} has no prob, ratio or count to vary")
     size = next((name for name in ("width", "side", "min_patches") if name in mask), None)
     own, sizes = mask[rate], [max(1, round(f * mask[size])) for f in (0.5, 1, 1.5)] if size else [0]
     rates = [round(own * odds / (1 + own * (odds - 1)), 3) for odds in (0.5, 1, 2)]

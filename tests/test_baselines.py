@@ -357,7 +357,7 @@ def test_flops_have_no_teacher(name):
         assert parts["student"] == blocks + decoder + ends
 
 
-@pytest.mark.parametrize("name", ["vision_mae", "vision_ijepa"])
+@pytest.mark.parametrize("name", ["vision_mae", "vision_ijepa", "vision_dino", "vision_byol"])
 def test_a_run_resumes_and_is_left_behind(name, tmp_path, monkeypatch):
     """A run in two parts equals one; conversion and `load` leave decoder or predictor behind."""
     config = config_of(name).to_dict()

@@ -15,6 +15,7 @@ from data2vec_jax.modalities.speech.codec import CODEC as SPEECH
 from data2vec_jax.modalities.text.codec import CODEC as TEXT
 from data2vec_jax.modalities.text.data import TextExamples
 from data2vec_jax.modalities.text.data import labelled as text_labelled
+from data2vec_jax.modalities.vision import crops
 from data2vec_jax.modalities.vision import data as vision
 from data2vec_jax.modalities.vision.codec import CODEC as VISION
 
@@ -91,7 +92,7 @@ def test_crops_must_ascend():
 
 
 def test_random_boxes_follow_the_recipe():
-    boxes = [vision.random_box(120, 80, (0.08, 1.0), (3 / 4, 4 / 3), rng(i)) for i in range(2000)]
+    boxes = [crops.random_box(120, 80, (0.08, 1.0), (3 / 4, 4 / 3), rng(i)) for i in range(2000)]
     left, top, right, bottom = np.array(boxes).T
     width, height = right - left, bottom - top
     assert (left >= 0).all() and (top >= 0).all() and (right <= 120).all() and (bottom <= 80).all()
@@ -132,7 +133,7 @@ def test_augmentation_is_that_of_whole_images(jitter, channels):
                 picture = enhancers[i](picture).enhance(draw.uniform(1 - jitter, 1 + jitter))
         if draw.random() < 0.5:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        box = vision.random_box(*picture.size, (0.08, 1.0), (3 / 4, 4 / 3), draw)
+        box = crops.random_box(*picture.size, (0.08, 1.0), (3 / 4, 4 / 3), draw)
         wanted = picture.resize((48, 48), Image.Resampling.BICUBIC, box=box)
         # Of the passes over rows and columns Pillow may do the other first, and the mean of a
         # large image is that of a part of its pixels.
@@ -144,7 +145,7 @@ def test_augmentation_is_that_of_whole_images(jitter, channels):
 def test_no_crop_is_smaller_than_the_smallest(aspect):
     config = vision.ImageConfig(image=64, scale=(0.1, 1.0), aspect=aspect)
     for seed, (width, height) in enumerate([(100_000, 100_000), (100_000, 5_000)] * 50):
-        box = vision.random_box(width, height, config.scale, aspect, rng(seed))
+        box = crops.random_box(width, height, config.scale, aspect, rng(seed))
         side = min(box[2] - box[0], box[3] - box[1])
         assert side >= config.smallest * min(width, height) - 1
 
@@ -173,10 +174,10 @@ def test_jitter_changes_colours_within_its_strength():
     grey = Image.fromarray(np.full((8, 8, 3), 100, np.uint8))
     values = []
     for i in range(300):
-        factors = vision.random_jitter(0.4, rng(i))
-        values.append(np.asarray(vision.jittered(grey, np.array(grey), factors))[0, 0, 0])
+        factors = crops.random_jitter(0.4, rng(i))
+        values.append(np.asarray(crops.jittered(grey, np.array(grey), factors))[0, 0, 0])
     assert 58 <= min(values) < 66 and 134 < max(values) <= 141
-    same = vision.jittered(grey, np.array(grey), vision.random_jitter(0.0, rng()))
+    same = crops.jittered(grey, np.array(grey), crops.random_jitter(0.0, rng()))
     np.testing.assert_array_equal(same, grey)
 
 

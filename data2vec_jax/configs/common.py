@@ -30,6 +30,17 @@ def without_teacher(c: ConfigDict, name: str, **options: Any) -> None:
     c.collapse = dict(min_pred_std=0.0)  # targets stay, and first predictions are a constant
 
 
+def of_views(c: ConfigDict, name: str) -> None:
+    """Gives a pretraining config of images an objective that compares views and masks nothing. The
+    views are DINO's and BYOL's; blurs are in proportion to the image, theirs of 224 pixels."""
+    c.objective = dict(name=name)
+    c.mask = {}
+    del c.model["decoder"], c.model["head"]
+    c.model.mask_embedding = False
+    radius = (0.1 * c.examples.image / 224, 2.0 * c.examples.image / 224)
+    c.examples.views = dict(radius=radius)
+
+
 def wav2vec2_base(c: ConfigDict) -> None:
     """Makes model, crops and rate of `speech_v1` those of wav2vec 2.0 base, which are HuBERT's too
     (baselines spec 4 and 5)."""

@@ -5,11 +5,12 @@
 
 Variants: speech, vision, text (data2vec 1.0), and with ",v2" data2vec 2.0; "sound,v2", for a folder
 or table of short sounds, as those shipped inside are few (docs/results.md); the baselines
-"vision,mae", "vision,simmim", "vision,ijepa", "speech,wav2vec2", "speech,hubert", "text,mlm", each
-on the network, data and masks of the data2vec that it is compared with (docs/comparison.md). Sizes
-and schedules are ours: 2.0 takes two to four minutes of one core. A teacher must follow a short run
-fast, so its decay starts at 0.98 or 0.99 rather than 0.999; with another --config.total_steps=T
-give --config.ema.end, too: 1 - 5 / T. docs/small_scale.md has the rule for all of this.
+"vision,mae", "vision,simmim", "vision,ijepa", "vision,dino", "vision,byol", "speech,wav2vec2",
+"speech,hubert", "text,mlm", each on the network and data of the data2vec that it is compared with
+(docs/comparison.md). Sizes and schedules are ours: 2.0 takes two to four minutes of one core. A
+teacher must follow a short run fast, so its decay starts at 0.98 or 0.99 rather than 0.999; with
+another --config.total_steps=T give --config.ema.end, too: 1 - 5 / T. docs/small_scale.md has the
+rule for all of this.
 """
 
 import importlib
@@ -126,6 +127,8 @@ BASELINES: dict[str, tuple[str, dict[str, Any]]] = {
     "vision_mae": ("vision,v2", dict(decoder=SMALL)),
     "vision_simmim": ("vision,v1", {}),
     "vision_ijepa": ("vision,v2", dict(predictor=SMALL)),
+    "vision_dino": ("vision,v2", dict(outputs=1_024, hidden=192, size=64)),
+    "vision_byol": ("vision,v2", dict(hidden=384, size=64)),
     "speech_wav2vec2": ("speech,v1", dict(quantiser=dict(codes=64, code_size=96, size=96))),
     "speech_hubert": ("speech,v1", dict(clusters=32, size=96)),
     "text_mlm": ("text,v1", {}),

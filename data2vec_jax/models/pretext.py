@@ -26,11 +26,15 @@ from data2vec_jax.models.layers import (
     bert_init,
     dense,
     gather_tokens,
+    gelu,
+    normalise,
     repeat,
     unit_length,
     wide,
 )
 from data2vec_jax.models.positions import sincos
+
+BATCH_NORM_EPS = 1e-5
 
 
 class Inputs(NamedTuple):
@@ -52,6 +56,8 @@ class Inputs(NamedTuple):
     """Of the quantiser's noise; None for none."""
     valid: Array | None = None
     """bool of the shape of `places`: those that mean something; None for all."""
+    views: int = 1
+    """Adjacent rows that are views of one example."""
 
 
 class Linear(nn.Module):
@@ -249,3 +255,66 @@ class BlockPredictor(PatchDecoder):
         sizes = dict(depth=self.depth, width=self.width, mlp=self.mlp)
         one = 2.0 * self.width * masked * self.out + encoder.flops(**sizes, tokens=tokens + masked)
         return 2.0 * self.width * tokens * width + targets * one
+
+
+class Prototypes(nn.Module):
+    """DINO's head (arXiv 2104.14294, baselines spec 6): three linear layers on the class token (or
+    the mean of the patches), unit length, and the cosines with `outputs` learned vectors.
+
+    `centre` is of the teacher's cosines; the objective assigns it.
+    """
+
+    outputs: Size = 65_536
+    hidden: Size = 2_048
+    size: Size = 256
+    dtype: Any = jnp.float32
+    visible_only: ClassVar[bool] = False
+
+    @nn.compact
+    def __call__(self, inputs: Inputs) -> Array:  # [B, outputs]
+        x = heads.all_tokens(inputs.encoded)[:, 0]
+        for name in ("first", "second"):
+            x = gelu(dense(self.hidden, x.shape[-1], "bert", self.dtype, name)(x))
+        x = unit_length(dense(self.size, self.hidden, "bert", self.dtype, "third")(x))
+        vectors = self.param("vectors", bert_init, (self.outputs, self.size))
+        self.param("centre", nn.initializers.zeros, (self.outputs,))
+        x, vectors = x.astype(self.dtype), unit_length(vectors).astype(self.dtype)
+        return wide(x @ vectors.T)
+
+    def flops(self, *, width: int, tokens: int, masked: int) -> float:
+        """See the module's docstring."""
+        inner = self.hidden * (width + self.hidden + self.size)
+        return 2.0 * (inner + self.size * self.outputs)
+
+
+class ProjectorPredictor(nn.Module):
+    """BYOL's two networks (arXiv 2006.07733, baselines spec 6), on the class token or the mean of
+    the patches: linear layer, batch norm (eps 1e-5), ReLU, linear layer without bias. The norm's
+    statistics are of all examples of a batch, of each view alone, and there are no others.
+
+    Returns the projection and what the predictor makes of it.
+    """
+
+    hidden: Size = 4_096
+    size: Size = 256
+    dtype: Any = jnp.float32
+    visible_only: ClassVar[bool] = False
+
+    @nn.compact
+    def __call__(self, inputs: Inputs) -> Array:  # [B * views, 2, size]
+        def network(x, name):
+            x = dense(self.hidden, x.shape[-1], "torch", self.dtype, f"{name}_up")(x)
+            rows = x.reshape(-1, inputs.views, self.hidden)
+            x = normalise(rows, BATCH_NORM_EPS, (0,)).reshape(x.shape)
+            x = x * self.param(f"{name}_scale", nn.initializers.ones, (self.hidden,))
+            x = jax.nn.relu(x + self.param(f"{name}_bias", nn.initializers.zeros, (self.hidden,)))
+            down = dense(self.size, self.hidden, "torch", self.dtype, f"{name}_down", bias=False)
+            return wide(down(x.astype(self.dtype)))
+
+        projection = network(heads.all_tokens(inputs.encoded)[:, 0], "project")
+        prediction = network(projection.astype(self.dtype), "predict")
+        return jnp.stack([projection, prediction], 1)
+
+    def flops(self, *, width: int, tokens: int, masked: int) -> float:
+        """See the module's docstring."""
+        return 2.0 * self.hidden * (width + 3 * self.size)

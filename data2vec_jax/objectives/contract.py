@@ -37,7 +37,8 @@ class ObjectiveConfig:
     needs_decoder: the model's own, which fills in what the student did not see (2.0). predicts:
     the model's `content` must be this ('ids' or 'numbers', see `models.base.Model`); None for any.
     needs_labels: a label of each position, the array `labels` of an example. masks: the kind of the
-    section `mask`; None for any.
+    section `mask`; None for any, '' if nothing is masked and there is no such section. needs_views:
+    several views of an example, the arrays of `examples.views`.
     """
 
     needs_teacher: ClassVar[bool] = False
@@ -45,6 +46,7 @@ class ObjectiveConfig:
     predicts: ClassVar[str | None] = None
     needs_labels: ClassVar[bool] = False
     masks: ClassVar[str | None] = None
+    needs_views: ClassVar[bool] = False
 
     def check(self, model: Any) -> None:
         """Raises UserError: options that do not fit the model."""
@@ -60,11 +62,15 @@ class ObjectiveConfig:
         return None
 
     def forward_flops(
-        self, model: Any, sample: masking.Sampler, forward: Callable[..., Mapping[str, float]]
+        self,
+        model: Any,
+        shapes: Mapping[str, Any],
+        sample: masking.Sampler | None,
+        forward: Callable[..., Mapping[str, float]],
     ) -> Mapping[str, float]:
         """Forward FLOPs of one example, as of `contract.Modality.flops`, of which 'encoder' is what
-        a teacher computes. forward: (model, masked positions, tokens that the student sees) ->
-        these FLOPs of one pass."""
+        a teacher computes. shapes: of its arrays. sample: None without masks. forward: (model,
+        masked positions, tokens that the student sees) -> these FLOPs of one pass."""
         masked = sample.count(sample.length)
         return forward(model, masked, sample.length - (0 if model.sees_masked else masked))
 

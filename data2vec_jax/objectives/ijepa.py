@@ -55,7 +55,7 @@ class Config(ObjectiveConfig):
         check_section("objective.predictor", self.predictor, pretext.BlockPredictor, given)
         return pretext.BlockPredictor(**self.predictor, **given)
 
-    def forward_flops(self, model, sample, forward) -> Mapping[str, float]:
+    def forward_flops(self, model, shapes, sample, forward) -> Mapping[str, float]:
         """See `ObjectiveConfig`: the predictor runs once for each target."""
         visible = sample.length - sample.count(sample.length)
         parts = forward(model.clone(pretext=None), 0, visible)

@@ -309,8 +309,11 @@ def masked(
     shown: np.ndarray,
     artist: Artist,
 ) -> list[list[Tile]]:
-    """The examples `shown`, as they are and with masks of the config, drawn as in training."""
+    """The examples `shown`, as they are and with masks of the config, drawn as in training; none if
+    nothing is masked."""
     sampler = pretrain.make_objective(config, modality, model)[1](data.inputs)
+    if sampler is None:
+        return []
     count = len(shown)
     valid = model.valid_lengths({k: jnp.asarray(x[shown]) for k, x in data.inputs.items()})
     lengths = np.full(count, sampler.length) if valid is None else np.asarray(valid)

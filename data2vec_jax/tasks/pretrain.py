@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import jax
@@ -42,9 +42,10 @@ class PretrainConfig(RunConfig):
     """A pretraining config."""
 
     task: Literal["pretrain"] = "pretrain"
-    mask: Mapping  # `masking.make`
     objective: Mapping  # `Config` of the objective `name`, a module in `objectives`
     collapse: Mapping  # `metrics.collapse.CollapseConfig`
+    # `masking.make`; empty for an objective that masks nothing.
+    mask: Mapping = dataclasses.field(default_factory=dict)
     averaged: Sequence[Pattern] = ()  # path patterns of the teacher's own parameters; () for none
     # `state.ema_decay`: the teacher's, if the objective has one.
     ema: Mapping = dataclasses.field(default_factory=dict)
@@ -120,15 +121,33 @@ def _check_needs(name, settings, model):
 
 
 def make_objective(config: Mapping[str, Any], modality: contract.Modality, model: Any):
-    """(objective, sampler of a batch's shapes) from the sections `objective` and `mask`."""
+    """(objective, sampler of a batch's shapes) from the sections `objective` and `mask`.
+
+    The sampler returns None if the objective masks nothing.
+    """
     module, settings = objective_of(config)
-    kind = choose("mask", config["mask"], "kind", masking.KINDS)
-    if settings.masks not in (None, kind):
+    statistics = settings.batch_statistics()
+    if config["accumulate"] > 1 and statistics:
         raise UserError(
-            f"config.mask.kind: {config['objective']['name']} needs '{settings.masks}', not "
-            f"'{kind}'"
+            f"config.accumulate: {statistics} are statistics of the whole batch; use accumulate=1"
         )
-    masked = {key: value for key, value in config["mask"].items() if key != "kind"}
+    sampler = sampler_of_masks(config, model, settings)
+    return module.make_loss(settings, model, sampler, modality.corrupt), sampler
+
+
+def sampler_of_masks(
+    config: Mapping[str, Any], model: Any, settings: objectives.ObjectiveConfig
+) -> Callable[[Mapping[str, Any]], masking.Sampler | None]:
+    """See `make_objective`."""
+    name, section = config["objective"]["name"], config.get("mask", {})
+    if settings.masks == "":
+        if section:
+            raise UserError(f"config.mask: {name} masks nothing; use {{}}")
+        return lambda shapes: None
+    kind = choose("mask", section, "kind", masking.KINDS)
+    if settings.masks not in (None, kind):
+        raise UserError(f"config.mask.kind: {name} needs '{settings.masks}', not '{kind}'")
+    masked = {key: value for key, value in section.items() if key != "kind"}
 
     @functools.cache
     def sampler_of(size):
@@ -142,15 +161,7 @@ def make_objective(config: Mapping[str, Any], modality: contract.Modality, model
             )
         return made
 
-    def sampler(shapes):
-        return sampler_of(model.mask_shape(shapes))
-
-    statistics = settings.batch_statistics()
-    if config["accumulate"] > 1 and statistics:
-        raise UserError(
-            f"config.accumulate: {statistics} are statistics of the whole batch; use accumulate=1"
-        )
-    return module.make_loss(settings, model, sampler, modality.corrupt), sampler
+    return lambda shapes: sampler_of(model.mask_shape(shapes))
 
 
 def make(config: Mapping[str, Any]) -> Task:
@@ -275,6 +286,12 @@ def _outline(config):
             f"config.examples.labels: {config['objective']['name']} predicts labels; give the "
             "folder that `python -m data2vec_jax.cluster` has written them to"
         )
+    if objective_of(config)[1].needs_views != ("twin" in layout.shapes[0]):
+        given = "twin" in layout.shapes[0]
+        raise UserError(
+            f"config.examples.views: {config['objective']['name']} "
+            + ("sees one view; use None" if given else "compares views of an image; give options")
+        )
     rows = batches.rows_of(layout.buckets, options.batch_size, options.rows_multiple_of)
     shapes = [batches.batch_shapes(s, n) for s, n in zip(layout.shapes, rows, strict=True)]
     for shape in shapes:
@@ -370,7 +387,7 @@ def flops_by_part(
         return modality.flops(model, example, masked, seen)
 
     settings = settings or objectives.ObjectiveConfig()
-    parts = settings.forward_flops(model, sampler(batch), forward)
+    parts = settings.forward_flops(model, example, sampler(batch), forward)
     return {
         "frontend": parts["frontend"],
         "student": parts["student"],

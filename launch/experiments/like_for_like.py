@@ -2,9 +2,9 @@
 
     python launch/experiments/like_for_like.py digits [--methods=v2,mae]
 
-Each method is a variant of configs/demo.py. The FLOPs are those of 2.0's own run; what a method's
-update costs decides its number of updates. Three rates are tried with seed 0, the one that is best
-on dev (a part of the labelled training examples) gets two more seeds. Then the encoder is
+Each method is a variant of configs/demo.py. The FLOPs are those of so many updates of 2.0; what a
+method's update costs decides its number of updates. Three rates are tried with seed 0, the one that
+is best on dev (a part of the labelled training examples) gets two more seeds. Then the encoder is
 fine-tuned on a tenth of the labels, its rate chosen on dev as well. All in runs/like_for_like/NAME;
 the same command goes on where it stopped, and the last writes its page and NAME.json.
 """
@@ -34,11 +34,12 @@ DATA = "runs/corpora"
 
 
 class Corpus(NamedTuple):
-    """methods: variants of the demo, of `modality`. labels: of a probe. tuned: fine-tuning's config
-    and options, None if there is no such task; rates: of it."""
+    """methods: variants of the demo, of `modality`. updates: of 2.0. labels: of a probe. tuned:
+    fine-tuning's config and options, None if there is no such task; rates: of it."""
 
     modality: str
     methods: tuple[str, ...]
+    updates: int
     options: Mapping[str, Any]
     labels: int
     tuned: tuple[str, Mapping[str, Any]] | None
@@ -48,14 +49,16 @@ class Corpus(NamedTuple):
 CORPORA = {
     "digits": Corpus(
         "vision",
-        ("v2", "v1", "mae", "simmim", "ijepa"),
+        ("v2", "v1", "mae", "simmim", "ijepa", "dino", "byol"),
+        1_000,
         {"data.source": f"array_record:{DATA}/shards/mnist", "data.eval_split": "test"},
         1_000,
-        ("finetune_imagenet:demo", {"total_steps": 600, "data.share": 0.1}),
+        ("finetune_imagenet:demo", {"total_steps": 300, "data.share": 0.1}),
     ),
     "speech": Corpus(
         "speech",
         ("v2", "v1", "wav2vec2", "hubert"),
+        600,
         {"data.source": f"manifest:{DATA}/phones.tsv", "data.eval_split": "test"},
         20_000,
         None,
@@ -63,9 +66,10 @@ CORPORA = {
     "texts": Corpus(
         "text",
         ("v2", "v1", "mlm"),
+        600,
         {},
         1_000,
-        ("finetune_text:demo", {"total_steps": 600, "data.share": 0.1}),
+        ("finetune_text:demo", {"total_steps": 300, "data.share": 0.1}),
     ),
 }
 
@@ -85,7 +89,7 @@ def config_of(name: str, method: str) -> dict[str, Any]:
     }
     configs = {m: with_options(c, corpus.options) for m, c in configs.items()}
     config, own = configs[method], configs["v2"]
-    steps = round(own["total_steps"] * flops(own) / flops(config))
+    steps = round(corpus.updates * flops(own) / flops(config))
     options = {"total_steps": steps, "checkpoint.every": steps, "log_every": max(1, steps // 50)}
     options |= {"checkpoint.keep_every": steps // 4}
     if "ema" in config:

@@ -8,19 +8,23 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 import numpy as np
-from PIL import Image, ImageEnhance
+from PIL import Image
 
-from data2vec_jax.core.config import PositiveInt, Range, Share
+from data2vec_jax.core.config import PositiveInt, Range, Share, check_section
 from data2vec_jax.core.errors import ExampleError, UserError
 from data2vec_jax.data.codecs.image import MAX_PIXELS, WHITE, read_image, resize
 from data2vec_jax.modalities.contract import Examples, check_varies
+from data2vec_jax.modalities.vision.crops import (
+    AreaShare,
+    Aspect,
+    jittered,
+    random_box,
+    random_jitter,
+)
+from data2vec_jax.modalities.vision.views import Views
 
-AreaShare = Annotated[float, Range(above=0, most=1)]
-Aspect = Annotated[float, Range(0.01, 100)]
 Level = Annotated[int, Range(0, 255)]  # of a colour
-TRIES = 10  # of a random crop, before the fallback to a centre crop
 CELLS = 32  # a side, of hand-made features
-LUMA = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R 601)
 THINNED = 64  # rows and columns at least, of those that tell the mean of an image
 
 
@@ -41,11 +45,20 @@ class ImageConfig:
     aspect: tuple[Aspect, Aspect] = (3 / 4, 4 / 3)  # its width / height, log-uniform
     max_pixels: PositiveInt = MAX_PIXELS  # larger images are left out, without decoding them
     background: tuple[Level, Level, Level] = WHITE  # red, green and blue behind transparent pixels
+    # Of `Views`, for objectives that compare several of an image; `jitter` is then not used.
+    views: Mapping[str, Any] | None = None
     buckets: ClassVar[Sequence[int]] = (1,)
     padded: ClassVar[bool] = False
 
     def __post_init__(self):
         check_crop(self)
+        if self.views is not None:
+            check_section("examples.views", self.views, Views)
+
+    @property
+    def drawn(self) -> Views | None:
+        """The section `views`."""
+        return None if self.views is None else Views(**self.views)
 
     @property
     def smallest(self) -> float:
@@ -54,7 +67,8 @@ class ImageConfig:
 
     @property
     def shapes(self) -> list[dict[str, jax.ShapeDtypeStruct]]:
-        return image_shapes(self.image, self.channels)
+        (one,) = image_shapes(self.image, self.channels)
+        return [one if self.views is None else one | self.drawn.shapes(one["image"])]
 
 
 def check_crop(config: Any) -> None:
@@ -102,56 +116,6 @@ def picture_of(pixels: np.ndarray, source: Any, index: int) -> Image.Image:
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
 
-def random_box(
-    width: int,
-    height: int,
-    scale: Sequence[float],
-    aspect: Sequence[float],
-    rng: np.random.Generator,
-) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) of a random resized crop; a centre crop after `TRIES` misfits."""
-    for _ in range(TRIES):
-        area = width * height * rng.uniform(*scale)
-        ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
-        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < w <= width and 0 < h <= height:
-            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
-            return left, top, left + w, top + h
-    w, h = width, height
-    if width / height < aspect[0]:
-        h = max(round(width / aspect[0]), 1)
-    elif width / height > aspect[1]:
-        w = max(round(height * aspect[1]), 1)
-    left, top = (width - w) // 2, (height - h) // 2
-    return left, top, left + w, top + h
-
-
-def random_jitter(strength: float, rng: np.random.Generator) -> dict[str, float]:
-    """Factors of brightness, contrast and saturation, in random order."""
-    names = ("brightness", "contrast", "saturation")
-    low, high = max(0.0, 1 - strength), 1 + strength
-    return {names[i]: rng.uniform(low, high) for i in rng.permutation(len(names))}
-
-
-def jittered(picture: Image.Image, whole: np.ndarray, factors: Mapping[str, float]) -> Image.Image:
-    """Changes the colours of a picture as Pillow's `ImageEnhance` changes the image it is part of.
-
-    whole: pixels of that image, uint8 [height, width, C], perhaps not all: contrast is around their
-    mean luma, which saturation leaves as it is.
-    """
-    bands = len(picture.getbands())
-    luma = np.array(LUMA if bands == 3 else (1.0,))
-    for name, factor in factors.items():
-        if name == "saturation":
-            picture = ImageEnhance.Color(picture).enhance(factor)
-            continue
-        around = int(whole.mean((0, 1)) @ luma + 0.5) if name == "contrast" else 0
-        values = Image.frombytes("L", (256, 1), bytes(range(256)))
-        table = np.asarray(Image.blend(Image.new("L", values.size, around), values, factor))[0]
-        picture, whole = picture.point(table.tolist() * bands), table[whole]
-    return picture
-
-
 def check_size(model: Any, config: Any) -> None:
     """Raises UserError unless the model reads images of the examples' side and channels."""
     side = config.image
@@ -165,27 +129,32 @@ def check_size(model: Any, config: Any) -> None:
 
 
 class VisionExamples(Examples):
-    """One augmented image, seen by student and teacher alike (spec 1.2).
+    """One augmented image, seen by student and teacher alike (spec 1.2), or several views of it.
 
-    With `like` (evaluation): resized so that the shorter side fits, centre crop, nothing random.
+    With `like` (evaluation) one image: resized so that the shorter side fits, centre crop, nothing
+    random.
     """
 
     def __init__(self, source: Any, like: "VisionExamples | None" = None, **options: Any):
         self.fixed = like is not None
         self.layout = self.config = ImageConfig(**options)
+        self.views = self.config.drawn
         self.source = configured(source, self.config)
         self.lengths = np.ones(len(source), np.int64)
         self.bucket_of = np.zeros(len(source), np.int32)
 
     def load(self, index: int, bucket: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """{'image': uint8 [side, side, channels]}."""
-        pixels = self.source[index]["image"]
+        """{'image': uint8 [side, side, channels]}, and with `views` what `Views.draw` returns."""
+        pixels, mode = self.source[index]["image"], "RGB" if self.config.channels == 3 else "L"
         check_varies(pixels, self.source, index)
+        if self.views and not self.fixed:
+            picture = picture_of(pixels, self.source, index).convert(mode)
+            return self.views.draw(picture, self.config, rng)
         if self.fixed:
             picture = self._fit(picture_of(pixels, self.source, index))
         else:
             picture = self._augment(pixels, index, rng)
-        picture = picture.convert("RGB" if self.config.channels == 3 else "L")
+        picture = picture.convert(mode)
         return {"image": np.asarray(picture, np.uint8).reshape(*(self.config.image,) * 2, -1)}
 
     def _augment(self, pixels, index, rng):
@@ -212,8 +181,15 @@ class VisionExamples(Examples):
         return resize(picture, (self.config.image,) * 2, box=box)
 
     def check(self, model: Any) -> None:
-        """The sizes of images must agree."""
+        """The sizes of images must agree, and a view must have a patch."""
         check_size(model, self.config)
+        if self.views and self.views.local:
+            side = self.views.local_image
+            if not all(model.patches.grid(side, side)):
+                raise UserError(
+                    f"config.examples.views.local_image: {side} pixels are less than one patch of "
+                    f"{model.patches.patch}"
+                )
 
 
 def pixels(train: Mapping[str, np.ndarray], inputs: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -15,7 +15,8 @@ from data2vec_jax.core.config import PositiveInt, Range, Share
 from data2vec_jax.data.codecs.image import MAX_PIXELS, WHITE, resize
 from data2vec_jax.modalities.contract import Inputs
 from data2vec_jax.modalities.vision import data
-from data2vec_jax.modalities.vision.data import AreaShare, Aspect, Level
+from data2vec_jax.modalities.vision.crops import AreaShare, Aspect, random_box
+from data2vec_jax.modalities.vision.data import Level
 from data2vec_jax.modalities.vision.randaugment import randaugment
 
 
@@ -77,7 +78,7 @@ class Images(Inputs):
 
     def _augment(self, picture, rng):
         config = self.config
-        box = data.random_box(*picture.size, config.scale, config.aspect, rng)
+        box = random_box(*picture.size, config.scale, config.aspect, rng)
         picture = resize(picture, (config.image,) * 2, box=box)
         if rng.random() < config.flip:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

@@ -22,6 +22,14 @@ class Local(NamedTuple):
     raw: Array | None = None
 
 
+class Views(NamedTuple):
+    """`count` views of each example, in adjacent rows; options: of `encode`, for them."""
+
+    count: int
+    batch: Mapping[str, Array]
+    options: Mapping[str, Any]
+
+
 class Model(nn.Module):
     """Base of a modality's model: what follows the front end and the encoder.
 
@@ -45,6 +53,15 @@ class Model(nn.Module):
 
     def contents(self, batch: Mapping[str, Array]) -> Array:
         """What stands at each position: ids int [B, T], or numbers float32 [B, T, P]."""
+        raise NotImplementedError
+
+    def views(self, batch: Mapping[str, Array]) -> list[Views]:
+        """Large views of a batch, of the size that the model is for, then small ones if there are
+        some. Examples that are held out have one view, which stands for all large ones."""
+        raise NotImplementedError
+
+    def view_models(self, shapes: Mapping[str, Any]) -> list[tuple[int, "Model"]]:
+        """The same of the shapes of one example: how many, and a model of their size, to count."""
         raise NotImplementedError
 
     def token_table(self) -> Array | None:

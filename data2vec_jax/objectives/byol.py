@@ -84,9 +84,9 @@ def make_loss(
         collect: bool = False,
     ) -> Intermediates:
         """Everything but the draw. Small views of a batch are not used."""
-        images = views.large_views(batch)
-        student = views.see(model, params, images, split(key, 2), collect)
-        average = views.see_by_teacher(model, params, teacher, images, collect)
+        large = model.views(batch)[0]
+        student = views.see(model, params, large, split(key, 2), collect)
+        average = views.see_by_teacher(model, params, teacher, large, collect)
         prediction, projection = student.made[:, :, 1], average.made[:, :, 0]
         total = jnp.sum(losses(prediction, projection))
         return views.intermediates(

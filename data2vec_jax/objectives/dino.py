@@ -96,11 +96,9 @@ def make_loss(
             last = params["pretext"]["vectors"]
             frozen = jnp.where(step < config.frozen_updates, jax.lax.stop_gradient(last), last)
             params = overlay(params, {"pretext": {"vectors": frozen}})
-        keys, large = split(key, 4), views.large_views(batch)
+        keys, (large, *small) = split(key, 4), model.views(batch)
         student = views.see(model, params, large, keys[:2], collect)
-        said = [student.made]
-        if "local" in batch:
-            said.append(views.see(model, params, batch["local"], keys[2:]).made)
+        said = [student.made, *(views.see(model, params, v, keys[2:]).made for v in small)]
         said = jnp.concatenate(said, 1)  # [B, V, K]
         average = views.see_by_teacher(model, params, teacher, large, collect)
         temperatures = config.temperature, teacher_temperature(step)

@@ -1,8 +1,9 @@
-"""What objectives share that compare views of an image, without masks.
+"""What objectives share that compare views of an example, without masks.
 
-B batch, V views of an example, S of them as large as the model's images, D width.
+B batch, V views of an example.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 
 from data2vec_jax.core.state import overlay
 from data2vec_jax.metrics.statistics import effective_rank, mean_std
+from data2vec_jax.models.base import Views
 from data2vec_jax.objectives.contract import Intermediates
 
 Array = jax.Array
@@ -25,35 +27,24 @@ class Seen(NamedTuple):
     made: Array
 
 
-def large_views(batch: Mapping[str, Array]) -> Array:
-    """[B, S, height, width, C]; of held-out examples, which have one image, that image twice."""
-    return jnp.stack([batch["image"], batch.get("twin", batch["image"])], 1)
-
-
 def see(
-    model: Any,
-    params: Any,
-    images: Array,
-    keys: Any = (None, None),
-    collect: bool = False,
+    model: Any, params: Any, views: Views, keys: Any = (None, None), collect: bool = False
 ) -> Seen:
-    """One pass of images [B, V, height, width, C], of any size. keys: of the front end's noise and
-    of the encoder's; None for none. collect: keep every layer's output."""
-    B, V, *size = images.shape
+    """One pass. keys: of the front end's noise and of the encoder's; None for none. collect: keep
+    every layer's output."""
     front_key, encoder_key = keys
     apply, weights = model.apply, {"params": params}
-    tokens = apply(weights, {"image": images.reshape(B * V, *size)}, front_key, method="features")
-    grid = model.patches.grid(*size[:2])
-    options = dict(collect=collect, grid=grid, method="encode")
+    tokens = apply(weights, views.batch, front_key, method="features")
+    options = dict(collect=collect, method="encode", **views.options)
     encoded = apply(weights, tokens, None, encoder_key, **options)
-    made = apply(weights, encoded, None, None, views=V, method="solve")
-    return Seen(tokens, encoded, made.reshape(B, V, *made.shape[1:]))
+    made = apply(weights, encoded, None, None, views=views.count, method="solve")
+    return Seen(tokens, encoded, made.reshape(-1, views.count, *made.shape[1:]))
 
 
-def see_by_teacher(model: Any, params: Any, teacher: Any, images: Array, collect: bool) -> Seen:
+def see_by_teacher(model: Any, params: Any, teacher: Any, views: Views, collect: bool) -> Seen:
     """The same of the teacher, without noise and without gradient."""
     average = jax.lax.stop_gradient(overlay(params, teacher))
-    return jax.lax.stop_gradient(see(model, average, images, collect=collect))
+    return jax.lax.stop_gradient(see(model, average, views, collect=collect))
 
 
 def intermediates(student: Seen, teacher: Seen, total: Array, **found: Any) -> Intermediates:
@@ -91,13 +82,12 @@ def flops_of_views(
     """As of `ObjectiveConfig.forward_flops`: the student sees all views, the teacher the large
     ones, both with the head."""
 
-    def one(model):
-        return forward(model, 0, model.grid[0] * model.grid[1])
-
-    large, small = one(model), 0.0
-    if "local" in shapes:
-        views, *size = shapes["local"].shape[:3]
-        parts = one(model.clone(image=tuple(size)))
-        small = views * (parts["frontend"] + parts["student"])
-    student = 2 * large["student"]
-    return {"frontend": 2 * large["frontend"], "encoder": student, "student": student + small}
+    (large, of_large), *small = [
+        (count, forward(m, 0, math.prod(m.grid))) for count, m in model.view_models(shapes)
+    ]
+    student = large * of_large["student"]
+    return {
+        "frontend": large * of_large["frontend"],
+        "encoder": student,
+        "student": student + sum(n * (of["frontend"] + of["student"]) for n, of in small),
+    }

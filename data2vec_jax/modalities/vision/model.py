@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from data2vec_jax.core.config import DropRate, Length, PositiveFloat, Range, Size
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.modalities.contract import Batch, Options, build
+from data2vec_jax.models.base import Views
 from data2vec_jax.models.decoder import Decoder
 from data2vec_jax.models.encoder import Encoder
 from data2vec_jax.models.layers import INITS, Array, Mlp, beit_init
@@ -38,6 +39,23 @@ class VisionModel(PatchModel):
             return image
         mean, std = jnp.asarray(self.mean), jnp.asarray(self.std)
         return (image.astype(jnp.float32) / 255.0 - mean) / std
+
+    def views(self, batch: Batch) -> list[Views]:
+        """See `base.Model`."""
+        large = jnp.stack([batch["image"], batch.get("twin", batch["image"])], 1)
+        return [self._views(x) for x in (large, batch.get("local")) if x is not None]
+
+    def _views(self, images):  # [B, V, height, width, C]
+        B, V, *size = images.shape
+        options = {"grid": self.patches.grid(*size[:2])}
+        return Views(V, {"image": images.reshape(B * V, *size)}, options)
+
+    def view_models(self, shapes: Mapping[str, Any]) -> list[tuple[int, "VisionModel"]]:
+        """See `base.Model`."""
+        if "local" not in shapes:
+            return [(2, self)]
+        V, *size = shapes["local"].shape[:3]
+        return [(2, self), (V, self.clone(image=tuple(size)))]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -50,7 +50,7 @@ CORPORA = {
     "digits": Corpus(
         "vision",
         ("v2", "v1", "mae", "simmim", "ijepa", "dino", "byol"),
-        1_000,
+        500,
         {"data.source": f"array_record:{DATA}/shards/mnist", "data.eval_split": "test"},
         1_000,
         ("finetune_imagenet:demo", {"total_steps": 300, "data.share": 0.1}),
@@ -66,7 +66,7 @@ CORPORA = {
     "texts": Corpus(
         "text",
         ("v2", "v1", "mlm"),
-        600,
+        300,
         {},
         1_000,
         ("finetune_text:demo", {"total_steps": 300, "data.share": 0.1}),

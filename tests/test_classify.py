@@ -309,7 +309,7 @@ def test_scores_of_classes_numbers_and_several_classes():
         classify.ScoringConfig(metrics=("accuracy", "macro_f1", "top5_accuracy")),
     )
     assert found["accuracy"] == np.mean(logits.argmax(1) == labels)
-    assert found["top5_accuracy"] == 1.0
+    assert "top5_accuracy" not in found  # of four classes it is always 1
     wanted = np.mean(np.log(np.exp(logits).sum(1)) - logits[np.arange(30), labels])
     assert found["loss"] == pytest.approx(wanted, rel=1e-5)
     numbers = [{"logits": a[:1], "label": np.float32(a[0] * 3 + 1)} for a in logits]

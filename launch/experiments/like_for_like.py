@@ -6,28 +6,49 @@ Each method is a variant of configs/demo.py. The FLOPs are those of so many upda
 method's update costs decides its number of updates. Three rates are tried with seed 0, the one that
 is best on dev (a part of the labelled training examples) gets two more seeds. Then the encoder is
 fine-tuned on a tenth of the labels, its rate chosen on dev as well. All in runs/like_for_like/NAME;
-the same command goes on where it stopped, and the last writes its page and NAME.json.
+the same command goes on where it stopped, and the last writes its page, NAME.json, the table in
+docs/comparison.md and the picture.
 """
 
 import argparse
+import statistics
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # a checkout need not be installed
 
+from pages import fill
+
 from data2vec_jax import ablate, evaluate, train
 from data2vec_jax.cli.arguments import parse
 from data2vec_jax.cli.output import as_json, run_main
 from data2vec_jax.configs import common
 from data2vec_jax.core.config import with_options
+from data2vec_jax.core.files import read_json
 from data2vec_jax.metrics.hardware import forget_peak
+from data2vec_jax.report.reference import mean_and_range
 from data2vec_jax.tasks import pretrain
 
 RUNS = Path("runs/like_for_like")
 RESULTS = Path(__file__).with_name("like_for_like")
+PICTURE = RESULTS.with_suffix(".svg")
+PAGE = ROOT / "docs/comparison.md"
+METRICS = "linear_probe", "knn"
+TITLES = {
+    "v2": "data2vec 2.0",
+    "v1": "data2vec 1.0",
+    "mae": "MAE",
+    "simmim": "SimMIM",
+    "ijepa": "I-JEPA",
+    "dino": "DINO",
+    "byol": "BYOL",
+    "wav2vec2": "wav2vec 2.0",
+    "hubert": "HuBERT",
+    "mlm": "MLM",
+}
 RATES = (1e-3, 3e-3, 1e-2)  # of every method
 SEEDS = 3
 DATA = "runs/corpora"
@@ -67,7 +88,11 @@ CORPORA = {
         "text",
         ("v2", "v1", "mlm"),
         300,
-        {},
+        {
+            "data.source": f"array_record:{DATA}/shards/glosses",
+            "data.split": "train",
+            "data.eval_split": "test",
+        },
         1_000,
         ("finetune_text:demo", {"total_steps": 300, "data.share": 0.1}),
     ),
@@ -107,8 +132,8 @@ def run(config: Mapping[str, Any], workdir: Path, init_from: Path | None = None)
     return workdir
 
 
-def pretrained(name: str, method: str) -> list[Path]:
-    """The workdirs of the seeds, at the rate that is best on dev."""
+def pretrained(name: str, method: str) -> tuple[float, list[Path]]:
+    """The rate that is best on dev, and the workdirs of the seeds at it."""
     config, found = config_of(name, method), {}
     steps = str(config["total_steps"])
 
@@ -121,55 +146,138 @@ def pretrained(name: str, method: str) -> list[Path]:
         found[rate] = max(probes[steps]["dev"]["linear_probe"].values())
         print(f"{name} {method} {rate:g}: {found[rate]} on dev", file=sys.stderr, flush=True)
     best = max(found, key=found.__getitem__)
-    return [made(best, seed) for seed in range(SEEDS)]
+    return best, [made(best, seed) for seed in range(SEEDS)]
 
 
-def finetuned(name: str, workdirs: list[Path]) -> list[float]:
-    """Scores on test with a tenth of the labels, from each seed."""
+def finetuned(
+    name: str, starts: Sequence[Path | None], tokenizer: Path | None = None
+) -> dict[str, Any]:
+    """Scores on test with a tenth of the labels, from the encoder of each seed or (None) from
+    scratch, and the rate, which is best on dev. tokenizer: of texts, from scratch."""
     config_name, options = CORPORA[name].tuned
     base, _ = parse(["like", f"--config={config_name}", "--workdir=-"])
     base = with_options(base, {**CORPORA[name].options, **options})
+    if tokenizer:
+        base = with_options(base, {"examples.tokenizer": str(tokenizer)})
 
-    def score(rate: float, workdir: Path, split: str) -> float:
-        changed = {"schedule.peak": rate, "data.eval_split": split, "eval_every": 0}
-        tuned = run(with_options(base, changed), workdir / f"tuned-{rate:g}-{split}", workdir)
+    def score(rate: float, seed: int, split: str) -> float:
+        start = starts[seed]
+        changed = {"schedule.peak": rate, "data.eval_split": split, "eval_every": 0, "seed": seed}
+        folder = start or RUNS / name / f"scratch/seed{seed}"
+        tuned = run(with_options(base, changed), folder / f"tuned-{rate:g}-{split}", start)
         return evaluate.evaluate(str(tuned), {})["scores"][split]["accuracy"]
 
-    rate = max(CORPORA[name].rates, key=lambda r: score(r, workdirs[0], "dev"))
-    return [score(rate, workdir, "test") for workdir in workdirs]
+    rate = max(CORPORA[name].rates, key=lambda r: score(r, 0, "dev"))
+    return {"rate": rate, "accuracy": [score(rate, seed, "test") for seed in range(len(starts))]}
+
+
+# The page -----------------------------------------------------------------------------------------
+
+
+def table(name: str, found: Mapping[str, Any]) -> str:
+    """A row for each method; scores in per cent, mean and range over seeds."""
+    head = "method", "rate", "updates", "FLOPs", "seconds", "linear", "k-NN", "a tenth of labels"
+    rows, others = [], []
+    for method, line in found.items():
+        tuned = line.get("tuned")
+        last = mean_and_range(tuned["accuracy"], "") if tuned else ""
+        if method == "scratch":
+            others.append(["from scratch", *[""] * 6, last])
+            continue
+        runs = line["runs"]
+        probes = [run["probes"][str(run["updates"])] for run in runs]
+        scores = [mean_and_range([p[metric] for p in probes], "") for metric in METRICS]
+        seconds = statistics.fmean(run["seconds"] for run in runs)
+        cost = f"{runs[0]['updates']:,}", f"{runs[0]['FLOPs']:.1e}", f"{seconds:.0f}"
+        rows.append([TITLES[method], f"{line['rate']:g}", *cost, *scores, last])
+        if method == "v2":  # whose network the others have
+            for side, title in (("untrained", "untrained"), ("hand_made", "hand-made features")):
+                one = runs[0]["probes"][side]
+                others.append([title, *[""] * 4, *(f"{100 * one[m]:.1f}" for m in METRICS), ""])
+    lines = [head, ["---"] * len(head), *rows, *others]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def draw(results: Mapping[str, Mapping[str, Any]]) -> None:
+    """A panel for each corpus: the linear probe on dev against the FLOPs of training."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "data2vec"  # the same picture from the same numbers
+    from matplotlib import pyplot as plt
+
+    colours = dict(zip(TITLES, plt.get_cmap("tab10").colors, strict=False))
+    figure, panels = plt.subplots(1, len(results), figsize=(4.6 * len(results), 3.6), squeeze=False)
+    for panel, (name, found) in zip(panels[0], results.items(), strict=True):
+        for method, line in found.items():
+            if method == "scratch":
+                continue
+            scores: dict[float, list[float]] = {}
+            for run in line["runs"]:
+                for step, one in run["probes"].items():
+                    if step.isdigit():
+                        flops = int(step) / run["updates"] * run["FLOPs"]
+                        best = 100 * max(one["dev"]["linear_probe"].values())
+                        scores.setdefault(flops, []).append(best)
+            means = [statistics.fmean(v) for v in scores.values()]
+            ink = colours[method]
+            panel.plot(list(scores), means, "o-", markersize=3, color=ink, label=TITLES[method])
+            low, high = [[f(v) for v in scores.values()] for f in (min, max)]
+            panel.fill_between(list(scores), low, high, color=ink, alpha=0.15, linewidth=0)
+        for side, style in (("untrained", ":"), ("hand_made", "--")):
+            one = found["v2"]["runs"][0]["probes"][side]["dev"]["linear_probe"]
+            panel.axhline(100 * max(one.values()), color="#495057", linestyle=style, linewidth=1)
+        panel.set_title(f"{name} (dotted: untrained, dashed: hand-made)", fontsize=9)
+        panel.set_xlabel("FLOPs of training")
+        panel.set_ylabel("linear probe on dev, %")
+        panel.grid(True, color="#e9ecef")
+        panel.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(PICTURE, metadata={"Date": None})
 
 
 def main() -> None:
     """The command: see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("name", choices=CORPORA)
-    parser.add_argument("--methods", help="of them alone, without a page")
+    parser.add_argument("--methods", help="of them alone, without tables and picture")
     arguments = parser.parse_args()
 
     def command():
         name = arguments.name
-        chosen = arguments.methods.split(",") if arguments.methods else CORPORA[name].methods
-        found = {}
+        corpus, found = CORPORA[name], {}
+        chosen = arguments.methods.split(",") if arguments.methods else corpus.methods
         for method in chosen:
-            workdirs = pretrained(name, method)
-            rates = finetuned(name, workdirs) if CORPORA[name].tuned else None
-            found[method] = {"workdirs": [str(w) for w in workdirs], "a tenth of labels": rates}
+            rate, workdirs = pretrained(name, method)
+            found[method] = {"rate": rate, "workdirs": [str(w) for w in workdirs]}
+            if corpus.tuned:
+                found[method]["tuned"] = finetuned(name, workdirs)
             print(f"{name} {method}: {found[method]}", file=sys.stderr, flush=True)
         if arguments.methods:
             return
-        labels = CORPORA[name].labels
-        rows = {
-            method: [
-                ablate.measured(w, labels, True, not i) for i, w in enumerate(line["workdirs"])
+        for line in found.values():
+            line["runs"] = [
+                ablate.measured(w, corpus.labels, True, not i)
+                for i, w in enumerate(line["workdirs"])
             ]
-            for method, line in found.items()
-        }
+        rows = {method: line["runs"] for method, line in found.items()}
         ablate.summarise(RUNS / name / "page", {"study": "compare", "points": rows})
+        if corpus.tuned:
+            tokenizer = Path(found["v2"]["workdirs"][0], "tokenizer")
+            tokenizer = tokenizer if tokenizer.exists() else None
+            found["scratch"] = {"tuned": finetuned(name, [None] * SEEDS, tokenizer)}
         RESULTS.mkdir(exist_ok=True)
-        table = {m: {**found[m], "runs": rows[m]} for m in found}
-        (RESULTS / f"{name}.json").write_text(as_json(table))
+        (RESULTS / f"{name}.json").write_text(as_json(found))
+        results = {n: read_json(RESULTS / f"{n}.json") for n in CORPORA if known(n)}
+        fill(PAGE, {f"like for like: {n}": table(n, results[n]) for n in results})
+        draw(results)
 
     run_main(command)
+
+
+def known(name: str) -> bool:
+    """Whether a corpus has been run to its end."""
+    return (RESULTS / f"{name}.json").exists()
 
 
 if __name__ == "__main__":

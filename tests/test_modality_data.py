@@ -147,7 +147,7 @@ def test_no_crop_is_smaller_than_the_smallest(aspect):
     for seed, (width, height) in enumerate([(100_000, 100_000), (100_000, 5_000)] * 50):
         box = crops.random_box(width, height, config.scale, aspect, rng(seed))
         side = min(box[2] - box[0], box[3] - box[1])
-        assert side >= config.smallest * min(width, height) - 1
+        assert side >= config.image / config.enough * min(width, height) - 1
 
 
 def test_a_large_jpeg_is_decoded_at_the_part_that_suffices(tmp_path):

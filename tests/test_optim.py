@@ -109,6 +109,16 @@ def test_lars_and_sgd_equal_numpy():
                 wanted[k] = wanted[k] - 0.5 * speed[k]
         for k, value in wanted.items():
             np.testing.assert_allclose(params[k], value, rtol=2e-5, atol=1e-6)
+    # Stacked layers are as many matrices, and their biases and norms vectors.
+    one = {"kernel": jnp.ones((2, 3, 4)).at[1].mul(100.0), "scale": jnp.ones((2, 3))}
+    tx = make_optimizer(lambda n: 1.0, kind="lars", momentum=0.0)
+    params, grads = (
+        {"encoder": {"blocks": one}},
+        {"encoder": {"blocks": jax.tree.map(jnp.ones_like, one)}},
+    )
+    steps = tx.update(grads, tx.init(params), params)[0]["encoder"]["blocks"]
+    np.testing.assert_allclose(steps["kernel"][:, 0, 0], [-0.001, -0.1], rtol=1e-5)
+    np.testing.assert_allclose(steps["scale"], -1.0)
     with pytest.raises(UserError, match=r"config.optim.kind: no 'lasr'; did you mean 'lars'"):
         check_section("optim", {"kind": "lasr"}, optimizer.OptimizerConfig)
 

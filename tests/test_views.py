@@ -536,7 +536,7 @@ def test_devices_and_micro_batches_change_nothing(name):
         (
             "vision_dino",
             dict(examples=dict(image=28, channels=1)),
-            "config.examples.views: dino compares views of an image; give options",
+            "config.examples.views: dino compares views; give options",
         ),
         (
             "vision_ijepa",
@@ -554,6 +554,16 @@ def test_devices_and_micro_batches_change_nothing(name):
             "config.examples.views.radius: 2.0 is more than 1.0",
         ),
         ("vision_mae", dict(mask={}), "config.mask"),
+        (
+            "vision_byol",
+            dict(examples=dict(image=28, channels=1, views=dict(local=2))),
+            "config.examples.views.local: byol sees no small views; use 0",
+        ),
+        (
+            "text_v1",
+            dict(objective=dict(name="dino"), mask={}),
+            "dino compares views of an example, which this modality does not make",
+        ),
     ],
 )
 def test_mistakes_are_named(name, changes, message):

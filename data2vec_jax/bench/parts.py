@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from data2vec_jax.bench.measure import BUDGET, seconds_of
 from data2vec_jax.bench.subject import Subject
 from data2vec_jax.core.train_step import step_keys
+from data2vec_jax.objectives.contract import Intermediates
 from data2vec_jax.objectives.targets import owns_features
 
 
@@ -53,7 +55,7 @@ def parts_of(
         "masks": lambda state, batch: forward(state.params, state, batch).weights,
         "features": lambda state, batch: forward(state.params, state, batch).tokens.x,
         "frontend": gradient_of(lambda s: s.tokens.x),
-        "targets": lambda state, batch: forward(state.params, state, batch).targets,
+        "targets": lambda state, batch: targets_of(forward(state.params, state, batch)),
         "prediction": gradient_of(lambda s: s.prediction),
         "gradients": gradients,
     }
@@ -73,6 +75,13 @@ def parts_of(
     parts["loss"] = took["gradients"] - took["prediction"] - parts["teacher"]
     parts["update"] = step_seconds - took["gradients"]
     return {name: max(seconds, 0.0) for name, seconds in parts.items()}
+
+
+def targets_of(found: Intermediates) -> Any:
+    """What the teacher made; None without one."""
+    if found.targets is None and found.teacher is not None:
+        return found.masked_targets
+    return found.targets
 
 
 def _seconds(program: Callable, subject: Subject) -> float:

@@ -29,7 +29,8 @@ def scaled(config: Mapping[str, Any], axis: str, share: float) -> dict[str, Any]
         objective["clones"] = part(objective["clones"])
     elif axis == "depth":
         encoder["depth"] = part(encoder["depth"])
-        objective["top_k"] = min(objective["top_k"], encoder["depth"])
+        if "top_k" in objective:
+            objective["top_k"] = min(objective["top_k"], encoder["depth"])
     elif axis == "width":
         heads = encoder["heads"] = part(encoder["heads"])
         old, multiple = model["width"], math.lcm(16, heads)

@@ -31,14 +31,14 @@ def without_teacher(c: ConfigDict, name: str, **options: Any) -> None:
 
 
 def of_views(c: ConfigDict, name: str) -> None:
-    """Gives a pretraining config of images an objective that compares views and masks nothing. The
-    views are DINO's and BYOL's; blurs are in proportion to the image, theirs of 224 pixels."""
+    """Gives a pretraining config of images an objective that compares views and masks nothing.
+    Blurs are in proportion to the image of this config; DINO's and BYOL's are of 224 pixels."""
     c.objective = dict(name=name)
     c.mask = {}
     del c.model["decoder"], c.model["head"]
     c.model.mask_embedding = False
     radius = (0.1 * c.examples.image / 224, 2.0 * c.examples.image / 224)
-    c.examples.views = dict(radius=radius)
+    c.examples.update(aspect=(3 / 4, 4 / 3), views=dict(radius=radius))
 
 
 def wav2vec2_base(c: ConfigDict) -> None:

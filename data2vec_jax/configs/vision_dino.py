@@ -37,6 +37,7 @@ def get_config(variant: str = "like") -> ConfigDict:
         c.ema = dict(start=0.996, end=1.0, anneal=1.0, kind="cosine", lag=1)
         # 5e-4 for each 256 rows
         c.schedule = dict(kind="cosine", peak=2e-3, floor=1e-6, warmup=10 * epoch / steps)
+        c.schedule.inclusive = True
         c.optim = dict(
             weight_decay=0.04,
             weight_decay_end=0.4,

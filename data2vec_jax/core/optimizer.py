@@ -217,8 +217,7 @@ def clip_by_norm(limit: float, each: bool = False) -> optax.GradientTransformati
     """
 
     def one(key_path, g):
-        axes = tuple(range("/blocks/" in f"/{path_name(key_path)}", g.ndim))
-        norm = jnp.sqrt(jnp.sum(jnp.square(g), axes, keepdims=True))
+        norm = jnp.sqrt(jnp.sum(jnp.square(g), layer_axes(key_path, g), keepdims=True))
         return g * jnp.minimum(1.0, limit / (norm + 1e-6))
 
     def update(grads, state, params=None):
@@ -229,6 +228,29 @@ def clip_by_norm(limit: float, each: bool = False) -> optax.GradientTransformati
         return jax.tree.map(lambda g: g * factor, grads), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def scale_by_trust_ratio(coefficient: float) -> optax.GradientTransformation:
+    """LARS (You 2017): directions of matrices times coefficient |p| / |direction|, or 1 where one
+    of them is 0; of stacked layers each by its own. Vectors stay as they are."""
+
+    def one(key_path, u, p):
+        axes = layer_axes(key_path, p)
+        if len(axes) < 2:
+            return u
+        norms = [jnp.sqrt(jnp.sum(jnp.square(x), axes, keepdims=True)) for x in (p, u)]
+        used = (norms[0] > 0) & (norms[1] > 0)
+        return u * jnp.where(used, coefficient * norms[0] / jnp.where(used, norms[1], 1.0), 1.0)
+
+    def update(updates, state, params=None):
+        return jax.tree_util.tree_map_with_path(one, updates, params), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def layer_axes(key_path: Sequence[Any], x: jax.Array) -> tuple[int, ...]:
+    """Axes of one layer's parameter: blocks are stacked along the first."""
+    return tuple(range("/blocks/" in f"/{path_name(key_path)}", x.ndim))
 
 
 def decayed_weights(value: Schedule) -> optax.GradientTransformation:
@@ -271,7 +293,7 @@ def scale_by_path(rates: Sequence[tuple[str, Any]]) -> optax.GradientTransformat
 class OptimizerConfig:
     """Config section `optim`. Moments are float32, like the parameters."""
 
-    kind: Literal["adamw", "sgd", "lars"] = "adamw"  # the last two for linear probes
+    kind: Literal["adamw", "sgd", "lars"] = "adamw"
     momentum: DropRate = 0.9  # of 'sgd' and 'lars', PyTorch's
     # Of 'lars': the trust ratio, for matrices (You 2017; conversion spec 2.3).
     trust: PositiveFloat = 0.001
@@ -306,12 +328,10 @@ def make_optimizer(
         decay = [optax.masked(decayed_weights(value), decayed)]
     elif config.weight_decay:
         decay = [optax.add_decayed_weights(config.weight_decay, decayed)]
-    matrices = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)  # noqa: E731
-    slow = optax.masked(optax.scale_by_trust_ratio(trust_coefficient=config.trust), matrices)
     directions = {
         "adamw": [scale_by_adam(*config.betas, config.eps, config.eps_on), *decay],
         "sgd": [*decay, optax.trace(config.momentum)],
-        "lars": [*decay, slow, optax.trace(config.momentum)],
+        "lars": [*decay, scale_by_trust_ratio(config.trust), optax.trace(config.momentum)],
     }
     steps = [clip_by_norm(config.clip, config.clip_each)] if config.clip else []
     steps += directions[config.kind]

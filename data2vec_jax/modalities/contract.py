@@ -39,6 +39,8 @@ class Layout:
 
     buckets: lengths in units (samples, tokens; 1 for images), ascending. shapes: the arrays of one
     example of each bucket. padded: shorter examples are padded to a bucket, longer ones do not fit.
+    One whose examples may have several views has `drawn`: None, or what says how many are small
+    (`local`).
     """
 
     buckets: Sequence[int]

@@ -22,7 +22,7 @@ class Local(NamedTuple):
     raw: Array | None = None
 
 
-class Views(NamedTuple):
+class ViewBatch(NamedTuple):
     """`count` views of each example, in adjacent rows; options: of `encode`, for them."""
 
     count: int
@@ -43,6 +43,7 @@ class Model(nn.Module):
     # What stands at a position before the front end: 'ids' of tokens, 'numbers' of a patch, or None
     # if a position is no part of the input of its own. With it goes the method `contents`.
     content: ClassVar[str | None] = None
+    has_views: ClassVar[bool] = False  # whether there are the methods `views` and `view_models`
 
     @property
     def sees_masked(self) -> bool:
@@ -55,7 +56,7 @@ class Model(nn.Module):
         """What stands at each position: ids int [B, T], or numbers float32 [B, T, P]."""
         raise NotImplementedError
 
-    def views(self, batch: Mapping[str, Array]) -> list[Views]:
+    def views(self, batch: Mapping[str, Array]) -> list[ViewBatch]:
         """Large views of a batch, of the size that the model is for, then small ones if there are
         some. Examples that are held out have one view, which stands for all large ones."""
         raise NotImplementedError

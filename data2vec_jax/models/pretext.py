@@ -29,6 +29,7 @@ from data2vec_jax.models.layers import (
     gelu,
     normalise,
     repeat,
+    uniform_fan_in,
     unit_length,
     wide,
 )
@@ -276,10 +277,11 @@ class Prototypes(nn.Module):
         for name in ("first", "second"):
             x = gelu(dense(self.hidden, x.shape[-1], "bert", self.dtype, name)(x))
         x = unit_length(dense(self.size, self.hidden, "bert", self.dtype, "third")(x))
-        vectors = self.param("vectors", bert_init, (self.outputs, self.size))
+        shape = self.outputs, self.size
+        vectors = unit_length(self.param("vectors", uniform_fan_in(self.size), shape))
         self.param("centre", nn.initializers.zeros, (self.outputs,))
-        x, vectors = x.astype(self.dtype), unit_length(vectors).astype(self.dtype)
-        return wide(x @ vectors.T)
+        # In float32: the teacher's are divided by 0.04.
+        return jnp.matmul(x, vectors.T, precision="highest")
 
     def flops(self, *, width: int, tokens: int, masked: int) -> float:
         """See the module's docstring."""

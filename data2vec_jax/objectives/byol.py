@@ -36,9 +36,8 @@ class Config(ObjectiveConfig):
     size: Size = 256  # P
 
     needs_teacher: ClassVar[bool] = True
-    predicts: ClassVar[str] = "numbers"
     masks: ClassVar[str] = ""
-    needs_views: ClassVar[bool] = True
+    needs_views: ClassVar[str] = "large"
 
     def batch_statistics(self) -> str:
         """See `ObjectiveConfig`."""
@@ -83,7 +82,7 @@ def make_loss(
         key: Array | None,
         collect: bool = False,
     ) -> Intermediates:
-        """Everything but the draw. Small views of a batch are not used."""
+        """Everything but the draw."""
         large = model.views(batch)[0]
         student = views.see(model, params, large, split(key, 2), collect)
         average = views.see_by_teacher(model, params, teacher, large, collect)

@@ -38,7 +38,8 @@ class ObjectiveConfig:
     the model's `content` must be this ('ids' or 'numbers', see `models.base.Model`); None for any.
     needs_labels: a label of each position, the array `labels` of an example. masks: the kind of the
     section `mask`; None for any, '' if nothing is masked and there is no such section. needs_views:
-    several views of an example, the arrays of `examples.views`.
+    several views of an example (section `examples.views`): 'large' ones alone, or 'all' that there
+    are; '' for none.
     """
 
     needs_teacher: ClassVar[bool] = False
@@ -46,7 +47,7 @@ class ObjectiveConfig:
     predicts: ClassVar[str | None] = None
     needs_labels: ClassVar[bool] = False
     masks: ClassVar[str | None] = None
-    needs_views: ClassVar[bool] = False
+    needs_views: ClassVar[str] = ""
 
     def check(self, model: Any) -> None:
         """Raises UserError: options that do not fit the model."""
@@ -115,8 +116,8 @@ class Objective(NamedTuple):
     """A loss, and what it computes on its way.
 
     loss: (params, teacher, batch, draw) -> (total, count, metrics); the batch's loss is
-    total / count. forward: the same arguments -> Intermediates. forward_with_masks: the masks are
-    given instead of drawn.
+    total / count. forward: the same arguments -> Intermediates. forward_with_masks: what
+    is random, such as masks, is given instead of drawn.
     """
 
     loss: Callable[..., tuple[Array, Array, dict[str, Array]]]

@@ -45,9 +45,8 @@ class Config(ObjectiveConfig):
     frozen_updates: NonNegativeInt = 0  # in which the last layer stays as it is
 
     needs_teacher: ClassVar[bool] = True
-    predicts: ClassVar[str] = "numbers"
     masks: ClassVar[str] = ""
-    needs_views: ClassVar[bool] = True
+    needs_views: ClassVar[str] = "all"
 
     def pretext(self, model: Any) -> pretext.Prototypes:
         """The head."""
@@ -63,7 +62,8 @@ def losses(student: Array, teacher: Array, centre: Array, temperatures: tuple[An
     """[B, V, K] and [B, 2, K], raw outputs, of which the first two views are the same -> [B].
     temperatures: of the student and of the teacher."""
     q = jax.nn.softmax((teacher - centre) / temperatures[1])
-    entropies = -jnp.einsum("bik,bjk->bij", q, jax.nn.log_softmax(student / temperatures[0]))
+    logs = jax.nn.log_softmax(student / temperatures[0])
+    entropies = -jnp.einsum("bik,bjk->bij", q, logs, precision="highest")
     other = 1.0 - jnp.eye(*entropies.shape[1:])  # a view is not compared with itself
     return jnp.sum(entropies * other, (1, 2)) / jnp.sum(other)
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from data2vec_jax.core.state import overlay
 from data2vec_jax.metrics.statistics import effective_rank, mean_std
-from data2vec_jax.models.base import Views
+from data2vec_jax.models.base import ViewBatch
 from data2vec_jax.objectives.contract import Intermediates
 
 Array = jax.Array
@@ -28,7 +28,7 @@ class Seen(NamedTuple):
 
 
 def see(
-    model: Any, params: Any, views: Views, keys: Any = (None, None), collect: bool = False
+    model: Any, params: Any, views: ViewBatch, keys: Any = (None, None), collect: bool = False
 ) -> Seen:
     """One pass. keys: of the front end's noise and of the encoder's; None for none. collect: keep
     every layer's output."""
@@ -41,7 +41,7 @@ def see(
     return Seen(tokens, encoded, made.reshape(-1, views.count, *made.shape[1:]))
 
 
-def see_by_teacher(model: Any, params: Any, teacher: Any, views: Views, collect: bool) -> Seen:
+def see_by_teacher(model: Any, params: Any, teacher: Any, views: ViewBatch, collect: bool) -> Seen:
     """The same of the teacher, without noise and without gradient."""
     average = jax.lax.stop_gradient(overlay(params, teacher))
     return jax.lax.stop_gradient(see(model, average, views, collect=collect))

@@ -51,7 +51,7 @@ CHARTS = (
     Chart(
         "Spread of targets and predictions",
         ("target_std", "pred_std"),
-        "Standard deviation over masked positions. Near 0 means collapse.",
+        "Standard deviation over what is predicted. Near 0 means collapse.",
         include=(0.0,),
     ),
     Chart(

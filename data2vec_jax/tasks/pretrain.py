@@ -117,7 +117,24 @@ def _check_needs(name, settings, model):
             f"config.objective.name: {name} predicts the {settings.predicts} of the input, and "
             f"this model's positions hold {model.content or 'neither ids nor numbers'}"
         )
+    if settings.needs_views and not model.has_views:
+        raise UserError(
+            f"config.objective.name: {name} compares views of an example, which this modality "
+            "does not make"
+        )
     settings.check(model)
+
+
+def check_views(name: str, wanted: str, layout: contract.Layout) -> None:
+    """Raises UserError: the examples have no views that an objective needs (see
+    `objectives.ObjectiveConfig`), or some that it does not see."""
+    views = getattr(layout, "drawn", None)
+    if wanted and views is None:
+        raise UserError(f"config.examples.views: {name} compares views; give options, or {{}}")
+    if views is not None and not wanted:
+        raise UserError(f"config.examples.views: {name} sees one view; use None")
+    if views is not None and wanted == "large" and views.local:
+        raise UserError(f"config.examples.views.local: {name} sees no small views; use 0")
 
 
 def make_objective(config: Mapping[str, Any], modality: contract.Modality, model: Any):
@@ -286,12 +303,7 @@ def _outline(config):
             f"config.examples.labels: {config['objective']['name']} predicts labels; give the "
             "folder that `python -m data2vec_jax.cluster` has written them to"
         )
-    if objective_of(config)[1].needs_views != ("twin" in layout.shapes[0]):
-        given = "twin" in layout.shapes[0]
-        raise UserError(
-            f"config.examples.views: {config['objective']['name']} "
-            + ("sees one view; use None" if given else "compares views of an image; give options")
-        )
+    check_views(config["objective"]["name"], objective_of(config)[1].needs_views, layout)
     rows = batches.rows_of(layout.buckets, options.batch_size, options.rows_multiple_of)
     shapes = [batches.batch_shapes(s, n) for s, n in zip(layout.shapes, rows, strict=True)]
     for shape in shapes:

@@ -36,6 +36,7 @@ RUNS = Path("runs/like_for_like")
 RESULTS = Path(__file__).with_name("like_for_like")
 PICTURE = RESULTS.with_suffix(".svg")
 PAGE = ROOT / "docs/comparison.md"
+OF_CLASS_TOKEN = "dino", "byol"  # methods that learn the class token; others learn the patches
 METRICS = "linear_probe", "knn"
 TITLES = {
     "v2": "data2vec 2.0",
@@ -157,6 +158,8 @@ def finetuned(
     config_name, options = CORPORA[name].tuned
     base, _ = parse(["like", f"--config={config_name}", "--workdir=-"])
     base = with_options(base, {**CORPORA[name].options, **options})
+    if starts[0] and starts[0].parts[-3] in OF_CLASS_TOKEN:
+        base = with_options(base, {"head.pooling": "class"})
     if tokenizer:
         base = with_options(base, {"examples.tokenizer": str(tokenizer)})
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from PIL import Image
 
+from data2vec_jax.core.errors import UserError
 from data2vec_jax.modalities.contract import Bench
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
@@ -34,6 +35,8 @@ def peer(examples: Any, files: Sequence[Any]) -> Any:
     from torchvision import transforms
 
     c, cubic = examples.config, transforms.InterpolationMode.BICUBIC
+    if c.views is not None:
+        raise UserError("config.examples.views: --peer reads one view of an image")
     steps = [
         *([transforms.ColorJitter(c.jitter, c.jitter, c.jitter)] if c.jitter else []),
         transforms.RandomResizedCrop(c.image, c.scale, c.aspect, cubic),

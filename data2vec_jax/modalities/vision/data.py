@@ -61,9 +61,13 @@ class ImageConfig:
         return None if self.views is None else Views(**self.views)
 
     @property
-    def smallest(self) -> float:
-        """The shortest side that is made into `image` pixels, of the image's shorter side."""
-        return smallest_crop(self)
+    def enough(self) -> float:
+        """Pixels of an image's shorter side, of which no crop need be enlarged."""
+        views = self.drawn
+        large = self.image / smallest_crop(self.scale, self.aspect)
+        if views is None or not views.local:
+            return large
+        return max(large, views.local_image / smallest_crop(views.local_scale, self.aspect))
 
     @property
     def shapes(self) -> list[dict[str, jax.ShapeDtypeStruct]]:
@@ -78,11 +82,11 @@ def check_crop(config: Any) -> None:
             raise UserError(f"config.examples.{name}: {low} is more than {high}")
 
 
-def smallest_crop(config: Any) -> float:
+def smallest_crop(scale: Sequence[float], aspect: Sequence[float]) -> float:
     """The shorter side of the smallest random crop, of the image's shorter side."""
-    low, high = config.aspect
+    low, high = aspect
     # The last two are of the centre crop, where all aspects are on one side of 1.
-    return min(math.sqrt(config.scale[0] * min(low, 1 / high, 1)), high, 1 / low)
+    return min(math.sqrt(scale[0] * min(low, 1 / high, 1)), high, 1 / low)
 
 
 def image_shapes(side: int, channels: int) -> list[dict[str, jax.ShapeDtypeStruct]]:
@@ -95,7 +99,7 @@ def configured(source: Any, config: Any) -> Any:
     options = {
         "background": tuple(config.background),
         "max_pixels": config.max_pixels,
-        "enough": config.image / config.smallest,
+        "enough": config.enough,
     }
     codec = getattr(source, "codec", None)
     if codec is None or getattr(codec.read, "func", None) is not read_image:

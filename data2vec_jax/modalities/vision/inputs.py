@@ -42,9 +42,9 @@ class ImageInputConfig:
         data.check_crop(self)
 
     @property
-    def smallest(self) -> float:
+    def enough(self) -> float:
         """See `data.ImageConfig`."""
-        return min(data.smallest_crop(self), self.crop)
+        return self.image / min(data.smallest_crop(self.scale, self.aspect), self.crop)
 
     @property
     def shapes(self) -> list[dict[str, jax.ShapeDtypeStruct]]:

@@ -5,7 +5,7 @@ B batch, M masks of an example, N patches, V of them visible, E class tokens, D 
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from data2vec_jax.core.config import DropRate, Length, PositiveFloat, Range, Size
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.modalities.contract import Batch, Options, build
-from data2vec_jax.models.base import Views
+from data2vec_jax.models.base import ViewBatch
 from data2vec_jax.models.decoder import Decoder
 from data2vec_jax.models.encoder import Encoder
 from data2vec_jax.models.layers import INITS, Array, Mlp, beit_init
@@ -31,6 +31,7 @@ class VisionModel(PatchModel):
 
     mean: Sequence[float] = IMAGENET_MEAN
     std: Sequence[float] = IMAGENET_STD
+    has_views: ClassVar[bool] = True
 
     def normalised(self, batch: Batch) -> Array:
         """image [B, height, width, C], uint8 -> normalised floats, which stay as they are."""
@@ -40,7 +41,7 @@ class VisionModel(PatchModel):
         mean, std = jnp.asarray(self.mean), jnp.asarray(self.std)
         return (image.astype(jnp.float32) / 255.0 - mean) / std
 
-    def views(self, batch: Batch) -> list[Views]:
+    def views(self, batch: Batch) -> list[ViewBatch]:
         """See `base.Model`."""
         large = jnp.stack([batch["image"], batch.get("twin", batch["image"])], 1)
         return [self._views(x) for x in (large, batch.get("local")) if x is not None]
@@ -48,7 +49,7 @@ class VisionModel(PatchModel):
     def _views(self, images):  # [B, V, height, width, C]
         B, V, *size = images.shape
         options = {"grid": self.patches.grid(*size[:2])}
-        return Views(V, {"image": images.reshape(B * V, *size)}, options)
+        return ViewBatch(V, {"image": images.reshape(B * V, *size)}, options)
 
     def view_models(self, shapes: Mapping[str, Any]) -> list[tuple[int, "VisionModel"]]:
         """See `base.Model`."""

@@ -14,23 +14,25 @@ from data2vec_jax.modalities.vision.crops import AreaShare, jittered, random_box
 
 # Of the first view, of the second, and of small ones.
 Probabilities = tuple[Share, Share, Share]
+Hue = Annotated[float, Range(0, 0.5)]
 COLOURS = ("brightness", "contrast", "saturation", "hue")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Views:
-    """Config section `examples.views`; the defaults are DINO's.
+    """Config section `examples.views`; the colours are DINO's.
 
-    Two views have the size, area, aspect and mirror images of the section `examples`. The steps,
-    in this order: crop, mirror image, jitter of colours, grey, blur, solarise.
+    Two views have the size, area, aspect and mirror images of the section `examples`, whose
+    `jitter` is not used. The steps, in this order: crop, mirror image, jitter of colours, grey,
+    blur, solarise.
     """
 
-    local: Annotated[int, Range(0, 64)] = 8  # small views
+    local: Annotated[int, Range(0, 64)] = 0  # small views; DINO has 8
     local_image: Annotated[int, Range(1, 2**14)] = 96  # their side in pixels
     local_scale: tuple[AreaShare, AreaShare] = (0.05, 0.4)  # share of the area that they cover
     # Strengths s of brightness, contrast and saturation, each a factor uniform in [1 - s, 1 + s];
     # and of the hue, which moves by up to this share of its circle. In random order.
-    jitter: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat, Share] = (
+    jitter: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat, Hue] = (
         0.4,
         0.4,
         0.2,

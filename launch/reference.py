@@ -31,7 +31,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "launch/experiments")]  # a checkout need not be installed
 
-from pages import fill
+from pages import fill, markdown
 
 from data2vec_jax import evaluate, train
 from data2vec_jax.cli.arguments import parse
@@ -435,14 +435,6 @@ def write_page(name: str) -> None:
 
 
 # Tables -------------------------------------------------------------------------------------------
-
-
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table; a first cell is left out where it is that of the row above."""
-    lines = [head, ["---"] * len(head)]
-    for before, row in zip([None, *rows], rows, strict=False):
-        lines.append([*([""] if before and before[0] == row[0] else [row[0]]), *row[1:]])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def per_cent(scores: Sequence[float]) -> str:

@@ -43,10 +43,10 @@ def finish(process):
 
 # The same steps everywhere ------------------------------------------------------------------------
 
-# (processes, devices of each) -> (data, fsdp) of each recipe; test_step.py has 8 devices of one
-# process.
+# (processes, devices of each) -> (data, fsdp) of each recipe
 TOPOLOGIES = {
     (1, 1): {"speech_v1": (1, 1), "vision_v2": (1, 1)},
+    (1, 8): {"speech_v1": (2, 4), "vision_v2": (8, 1)},
     (2, 2): {"speech_v1": (2, 2), "vision_v2": (1, 4)},
     (4, 1): {"speech_v1": (1, 4), "vision_v2": (2, 2)},
 }

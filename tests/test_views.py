@@ -506,7 +506,9 @@ def test_devices_and_micro_batches_change_nothing(name):
     for shape, parts in SPLITS[name]:
         other, found, _ = run_steps(config | {"accumulate": parts}, shape)
         for one, two in zip(scalars, found, strict=True):
-            assert one["loss"] == pytest.approx(two["loss"], rel=2e-5)
+            # Batch norms make rounding larger where examples hardly differ, as they do at first.
+            limit = 2e-5 if name == "vision_byol" else 1e-5
+            assert one["loss"] == pytest.approx(two["loss"], rel=limit)
         if name == "vision_byol":
             # A batch norm takes away what is the same in all rows: biases before it learn nothing.
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), params, other)

@@ -20,7 +20,7 @@ def like(c: ConfigDict) -> None:
     common.of_views(c, "dino")
     c.averaged = ("^(?!pretext/centre)",)  # all that is learned
     c.examples.scale = (0.4, 1.0)
-    # As large, beside the image, as theirs: 96 of 224 pixels, and blurs of up to 2.
+    # As large, beside the image, as theirs: 96 of 224 pixels.
     c.examples.views.update(local=8, local_image=c.examples.image * 3 // 7)
 
 

@@ -86,7 +86,9 @@ class Model(nn.Module):
         """`features`, and what they are made of if the front end says so."""
         return Local(self.features(batch, key))
 
-    def solve(self, encoded: encoder.Encoded, mask: Array, places: Array, **inputs: Any) -> Any:
+    def solve(
+        self, encoded: encoder.Encoded, mask: Array | None, places: Array | None, **inputs: Any
+    ) -> Any:
         """What `pretext` makes of `pretext.Inputs`: predictions [B, N, ...]."""
         return self.pretext(pretext.Inputs(encoded, mask, places, self.token_table(), **inputs))
 

@@ -71,10 +71,10 @@ def normalise(x: Array, eps: float, axes: int | tuple[int, ...] = -1) -> Array:
     return centred * lax.rsqrt(jnp.mean(jnp.square(centred), axes, keepdims=True) + eps)
 
 
-def unit_length(x: Array) -> Array:
-    """Vectors [..., D] divided by their lengths, but at least 1e-8, in float32."""
+def unit_length(x: Array, least: float = 1e-8) -> Array:
+    """Vectors [..., D] divided by their lengths, but at least by `least`, in float32."""
     x = wide(x)
-    return x * lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), -1, keepdims=True), 1e-16))
+    return x * lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), -1, keepdims=True), least**2))
 
 
 class LayerNorm(nn.Module):

@@ -43,10 +43,10 @@ class Inputs(NamedTuple):
 
     encoded: encoder.Encoded
     """The student's: x [B, T, D], or [B, V, D] if it did not see masked positions."""
-    mask: Array
-    """bool [B, T]: masked positions."""
-    places: Array
-    """int [B, N]: where to predict."""
+    mask: Array | None
+    """bool [B, T]: masked positions; None for heads of whole examples."""
+    places: Array | None
+    """int [B, N]: where to predict; None for heads of whole examples."""
     table: Array | None = None
     """[V, D]: the model's token embeddings, as the blocks see them; None if it has none."""
     normed: Array | None = None

@@ -19,13 +19,14 @@ import jax
 import jax.numpy as jnp
 
 from data2vec_jax.core.config import Size
-from data2vec_jax.core.train_step import StepKeys
 from data2vec_jax.models import pretext
-from data2vec_jax.models.layers import split, wide
+from data2vec_jax.models.layers import split, unit_length
 from data2vec_jax.objectives import views
 from data2vec_jax.objectives.contract import Intermediates, Objective, ObjectiveConfig
 
 Array = jax.Array
+
+LEAST = 1e-6  # length that vectors are divided by
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,15 +55,10 @@ class Config(ObjectiveConfig):
         return {**parts, "encoder": parts["encoder"] - predictor}
 
 
-def unit(x: Array) -> Array:
-    """[..., P] divided by its length, of which the square is at least 1e-12."""
-    x = wide(x)
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), -1, keepdims=True), 1e-12))
-
-
 def losses(predictions: Array, projections: Array) -> Array:
     """[B, 2, P], of the student, and [B, 2, P], of the teacher -> [B]."""
-    return jnp.sum(jnp.square(unit(predictions) - unit(projections[:, ::-1])), (1, 2))
+    p, z = (unit_length(x, LEAST) for x in (predictions, projections[:, ::-1]))
+    return jnp.sum(jnp.square(p - z), (1, 2))
 
 
 def make_loss(
@@ -79,10 +75,12 @@ def make_loss(
         params: Any,
         teacher: Any,
         batch: Mapping[str, Array],
+        step: Array,
         key: Array | None,
         collect: bool = False,
     ) -> Intermediates:
-        """Everything but the draw."""
+        """Everything but the draw. step: not used."""
+        del step
         large = model.views(batch)[0]
         student = views.see(model, params, large, split(key, 2), collect)
         average = views.see_by_teacher(model, params, teacher, large, collect)
@@ -93,16 +91,9 @@ def make_loss(
             average,
             total,
             # A deviation of 1 is that of directions without any preference.
-            prediction=scale * unit(prediction),
-            masked_targets=scale * unit(projection),
+            prediction=scale * unit_length(prediction, LEAST),
+            masked_targets=scale * unit_length(projection, LEAST),
             parts={"byol": total},
         )
 
-    def forward(params, teacher, batch, draw: StepKeys):
-        return forward_with_views(params, teacher, batch, draw.noise_key)
-
-    def loss(params, teacher, batch, draw: StepKeys):
-        found = forward(params, teacher, batch, draw)
-        return found.total, found.count, views.monitor(found)
-
-    return Objective(loss, forward_with_views, forward)
+    return views.objective(forward_with_views)

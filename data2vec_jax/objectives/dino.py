@@ -20,7 +20,6 @@ import jax.numpy as jnp
 
 from data2vec_jax.core.config import DropRate, NonNegativeInt, PositiveFloat, Size
 from data2vec_jax.core.state import overlay
-from data2vec_jax.core.train_step import StepKeys
 from data2vec_jax.models import pretext
 from data2vec_jax.models.layers import split
 from data2vec_jax.objectives import views
@@ -91,7 +90,7 @@ def make_loss(
         collect: bool = False,
     ) -> Intermediates:
         """Everything but the draw. step: completed updates. parts holds the new centre."""
-        centre = params["pretext"]["centre"]
+        centre = jax.lax.stop_gradient(params["pretext"]["centre"])
         if config.frozen_updates:
             last = params["pretext"]["vectors"]
             frozen = jnp.where(step < config.frozen_updates, jax.lax.stop_gradient(last), last)
@@ -102,7 +101,7 @@ def make_loss(
         said = jnp.concatenate(said, 1)  # [B, V, K]
         average = views.see_by_teacher(model, params, teacher, large, collect)
         temperatures = config.temperature, teacher_temperature(step)
-        total = jnp.sum(losses(said, average.made, jax.lax.stop_gradient(centre), temperatures))
+        total = jnp.sum(losses(said, average.made, centre, temperatures))
         new = config.momentum * centre + (1 - config.momentum) * jnp.mean(average.made, (0, 1))
         return views.intermediates(
             student,
@@ -111,15 +110,9 @@ def make_loss(
             # As the softmaxes see them, and without the centre, which is the same for all.
             prediction=said / temperatures[0],
             masked_targets=average.made / temperatures[1],
-            parts={"dino": total, "centre": jax.lax.stop_gradient(new)},
+            parts={"dino": total, "centre": new},
         )
 
-    def forward(params, teacher, batch, draw: StepKeys):
-        return forward_with_views(params, teacher, batch, draw.step, draw.noise_key)
-
-    def loss(params, teacher, batch, draw: StepKeys):
-        found = forward(params, teacher, batch, draw)
-        assigned = {"pretext": {"centre": found.parts["centre"]}}
-        return found.total, found.count, views.monitor(found) | {"assigned": assigned}
-
-    return Objective(loss, forward_with_views, forward)
+    return views.objective(
+        forward_with_views, lambda found: {"pretext": {"centre": found.parts["centre"]}}
+    )

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from data2vec_jax.core.state import overlay
+from data2vec_jax.core.train_step import StepKeys
 from data2vec_jax.metrics.statistics import effective_rank, mean_std
 from data2vec_jax.models.base import ViewBatch
-from data2vec_jax.objectives.contract import Intermediates
+from data2vec_jax.objectives.contract import Intermediates, Objective
 
 Array = jax.Array
 
@@ -61,6 +62,23 @@ def intermediates(student: Seen, teacher: Seen, total: Array, **found: Any) -> I
         teacher=teacher.encoded,
         **found,
     )
+
+
+def objective(
+    forward_with_views: Callable[..., Intermediates],
+    assigned: Callable[[Intermediates], Mapping[str, Any]] = lambda found: {},
+) -> Objective:
+    """The objective of a function of (params, teacher, batch, completed updates, noise key).
+    assigned: parameters that the loss sets; see `train_step`."""
+
+    def forward(params, teacher, batch, draw: StepKeys):
+        return forward_with_views(params, teacher, batch, draw.step, draw.noise_key)
+
+    def loss(params, teacher, batch, draw: StepKeys):
+        found = forward(params, teacher, batch, draw)
+        return found.total, found.count, monitor(found) | {"assigned": assigned(found)}
+
+    return Objective(loss, forward_with_views, forward)
 
 
 def monitor(found: Intermediates) -> dict[str, Array]:

@@ -106,14 +106,19 @@ def _over_points(
     return cards.draw_scores_over(title, what, curves, UNIT, names, levels, joined)
 
 
+def scores_over_flops(key: str, runs: Runs) -> dict[float, list[float]]:
+    """FLOPs of training -> scores of dev, in per cent, of the best block, a run each."""
+    found: dict[float, list[float]] = {}
+    for run in runs:
+        for step in sorted(int(step) for step in run["probes"] if step.isdigit()):
+            best = max(run["probes"][str(step)]["dev"][key].values())
+            found.setdefault(step / run["updates"] * run["FLOPs"], []).append(100 * best)
+    return found
+
+
 def _over_flops(key: str, points: Mapping[str, Runs], cards: Cards) -> Card:
     """Scores of dev, with the best block, at each checkpoint that was probed."""
-    curves: dict[str, tuple[str, dict[Any, list[float]]]] = {}
+    curves: dict[str, tuple[str, dict[float, list[float]]]] = {}
     for name, runs in points.items():
-        found = curves.setdefault(name, (charts.colour(len(curves)), {}))[1]
-        for run in runs:
-            for step in sorted(int(step) for step in run["probes"] if step.isdigit()):
-                best = max(run["probes"][str(step)]["dev"][key].values())
-                flops = step / run["updates"] * run["FLOPs"]
-                found.setdefault(flops, []).append(100 * best)
+        curves[name] = charts.colour(len(curves)), scores_over_flops(key, runs)
     return cards.draw_scores_over(f"{PROBES[key]}, dev", "FLOPs of training", curves, UNIT)

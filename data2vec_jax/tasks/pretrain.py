@@ -298,18 +298,18 @@ def _outline(config):
     options = DataConfig(**config["data"])
     check_section("examples", config["examples"], modality.layout)
     layout = modality.layout(**config["examples"])
-    if objective_of(config)[1].needs_labels and "labels" not in layout.shapes[0]:
+    clones, settings = config["objective"].get("clones", 1), objective_of(config)[1]
+    if settings.needs_labels and "labels" not in layout.shapes[0]:
         raise UserError(
             f"config.examples.labels: {config['objective']['name']} predicts labels; give the "
             "folder that `python -m data2vec_jax.cluster` has written them to"
         )
-    check_views(config["objective"]["name"], objective_of(config)[1].needs_views, layout)
+    check_views(config["objective"]["name"], settings.needs_views, layout)
     rows = batches.rows_of(layout.buckets, options.batch_size, options.rows_multiple_of)
     shapes = [batches.batch_shapes(s, n) for s, n in zip(layout.shapes, rows, strict=True)]
     for shape in shapes:
         sampler(shape)  # refuses masks that are impossible
     init, averaged = initialiser(model, shapes[0]), tuple(config.get("averaged", ()))
-    clones, settings = config["objective"].get("clones", 1), objective_of(config)[1]
     params = shapes_of(init)
     check_averaged(params, averaged)
     own_front = owns_features(model, select(params, averaged))

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pages import fill
+from pages import fill, pyplot
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "launch/experiments/benchmarks"
@@ -150,12 +150,7 @@ def exponents(results: Mapping[str, Any]) -> str:
 
 def draw(results: Mapping[str, Any]) -> None:
     """Time and memory of the sweeps against each size, logarithmic."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "data2vec"  # the same picture from the same numbers
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     figure, grid = plt.subplots(2, len(AXES), figsize=(14, 5.2), sharex="col", sharey="row")
     for result in results.values():
         for axis, found in result.get("sweep", {}).items():

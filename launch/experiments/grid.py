@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs/results.md"
 sys.path.insert(0, str(ROOT))  # a checkout need not be installed
 
-from pages import fill
+from pages import fill, pyplot
 
 FOLDER = ROOT / "launch/experiments/grid"
 RUNS = ROOT / "runs/grid"
@@ -434,12 +434,7 @@ def adapters(results: Mapping[str, Any]) -> str:
 
 def draw(results: Mapping[str, Any]) -> None:
     """A panel for each task of the full grid: its first score against the share of the labels."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "data2vec"  # the same picture from the same numbers
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     tasks = {
         name: task
         for name, task in TASKS.items()

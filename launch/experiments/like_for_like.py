@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # a checkout need not be installed
 
-from pages import fill
+from pages import fill, markdown, pyplot
 
 from data2vec_jax import ablate, evaluate, train
 from data2vec_jax.cli.arguments import parse
@@ -29,6 +29,7 @@ from data2vec_jax.configs import common
 from data2vec_jax.core.config import with_options
 from data2vec_jax.core.files import read_json
 from data2vec_jax.metrics.hardware import forget_peak
+from data2vec_jax.report import study
 from data2vec_jax.report.reference import mean_and_range
 from data2vec_jax.tasks import pretrain
 
@@ -150,18 +151,12 @@ def pretrained(name: str, method: str) -> tuple[float, list[Path]]:
     return best, [made(best, seed) for seed in range(SEEDS)]
 
 
-def finetuned(
-    name: str, starts: Sequence[Path | None], tokenizer: Path | None = None
-) -> dict[str, Any]:
+def finetuned(name: str, starts: Sequence[Path | None], more: Mapping[str, Any]) -> dict[str, Any]:
     """Scores on test with a tenth of the labels, from the encoder of each seed or (None) from
-    scratch, and the rate, which is best on dev. tokenizer: of texts, from scratch."""
+    scratch, and the rate, which is best on dev. more: options."""
     config_name, options = CORPORA[name].tuned
     base, _ = parse(["like", f"--config={config_name}", "--workdir=-"])
-    base = with_options(base, {**CORPORA[name].options, **options})
-    if starts[0] and starts[0].parts[-3] in OF_CLASS_TOKEN:
-        base = with_options(base, {"head.pooling": "class"})
-    if tokenizer:
-        base = with_options(base, {"examples.tokenizer": str(tokenizer)})
+    base = with_options(base, {**CORPORA[name].options, **options, **more})
 
     def score(rate: float, seed: int, split: str) -> float:
         start = starts[seed]
@@ -188,7 +183,7 @@ def table(name: str, found: Mapping[str, Any]) -> str:
             others.append(["from scratch", *[""] * 6, last])
             continue
         runs = line["runs"]
-        probes = [run["probes"][str(run["updates"])] for run in runs]
+        probes = [study.last(run) for run in runs]
         scores = [mean_and_range([p[metric] for p in probes], "") for metric in METRICS]
         seconds = statistics.fmean(run["seconds"] for run in runs)
         cost = f"{runs[0]['updates']:,}", f"{runs[0]['FLOPs']:.1e}", f"{seconds:.0f}"
@@ -197,31 +192,19 @@ def table(name: str, found: Mapping[str, Any]) -> str:
             for side, title in (("untrained", "untrained"), ("hand_made", "hand-made features")):
                 one = runs[0]["probes"][side]
                 others.append([title, *[""] * 4, *(f"{100 * one[m]:.1f}" for m in METRICS), ""])
-    lines = [head, ["---"] * len(head), *rows, *others]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return markdown(head, [*rows, *others])
 
 
 def draw(results: Mapping[str, Mapping[str, Any]]) -> None:
     """A panel for each corpus: the linear probe on dev against the FLOPs of training."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "data2vec"  # the same picture from the same numbers
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     colours = dict(zip(TITLES, plt.get_cmap("tab10").colors, strict=False))
     figure, panels = plt.subplots(1, len(results), figsize=(4.6 * len(results), 3.6), squeeze=False)
     for panel, (name, found) in zip(panels[0], results.items(), strict=True):
         for method, line in found.items():
             if method == "scratch":
                 continue
-            scores: dict[float, list[float]] = {}
-            for run in line["runs"]:
-                for step, one in run["probes"].items():
-                    if step.isdigit():
-                        flops = int(step) / run["updates"] * run["FLOPs"]
-                        best = 100 * max(one["dev"]["linear_probe"].values())
-                        scores.setdefault(flops, []).append(best)
+            scores = study.scores_over_flops("linear_probe", line["runs"])
             means = [statistics.fmean(v) for v in scores.values()]
             ink = colours[method]
             panel.plot(list(scores), means, "o-", markersize=3, color=ink, label=TITLES[method])
@@ -254,7 +237,8 @@ def main() -> None:
             rate, workdirs = pretrained(name, method)
             found[method] = {"rate": rate, "workdirs": [str(w) for w in workdirs]}
             if corpus.tuned:
-                found[method]["tuned"] = finetuned(name, workdirs)
+                pooling = {"head.pooling": "class"} if method in OF_CLASS_TOKEN else {}
+                found[method]["tuned"] = finetuned(name, workdirs, pooling)
             print(f"{name} {method}: {found[method]}", file=sys.stderr, flush=True)
         if arguments.methods:
             return
@@ -267,8 +251,8 @@ def main() -> None:
         ablate.summarise(RUNS / name / "page", {"study": "compare", "points": rows})
         if corpus.tuned:
             tokenizer = Path(found["v2"]["workdirs"][0], "tokenizer")
-            tokenizer = tokenizer if tokenizer.exists() else None
-            found["scratch"] = {"tuned": finetuned(name, [None] * SEEDS, tokenizer)}
+            own = {"examples.tokenizer": str(tokenizer)} if tokenizer.exists() else {}
+            found["scratch"] = {"tuned": finetuned(name, [None] * SEEDS, own)}
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{name}.json").write_text(as_json(found))
         results = {n: read_json(RESULTS / f"{n}.json") for n in CORPORA if known(n)}

@@ -18,6 +18,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -94,9 +95,17 @@ def check_same_run(workdir: Path, old: Any, config: Mapping[str, Any]) -> None:
 
 
 def make_workdir(workdir: Path) -> None:
-    """Makes the folder if it is missing."""
+    """Makes the folder if it is missing. Refuses names that the library of checkpoints, orbax,
+    cannot write to: it wants text, and finds its own files by a pattern that begins with the path.
+    """
     try:
-        str(workdir.resolve()).encode()  # checkpoints are written by a library that wants text
+        path = str(workdir.resolve())
+        path.encode()
+        if special := re.search(r"[*?[]", path):
+            raise UserError(
+                f"cannot write to --workdir {workdir}: '{special[0]}' in {path} would stand for "
+                "other names in a pattern, and no checkpoint could be read again; choose another"
+            )
         workdir.mkdir(parents=True, exist_ok=True)
     except UnicodeEncodeError:
         shown = str(workdir).encode(errors="backslashreplace").decode()

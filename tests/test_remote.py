@@ -534,13 +534,14 @@ def test_damaged_tars_are_refused(tmp_path):
 
 
 def test_braces(tmp_path):
-    for name in ("a-08", "a-09", "a-10", "b-10"):
+    for name in ("a-08", "a-09", "a-10", "b-10", "a[1]"):
         tar_of(tmp_path / f"{name}.tar", (f"{name}.flac", CLIP))
     for pattern, expected in {
         "a-{08..10}.tar": ["a-08", "a-09", "a-10"],
         "{a,b}-{10..10}.tar": ["a-10", "b-10"],
         "{split}-{08,10}.tar": ["a-08", "a-10"],
         "?-{09,10}.tar": ["a-09", "a-10", "b-10"],
+        "a[1].tar": ["a[1]"],  # a file's name, though it is a pattern, too
     }.items():
         source = open_source(f"webdataset:{tmp_path}/{pattern}", "a", codec=SPEECH)
         assert [item["path"].split(".")[0] for item in source] == expected

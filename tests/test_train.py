@@ -307,6 +307,10 @@ def test_workdirs_that_no_system_can_make(tmp_path):
     for name in ("a" * 300, "a\0b", "caf\udce9"):  # the last is Latin-1, as a system has it
         with pytest.raises(UserError, match="cannot write to --workdir"):
             train.make_workdir(tmp_path / name)
+    for name in ("rate=[1e-3]", "what?/run", "*"):  # orbax would lose its own files in them
+        with pytest.raises(UserError, match="no checkpoint could be read again"):
+            train.make_workdir(tmp_path / name)
+    assert not any(tmp_path.iterdir())
     (tmp_path / "config.json").write_text("[" * 100_000)
     with pytest.raises(UserError, match=r"config\.json is damaged"):
         train.claim_workdir(tmp_path, {})

@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))  # a checkout need not be installed
 
 from pages import fill, markdown, pyplot
 
-from data2vec_jax import ablate, evaluate, train
+from data2vec_jax import ablate, cluster, evaluate, train
 from data2vec_jax.cli.arguments import parse
 from data2vec_jax.cli.output import as_json, run_main
 from data2vec_jax.configs import common
@@ -121,6 +121,8 @@ def config_of(name: str, method: str) -> dict[str, Any]:
     quarter = max(1, steps // 4)  # a checkpoint each, for the curve
     options = {"total_steps": steps, "log_every": max(1, steps // 50)}
     options |= {"checkpoint.every": quarter, "checkpoint.keep_every": quarter}
+    if "labels" in config["examples"]:
+        options["examples.labels"] = str(RUNS / name / "labels")
     if "ema" in config:
         decay = common.short_decay(steps)
         options |= {f"ema.{end}": decay[end] for end in ("start", "end")}
@@ -140,6 +142,10 @@ def pretrained(name: str, method: str) -> tuple[float, list[Path]]:
     """The rate that is best on dev, and the workdirs of the seeds at it."""
     config, found = config_of(name, method), {}
     steps = str(config["total_steps"])
+    if labels := config["examples"].get("labels"):  # HuBERT's, of MFCC
+        source, clusters = config["data"]["source"], config["objective"]["clusters"]
+        places = f"--source={source}", f"--workdir={labels}", f"--clusters={clusters}"
+        cluster.main([*places, "--splits=train,test"])
 
     def made(rate: float, seed: int) -> Path:
         changed = with_options(config, {"schedule.peak": rate, "seed": seed})

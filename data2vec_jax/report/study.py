@@ -107,13 +107,13 @@ def _over_points(
 
 
 def scores_over_flops(key: str, runs: Runs) -> dict[float, list[float]]:
-    """FLOPs of training -> scores of dev, in per cent, of the best block, a run each."""
+    """FLOPs of training, ascending -> scores of dev, in per cent, of the best block, a run each."""
     found: dict[float, list[float]] = {}
     for run in runs:
-        for step in sorted(int(step) for step in run["probes"] if step.isdigit()):
-            best = max(run["probes"][str(step)]["dev"][key].values())
-            found.setdefault(step / run["updates"] * run["FLOPs"], []).append(100 * best)
-    return found
+        for step in (step for step in run["probes"] if step.isdigit()):
+            best = max(run["probes"][step]["dev"][key].values())
+            found.setdefault(int(step) / run["updates"] * run["FLOPs"], []).append(100 * best)
+    return dict(sorted(found.items()))
 
 
 def _over_flops(key: str, points: Mapping[str, Runs], cards: Cards) -> Card:

@@ -170,6 +170,9 @@ def finetuned(name: str, starts: Sequence[Path | None], more: Mapping[str, Any])
     config_name, options = CORPORA[name].tuned
     base, _ = parse(["like", f"--config={config_name}", "--workdir=-"])
     base = with_options(base, {**CORPORA[name].options, **options, **more})
+    if None in starts and base.get("layerwise_lr"):
+        # Slow first blocks keep what they have learned before, which is nothing.
+        base = with_options(base, {"layerwise_lr.decay": 1.0})
 
     def score(rate: float, seed: int, split: str) -> float:
         start = starts[seed]
@@ -212,7 +215,7 @@ def draw(results: Mapping[str, Mapping[str, Any]]) -> None:
     """A panel for each corpus: the linear probe on dev against the FLOPs of training."""
     plt = pyplot()
     colours = dict(zip(TITLES, plt.get_cmap("tab10").colors, strict=False))
-    figure, panels = plt.subplots(1, len(results), figsize=(4.6 * len(results), 3.6), squeeze=False)
+    figure, panels = plt.subplots(1, len(results), figsize=(6 * len(results), 3.8), squeeze=False)
     for panel, (name, found) in zip(panels[0], results.items(), strict=True):
         for method, line in found.items():
             if method == "scratch":
@@ -230,7 +233,7 @@ def draw(results: Mapping[str, Mapping[str, Any]]) -> None:
         panel.set_xlabel("FLOPs of training")
         panel.set_ylabel("linear probe on dev, %")
         panel.grid(True, color="#e9ecef")
-        panel.legend(fontsize=8)
+        panel.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.tight_layout()
     figure.savefig(PICTURE, metadata={"Date": None})
 

@@ -36,6 +36,7 @@ from pages import fill, markdown
 from data2vec_jax import evaluate, train
 from data2vec_jax.cli.arguments import parse
 from data2vec_jax.cli.output import run_main
+from data2vec_jax.configs import common
 from data2vec_jax.configs.reference import SHARDS
 from data2vec_jax.convert import ours
 from data2vec_jax.core import checkpoints
@@ -317,9 +318,8 @@ def tuning_config(name: str, start: str) -> dict[str, Any]:
     base, _ = parse(["reference", f"--config={task.finetune}", "--workdir=-"])
     base = base | {"model": encoder_of(network)}
     base = with_options(base, {"data.source": network["data"]["source"], **task.options})
-    if start == "scratch" and base.get("layerwise_lr"):
-        # Slow first blocks keep what they have learned before, which is nothing.
-        return with_options(base, {"layerwise_lr.decay": 1.0})
+    if start == "scratch":
+        return with_options(base, common.from_scratch(base))
     if start in ADAPTERS:
         adapter = {"adapter.targets": ("blocks/",), "adapter.dora": start == "dora"}
         return with_options(base, adapter | {"optim.weight_decay": 0.0})

@@ -1,5 +1,6 @@
 """What recipes have in common: skeletons, sections without numbers of a paper, demo networks."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -142,6 +143,12 @@ def short_run(
 def short_decay(updates: int) -> dict[str, float]:
     """Section `ema` of a short run, see `short_run`."""
     return dict(start=1 - 1 / max(50, updates / 100), end=1 - 5 / updates, anneal=0.5)
+
+
+def from_scratch(config: Mapping[str, Any]) -> dict[str, float]:
+    """Options with which a fine-tuning config trains a network from scratch: slow first blocks
+    keep what they have learned before, which is nothing."""
+    return {"layerwise_lr.decay": 1.0} if config.get("layerwise_lr") else {}
 
 
 def block_side(

@@ -199,8 +199,10 @@ def walk(top: str) -> Iterator[tuple[str, list[str], list[str]]]:
 def glob(pattern: str) -> list[str]:
     """The places that a pattern names, sorted; a remote one may be so only after the last `/`.
     A file of that very name comes first: 'part[1].tar' is also a pattern, which it does not fit."""
+    if is_file(pattern):
+        return [pattern]
     if not is_remote(pattern):
-        return [pattern] if os.path.isfile(pattern) else sorted(local_glob.glob(pattern))
+        return sorted(local_glob.glob(pattern))
     folder, name = posixpath.split(pattern)
     return [join(folder, found) for found in sorted(fnmatch.filter(names_in(folder), name))]
 

@@ -118,7 +118,7 @@ def config_of(name: str, method: str) -> dict[str, Any]:
     configs = {m: with_options(c, corpus.options) for m, c in configs.items()}
     config, own = configs[method], configs["v2"]
     steps = round(corpus.updates * flops(own) / flops(config))
-    quarter = max(1, steps // 4)  # a checkpoint each, for the curve
+    quarter = -(-steps // 4)  # a checkpoint each, for the curve; the last is that of the end
     options = {"total_steps": steps, "log_every": max(1, steps // 50)}
     options |= {"checkpoint.every": quarter, "checkpoint.keep_every": quarter}
     if "labels" in config["examples"]:
@@ -170,9 +170,8 @@ def finetuned(name: str, starts: Sequence[Path | None], more: Mapping[str, Any])
     config_name, options = CORPORA[name].tuned
     base, _ = parse(["like", f"--config={config_name}", "--workdir=-"])
     base = with_options(base, {**CORPORA[name].options, **options, **more})
-    if None in starts and base.get("layerwise_lr"):
-        # Slow first blocks keep what they have learned before, which is nothing.
-        base = with_options(base, {"layerwise_lr.decay": 1.0})
+    if None in starts:
+        base = with_options(base, common.from_scratch(base))
 
     def score(rate: float, seed: int, split: str) -> float:
         start = starts[seed]

@@ -3,10 +3,12 @@
 What a test records as `line` is printed at the end of the run, whichever process ran the test.
 """
 
+import collections
 import gc
 import os
 import signal
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -39,11 +41,30 @@ def few_programs():
         gc.collect()
 
 
+@pytest.fixture(scope="module")
+def light_compilation():
+    """For tests that compile much and run little: their modules are compiled in about half of the
+    time, to slower programs."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def pytest_terminal_summary(terminalreporter):
     reports = [report for kind in terminalreporter.stats.values() for report in kind]
-    reports = [report for report in reports if getattr(report, "when", None) == "call"]
-    lines = [text for r in reports for name, text in r.user_properties if name == "line"]
+    reports = [report for report in reports if hasattr(report, "when")]
+    calls = [report for report in reports if report.when == "call"]
+    lines = [text for r in calls for name, text in r.user_properties if name == "line"]
     if lines:
         terminalreporter.section("worst relative error of each stage")
         for text in sorted(lines):
             terminalreporter.write_line(text)
+    seconds = collections.Counter()
+    for report in reports:
+        seconds[report.location[0]] += report.duration
+    if len(seconds) > 1:
+        terminalreporter.section("slowest files: seconds of one worker")
+        slowest = [f"{name} {total:.0f}" for name, total in seconds.most_common(40)]
+        terminalreporter.write_line(textwrap.fill("  ".join(slowest), 100))

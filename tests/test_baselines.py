@@ -320,6 +320,7 @@ def test_simmim_hides_what_it_predicts():
     assert float(two.total) == pytest.approx(expected, rel=1e-5) and float(two.count) == 60
 
 
+@pytest.mark.usefixtures("light_compilation")
 @pytest.mark.parametrize("name", BASELINES)
 def test_devices_and_micro_batches_change_nothing(name):
     config = quiet(config_of(name))

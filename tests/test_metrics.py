@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 import types
-from pathlib import Path
 from unittest.mock import ANY
 
 import jax

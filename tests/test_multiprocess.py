@@ -16,8 +16,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS, LAUNCHER = ROOT / "tests", ROOT / "launch/processes.py"
-ENV = os.environ | {"PYTHONPATH": f"{ROOT}:{TESTS}"}
-pytestmark = pytest.mark.xdist_group("processes")  # one after the other, with one module fixture
+# Lightly compiled, as in this process, see conftest.py.
+ENV = os.environ | {"PYTHONPATH": f"{ROOT}:{TESTS}", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+pytestmark = [
+    pytest.mark.xdist_group("processes"),  # one after the other, with one module fixture
+    pytest.mark.usefixtures("light_compilation"),
+]
 
 
 def launch(script, arguments, processes=1, devices=1, **options):

@@ -530,6 +530,7 @@ def small(name):
     return config
 
 
+@pytest.mark.usefixtures("light_compilation")
 @pytest.mark.parametrize(
     ("name", "others"),
     [("speech_wav2vec2", [((2, 1), 1)]), ("speech_hubert", [((1, 2), 1), ((1, 1), 2)])],

@@ -24,6 +24,7 @@ def smoke(modality):
     return config.to_dict()
 
 
+@pytest.mark.usefixtures("light_compilation")
 @pytest.mark.parametrize("modality", ["speech", "vision", "text"])
 def test_every_mesh_takes_the_same_step(modality):
     config = smoke(modality) | {"sharding": {"min_size": 256}}  # split the tiny weights too

@@ -497,6 +497,7 @@ SPLITS = {
 }
 
 
+@pytest.mark.usefixtures("light_compilation")
 @pytest.mark.parametrize("name", SPLITS)
 def test_devices_and_micro_batches_change_nothing(name):
     config = quiet(config_of(name))

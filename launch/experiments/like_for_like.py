@@ -1,13 +1,15 @@
 """Baselines and data2vec at equal FLOPs, on one small network and one corpus.
 
-    python launch/experiments/like_for_like.py digits [--methods=v2,mae]
+    python launch/experiments/like_for_like.py digits [--methods=v2,mae | --tried]
 
 Each method is a variant of configs/demo.py. The FLOPs are those of so many updates of 2.0; what a
 method's update costs decides its number of updates. Three rates are tried with seed 0, and one more
 if the first or the last is best; the one that is best on dev (a part of the labelled training
 examples) gets two more seeds. Then the encoder is fine-tuned on a tenth of the labels, its rate
 chosen on dev as well. All in runs/like_for_like/NAME; the same command goes on where it stopped,
-and the last writes its page, NAME.json, the table in docs/comparison.md and the picture.
+and the last writes its page, NAME.json, the table in docs/comparison.md and the picture. After it
+--tried trains what else was tried with a method, at the same FLOPs and the method's rate, with one
+seed, and writes NAME-tried.json and its table.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,6 +58,30 @@ RATES = (1e-3, 3e-3, 1e-2)  # of every method
 FURTHER = {1e-3: 3e-4, 1e-2: 3e-2}  # one more, if the best is at an end
 SEEDS = 3
 DATA = "runs/corpora"
+
+CLOSED = {"ema.start": 0.996, "ema.end": 1.0, "ema.anneal": 1.0}  # I-JEPA's and DINO's own decay
+SINGLES = {"mask": {"kind": "independent", "ratio": 0.75}}  # MAE's masks
+TRIED = {  # corpus -> what -> method and options
+    "digits": {
+        "as in the table": ("v2", {}),
+        "2 masks of an image": ("v2", {"objective.clones": 2}),
+        "4 masks": ("v2", {"objective.clones": 4}),
+        "batches of 8 images": ("v2", {"data.batch_size": 8}),
+        "a loss of the class token, weight 0.1": ("v2", {"objective.class_weight": 0.1}),
+        "weight 1": ("v2", {"objective.class_weight": 1.0}),
+        "MAE's masks": ("v2", SINGLES),
+        "MAE's masks, 2 of an image": ("v2", SINGLES | {"objective.clones": 2}),
+        "targets without what a position has in common": ("v2", {"objective.final_norms": [[0]]}),
+        "I-JEPA as in the table": ("ijepa", {}),
+        "I-JEPA, rate 0.001, its own decay": ("ijepa", CLOSED | {"schedule.peak": 1e-3}),
+        "DINO as in the table": ("dino", {}),
+        "DINO, its own decay": ("dino", CLOSED),
+        "DINO, rate 0.003, no small views": (
+            "dino",
+            {"examples.views.local": 0, "schedule.peak": 3e-3},
+        ),
+    }
+}
 
 
 class Corpus(NamedTuple):
@@ -108,15 +135,17 @@ def flops(config: Mapping[str, Any]) -> float:
     return task.mean([task.flops(s) for s in task.shapes])
 
 
-def config_of(name: str, method: str) -> dict[str, Any]:
-    """A method's config, with as many updates as 2.0's FLOPs pay for."""
+def config_of(
+    name: str, method: str, changes: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
+    """A method's config, with as many updates as 2.0's FLOPs pay for. changes: options."""
     corpus = CORPORA[name]
     configs = {
         m: parse(["like", f"--config=demo:{corpus.modality},{m}", "--workdir=-"])[0]
         for m in {"v2", method}
     }
     configs = {m: with_options(c, corpus.options) for m, c in configs.items()}
-    config, own = configs[method], configs["v2"]
+    config, own = with_options(configs[method], changes), configs["v2"]
     steps = round(corpus.updates * flops(own) / flops(config))
     quarter = -(-steps // 4)  # a checkpoint each, for the curve; the last is that of the end
     options = {"total_steps": steps, "log_every": max(1, steps // 50)}
@@ -126,7 +155,7 @@ def config_of(name: str, method: str) -> dict[str, Any]:
     if "ema" in config:
         decay = common.short_decay(steps)
         options |= {f"ema.{end}": decay[end] for end in ("start", "end")}
-    return with_options(config, options)
+    return with_options(config, options | changes)
 
 
 def run(config: Mapping[str, Any], workdir: Path, init_from: Path | None = None) -> Path:
@@ -182,6 +211,23 @@ def finetuned(name: str, starts: Sequence[Path | None], more: Mapping[str, Any])
 
     rate = max(CORPORA[name].rates, key=lambda r: score(r, 0, "dev"))
     return {"rate": rate, "accuracy": [score(rate, seed, "test") for seed in range(len(starts))]}
+
+
+def tried(name: str) -> None:
+    """Trains and probes what is in `TRIED`, and writes its table."""
+    corpus, best, found = CORPORA[name], read_json(RESULTS / f"{name}.json"), {}
+    for what, (method, changes) in TRIED[name].items():
+        config = config_of(name, method, {"schedule.peak": best[method]["rate"], **changes})
+        place = RUNS / name / "tried" / "".join(c if c.isalnum() else "_" for c in what)
+        line = ablate.measured(run(config, place), corpus.labels, False, False)
+        scores = {m: max(study.last(line)["dev"][m].values()) for m in METRICS}
+        found[what] = {"method": method, "options": changes, "updates": line["updates"], **scores}
+        print(f"{name} {what}: {found[what]}", file=sys.stderr, flush=True)
+    (RESULTS / f"{name}-tried.json").write_text(as_json(found))
+    rows = [
+        [w, f"{x['updates']:,}", *(f"{100 * x[m]:.1f}" for m in METRICS)] for w, x in found.items()
+    ]
+    fill(PAGE, {f"tried: {name}": markdown(("what", "updates", "linear", "k-NN"), rows)})
 
 
 # The page -----------------------------------------------------------------------------------------
@@ -242,10 +288,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("name", choices=CORPORA)
     parser.add_argument("--methods", help="of them alone, without tables and picture")
+    parser.add_argument("--tried", action="store_true", help="what else was tried")
     arguments = parser.parse_args()
 
     def command():
         name = arguments.name
+        if arguments.tried:
+            tried(name)
+            return
         corpus, found = CORPORA[name], {}
         chosen = arguments.methods.split(",") if arguments.methods else corpus.methods
         for method in chosen:

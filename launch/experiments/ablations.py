@@ -46,8 +46,8 @@ def train(name: str, what: str, part: str) -> None:
     options = {"data.source": source, "data.eval_split": "test", "total_steps": UPDATES[what]}
     decay = common.short_decay(UPDATES[what])
     options |= {f"ema.{end}": f"{decay[end]:.5f}" for end in ("start", "end")}
-    words = [f"--config.{key}={value}" for key, value in options.items()]
-    words += [f"--config={config}", f"--workdir={RUNS / name}", f"--labels={labels}"]
+    words = [f"--config={config}", f"--workdir={RUNS / name}", f"--labels={labels}"]
+    words += [f"--config.{key}={value}" for key, value in options.items()]
     ablate.main(["ablate", what, *words, "--seeds=3", f"--part={part}"])
 
 

@@ -86,15 +86,16 @@ TRIED = {  # corpus -> what -> method and options
 
 class Corpus(NamedTuple):
     """methods: variants of the demo, of `modality`. updates: of 2.0. labels: of a probe. tuned:
-    fine-tuning's config and options, None if there is no such task; rates: of it."""
+    fine-tuning's config and options; rates: of it; metric: its score."""
 
     modality: str
     methods: tuple[str, ...]
     updates: int
     options: Mapping[str, Any]
     labels: int
-    tuned: tuple[str, Mapping[str, Any]] | None
+    tuned: tuple[str, Mapping[str, Any]]
     rates: tuple[float, ...] = (5e-4, 2e-3)
+    metric: str = "accuracy"
 
 
 CORPORA = {
@@ -112,7 +113,22 @@ CORPORA = {
         600,
         {"data.source": f"manifest:{DATA}/phones.tsv", "data.eval_split": "test"},
         20_000,
-        None,
+        (
+            "finetune_librispeech:demo",
+            {
+                "data.source": f"array_record:{DATA}/shards/russian",
+                "data.split": "train",
+                "examples.seconds": (4.0,),
+                "loss.time_prob": 0.2,
+                "loss.time_width": 5,
+                "loss.channel_prob": 0.15,
+                "loss.channel_width": 16,
+                "total_steps": 1_000,
+                "data.share": 0.1,
+            },
+        ),
+        (1e-3,),  # as in launch/reference.py
+        "cer",
     ),
     "texts": Corpus(
         "text",
@@ -196,9 +212,10 @@ def pretrained(name: str, method: str) -> tuple[float, list[Path]]:
 def finetuned(name: str, starts: Sequence[Path | None], more: Mapping[str, Any]) -> dict[str, Any]:
     """Scores on test with a tenth of the labels, from the encoder of each seed or (None) from
     scratch, and the rate, which is best on dev. more: options."""
-    config_name, options = CORPORA[name].tuned
+    corpus = CORPORA[name]
+    config_name, options = corpus.tuned
     base, _ = parse(["like", f"--config={config_name}", "--workdir=-"])
-    base = with_options(base, {**CORPORA[name].options, **options, **more})
+    base = with_options(base, {**corpus.options, **options, **more})
     if None in starts:
         base = with_options(base, common.from_scratch(base))
 
@@ -207,10 +224,13 @@ def finetuned(name: str, starts: Sequence[Path | None], more: Mapping[str, Any])
         changed = {"schedule.peak": rate, "data.eval_split": split, "eval_every": 0, "seed": seed}
         folder = start or RUNS / name / f"scratch/seed{seed}"
         tuned = run(with_options(base, changed), folder / f"tuned-{rate:g}-{split}", start)
-        return evaluate.evaluate(str(tuned), {})["scores"][split]["accuracy"]
+        return evaluate.evaluate(str(tuned), {})["scores"][split][corpus.metric]
 
-    rate = max(CORPORA[name].rates, key=lambda r: score(r, 0, "dev"))
-    return {"rate": rate, "accuracy": [score(rate, seed, "test") for seed in range(len(starts))]}
+    rate, *others = corpus.rates
+    if others:
+        best = min if corpus.metric == "cer" else max
+        rate = best(corpus.rates, key=lambda r: score(r, 0, "dev"))
+    return {"rate": rate, corpus.metric: [score(rate, s, "test") for s in range(len(starts))]}
 
 
 def tried(name: str) -> None:
@@ -235,11 +255,11 @@ def tried(name: str) -> None:
 
 def table(name: str, found: Mapping[str, Any]) -> str:
     """A row for each method; scores in per cent, mean and range over seeds."""
-    head = "method", "rate", "updates", "FLOPs", "seconds", "linear", "k-NN", "a tenth of labels"
+    metric = CORPORA[name].metric
+    head = "method", "rate", "updates", "FLOPs", "seconds", "linear", "k-NN"
     rows, others = [], []
     for method, line in found.items():
-        tuned = line.get("tuned")
-        last = mean_and_range(tuned["accuracy"], "") if tuned else ""
+        last = mean_and_range(line["tuned"][metric], "") if "tuned" in line else ""
         if method == "scratch":
             others.append(["from scratch", *[""] * 6, last])
             continue
@@ -253,7 +273,7 @@ def table(name: str, found: Mapping[str, Any]) -> str:
             for side, title in (("untrained", "untrained"), ("hand_made", "hand-made features")):
                 one = runs[0]["probes"][side]
                 others.append([title, *[""] * 4, *(f"{100 * one[m]:.1f}" for m in METRICS), ""])
-    return markdown(head, [*rows, *others])
+    return markdown((*head, f"a tenth of labels: {metric}"), [*rows, *others])
 
 
 def draw(results: Mapping[str, Mapping[str, Any]]) -> None:
@@ -301,9 +321,8 @@ def main() -> None:
         for method in chosen:
             rate, workdirs = pretrained(name, method)
             found[method] = {"rate": rate, "workdirs": [str(w) for w in workdirs]}
-            if corpus.tuned:
-                pooling = {"head.pooling": "class"} if method in OF_CLASS_TOKEN else {}
-                found[method]["tuned"] = finetuned(name, workdirs, pooling)
+            pooling = {"head.pooling": "class"} if method in OF_CLASS_TOKEN else {}
+            found[method]["tuned"] = finetuned(name, workdirs, pooling)
             print(f"{name} {method}: {found[method]}", file=sys.stderr, flush=True)
         if arguments.methods:
             return
@@ -314,10 +333,9 @@ def main() -> None:
             ]
         rows = {method: line["runs"] for method, line in found.items()}
         ablate.summarise(RUNS / name / "page", {"study": "compare", "points": rows})
-        if corpus.tuned:
-            tokenizer = Path(found["v2"]["workdirs"][0], "tokenizer")
-            own = {"examples.tokenizer": str(tokenizer)} if tokenizer.exists() else {}
-            found["scratch"] = {"tuned": finetuned(name, [None] * SEEDS, own)}
+        tokenizer = Path(found["v2"]["workdirs"][0], "tokenizer")
+        own = {"examples.tokenizer": str(tokenizer)} if tokenizer.exists() else {}
+        found["scratch"] = {"tuned": finetuned(name, [None] * SEEDS, own)}
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{name}.json").write_text(as_json(found))
         results = {n: read_json(RESULTS / f"{n}.json") for n in CORPORA if known(n)}

@@ -165,7 +165,7 @@ def configs_of(name: str, config: Mapping[str, Any]) -> dict[str, dict[str, Any]
 # What a run has cost and learned ------------------------------------------------------------------
 
 KEPT = "probes.json"  # in a workdir
-NOTED = ("peak_bytes", "target_std", "target_by_position", "feature_rank")
+NOTED = ("peak_bytes", "target_std", "target_by_position", "target_rank", "feature_rank")
 
 
 def is_probed(workdir: Path, step: int) -> bool:

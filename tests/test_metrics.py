@@ -646,6 +646,19 @@ def test_a_front_end_that_loses_its_variety_has_an_alarm():
     assert [off.check(1, {"feature_rank": rank}) for rank in (20.0, 1.0)] == [[], []]
 
 
+def test_targets_of_one_direction_have_an_alarm():
+    """Speech, 200 updates, whose warm-up was too short: their spread was that of a healthy run."""
+    ranks = [11.8, 3.4, 2.8, 2.1, 1.7, 1.05]
+    monitor = CollapseMonitor(CollapseConfig())
+    texts = [
+        monitor.check(n, {"target_rank": rank, "target_std": 0.87}) for n, rank in enumerate(ranks)
+    ]
+    assert [len(t) for t in texts] == [0, 0, 0, 0, 1, 0]
+    assert "targets have lost their variety (effective rank 1.7 < 2)" in texts[4][0]
+    for rank in (11.8, 12.2, 4.6, 3.1, 8.9):  # the same with a longer one
+        assert CollapseMonitor(CollapseConfig()).check(1, {"target_rank": rank}) == []
+
+
 def test_a_front_end_whose_spread_falls_has_an_alarm():
     """As where a rate of ten times the recipe's had it fall from 0.34 to 0.0015."""
     monitor = CollapseMonitor(CollapseConfig())

@@ -87,6 +87,7 @@ def train_line(step, **scalars):
         "target_by_position": 0.11,
         "target_by_example": 0.22,
         "feature_rank": 17.25,
+        "target_rank": 9.5,
         "examples_per_second": 1234.5,
         "mfu": 0.4321,
         **scalars,
@@ -162,7 +163,7 @@ def test_a_run_shows_its_numbers_curves_evals_and_config(tmp_path, capsys, figur
         "Loss",
         "Spread of targets and predictions",
         "Hidden collapse",
-        "Feature rank",
+        "Ranks",
         "Gradient norm",
         "Learning rate",
         "Decay of the teacher's average",
@@ -220,7 +221,7 @@ def test_limits_are_those_of_the_runs_config(tmp_path, figures):
     made = make(tmp_path)
     assert "waits for step 100" in made.text and "hardly vary" not in made.text
     off = {"min_target_std": 0, "min_pred_std": 0, "min_rank_share": 0}
-    off |= {"min_spread_share": 0, "min_decay": 0}
+    off |= {"min_spread_share": 0, "min_target_rank": 0, "min_decay": 0}
     off |= {"max_position_share": 1, "max_example_share": 1}
     write(tmp_path, [train_line(1, target_std=0.01)], {"collapse": off})
     assert "switched off in this run's config" in make(tmp_path).text
@@ -310,6 +311,7 @@ def test_a_demo_shows_probes_with_spreads_and_curves_by_seed(tmp_path, figures):
         "probe scores before and after pretraining",
         *names,
         "feature_rank",
+        "target_rank",
     ]
     seeds = {name: y.tolist() for name, (_, y) in curves(figures["loss"]).items()}
     assert seeds == {f"seed{n}": [1.0 + n] * 3 for n in (0, 1, 2, 10)}

@@ -2,8 +2,8 @@
 
 The one module of `metrics` that knows what is trained: a student and a teacher, by the scalars
 `target_std`, `pred_std` (`statistics.mean_std`), `target_by_position` and `target_by_example`
-(`statistics.explained_shares`), `feature_std` and `feature_rank` (`statistics.effective_rank`) of
-the front end, `ema_decay` of the teacher. One that is no number is an alarm, too.
+(`statistics.explained_shares`), `target_rank` (`statistics.effective_rank`), `feature_std` and
+`feature_rank` of the front end, `ema_decay` of the teacher. One that is no number is an alarm, too.
 """
 
 import dataclasses
@@ -36,6 +36,11 @@ WARNINGS = {
         " answer fits all its positions; try normalising targets over time (instance norm), a"
         " lower learning rate, a longer warm-up, or another EMA decay"
     ),
+    "target_rank": (
+        "targets have lost their variety (effective rank {value:.3g} < {limit:g}): hidden collapse,"
+        " hardly more than one number of each is left to be predicted; try a lower learning rate or"
+        " a longer warm-up"
+    ),
     "feature_rank": (
         "the front end's output has lost its variety (effective rank {value:.3g}, once far above"
         " {limit:.3g}): hidden collapse, inputs are made alike until their targets are easy; try a"
@@ -57,6 +62,11 @@ NO_NUMBER = (
     "{name} is {value}: something in this update is no number or beyond float32; such updates are"
     " not applied, and many in a row end the run (section skip)"
 )
+# Scalar -> the option that is its smallest healthy share of the highest value so far.
+SHARES = {
+    "feature_rank": "min_rank_share",
+    "feature_std": "min_spread_share",
+}
 ACTIONS = ("warn", "stop", "back")
 
 
@@ -96,6 +106,9 @@ class CollapseConfig:
 
     min_target_std: NonNegativeFloat = 0.1  # warn below; 0 switches the alarm off
     min_pred_std: NonNegativeFloat = 0.01  # warn below; 0 switches the alarm off
+    # Warn below; 0 switches the alarm off. Healthy runs of docs/small_scale.md stay above 2.8,
+    # collapsing ones fell to 1.05.
+    min_target_rank: NonNegativeFloat = 2.0
     max_position_share: Share = 0.9  # warn above; 1 switches the alarm off
     max_example_share: Share = 0.9  # warn above; 1 switches the alarm off
     # Of the highest effective rank so far: warn below; 0 switches the alarm off. Healthy runs of
@@ -116,18 +129,15 @@ class CollapseConfig:
     max_returns: NonNegativeInt = 3
     warn_after: NonNegativeInt = 0  # completed updates before the first warning
 
-    def limits(self, highest_rank: float = 0.0, highest_spread: float = 0.0) -> dict[str, Limit]:
-        """Scalar -> its limit, of the alarms that are on.
-
-        highest_rank, highest_spread: of `feature_rank` and `feature_std` so far.
-        """
+    def limits(self, highest: Mapping[str, float]) -> dict[str, Limit]:
+        """Scalar -> its limit, of the alarms that are on. highest: of `SHARES`, so far."""
         minima = {
             "target_std": self.min_target_std,
             "pred_std": self.min_pred_std,
-            "feature_rank": self.min_rank_share * highest_rank,
-            "feature_std": self.min_spread_share * highest_spread,
+            "target_rank": self.min_target_rank,
             "ema_decay": self.min_decay,
         }
+        minima |= {name: getattr(self, option) * highest[name] for name, option in SHARES.items()}
         maxima = {
             "target_by_position": self.max_position_share,
             "target_by_example": self.max_example_share,
@@ -151,7 +161,7 @@ class CollapseMonitor:
 
     def __init__(self, config: CollapseConfig, saved: Mapping[str, Any] = {}, *, returns: int = 0):
         self._config = config
-        self._highest = {"feature_rank": 0.0, "feature_std": 0.0} | saved.get("highest", {})
+        self._highest = dict.fromkeys(SHARES, 0.0) | saved.get("highest", {})
         self._active: set[str] = set(saved.get("active", ()))  # alarms
         self._told: set[str] = set()  # those that the user knows from this process
         self.healthy: int = saved.get("healthy", 0)
@@ -201,8 +211,7 @@ class CollapseMonitor:
         self.watch(scalars)
         if {"target_std", "learning_rate"} <= scalars.keys():
             scalars = {"ema_decay": 0.0} | dict(scalars)
-        limits = self._config.limits(self._highest["feature_rank"], self._highest["feature_std"])
-        for name, limit in limits.items():
+        for name, limit in self._config.limits(self._highest).items():
             if name not in scalars or step <= self._config.warn_after:
                 continue
             value = float(scalars[name])

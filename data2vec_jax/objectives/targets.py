@@ -15,7 +15,12 @@ import jax.numpy as jnp
 from data2vec_jax.core.config import Length, NonNegativeInt, PositiveFloat, PositiveInt, Range
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.core.state import overlay
-from data2vec_jax.metrics.statistics import channel_std, explained_shares, mean_std
+from data2vec_jax.metrics.statistics import (
+    channel_std,
+    effective_rank,
+    explained_shares,
+    mean_std,
+)
 from data2vec_jax.models.encoder import Encoded, Source, TargetSpec
 from data2vec_jax.models.layers import normalise, wide
 from data2vec_jax.objectives import contract
@@ -165,10 +170,12 @@ def variance_penalty(prediction: Array, weights: Array, margin: float) -> Array:
 
 def monitor(found: Intermediates) -> dict[str, Array]:
     """Scalars that tell learning from collapse (spec 8.2), explained in `metrics.collapse`."""
-    by_position, by_example = explained_shares(found.targets, present_positions(found))
+    present = present_positions(found)
+    by_position, by_example = explained_shares(found.targets, present)
     scalars = {
         "target_std": mean_std(found.masked_targets, found.weights),
         "target_by_position": by_position,
         "target_by_example": by_example,
+        "target_rank": effective_rank(found.targets, present),
     }
     return contract.monitor(found) | jax.lax.stop_gradient(scalars)

@@ -62,9 +62,10 @@ CHARTS = (
         include=(0.0, 1.0),
     ),
     Chart(
-        "Feature rank",
-        ("feature_rank",),
-        "Directions that the student's input features use evenly (participation ratio).",
+        "Ranks",
+        ("feature_rank", "target_rank"),
+        "Directions that the student's input features, and the targets, use evenly (participation"
+        " ratio).",
         include=(0.0,),
     ),
     Chart("Gradient norm", ("grad_norm",), "Before clipping.", log=True),
@@ -96,6 +97,7 @@ SEED_CHARTS = (
     "target_by_position",
     "target_by_example",
     "feature_rank",
+    "target_rank",
 )
 
 

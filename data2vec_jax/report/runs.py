@@ -11,7 +11,7 @@ from typing import Any
 from data2vec_jax.core.config import check_section, with_current_names
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.core.trees import flatten
-from data2vec_jax.metrics.collapse import CollapseConfig, CollapseMonitor, Limit
+from data2vec_jax.metrics.collapse import SHARES, CollapseConfig, CollapseMonitor, Limit
 from data2vec_jax.metrics.writer import FILE, Line, read_lines
 
 SUMMARY = "summary.json"  # of a demo's folder
@@ -33,11 +33,11 @@ class RunRecord:
     @property
     def limits(self) -> Mapping[str, Limit]:
         """Scalar -> the limit beyond which this run's collapse monitor warns."""
-        highest = (
-            max((line[name] for line in self.train if name in line), default=0.0)
-            for name in ("feature_rank", "feature_std")
-        )
-        return self.collapse.limits(*highest)
+        highest = {
+            name: max((line[name] for line in self.train if name in line), default=0.0)
+            for name in SHARES
+        }
+        return self.collapse.limits(highest)
 
     def scalars(self, split: str) -> list[str]:
         """Names of a split's scalars, in order of appearance."""

@@ -325,8 +325,9 @@ def test_short_runs_of_the_demo(variant):
 def test_a_short_run_follows_its_length_and_width():
     config = demo_config("vision,v2")
     config.model.width = 128
-    for updates, slow, fast in ((300, 50, 60), (20_000, 200, 4_000)):
+    for updates, slow, fast, warmup in ((300, 50, 60, 0.2), (20_000, 200, 4_000, 0.1)):
         common.short_run(config, updates)
+        assert config.schedule.warmup == pytest.approx(warmup)
         constants = [1 / (1 - config.ema[key]) for key in ("start", "end")]
         assert constants == pytest.approx([slow, fast])
         assert config.total_steps == updates

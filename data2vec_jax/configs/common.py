@@ -113,9 +113,9 @@ def short_run(
 
     Decay: the time constant 1 / (1 - decay) of the teacher grows from T / 100, but at least 50
     updates, to T / 5 at half of the run. Rate: 1 / D, which at D = 768 is a little more than the
-    papers' 1e-3. Clones and masks of 2.0: `SHORT_RUN_MASKS`; 1.0, and masks of other kinds, stay as
-    they are. docs/small_scale.md has the runs that these were chosen by, and says what was not
-    swept.
+    papers' 1e-3, after a warm-up of T / 10, but at least 60 updates. Clones and masks of 2.0:
+    `SHORT_RUN_MASKS`; 1.0, and masks of other kinds, stay as they are. docs/small_scale.md has the
+    runs that these were chosen by, and says what was not swept.
 
     side, ema_end: a kept block's side (`block_side`) and the decay's end, if not the rule's.
     Raises ValueError: too few updates for the teacher to leave its random start behind, or a block
@@ -132,7 +132,9 @@ def short_run(
         )
     c.total_steps = updates
     c.ema = decay
-    c.schedule = dict(kind="cosine", peak=round(1 / c.model.width, 5), warmup=0.1)
+    c.schedule = dict(
+        kind="cosine", peak=round(1 / c.model.width, 5), warmup=max(0.1, 60 / updates)
+    )
     if c.objective.name == "data2vec2" and c.mask.kind in SHORT_RUN_MASKS:
         c.objective.clones, mask = SHORT_RUN_MASKS[c.mask.kind]
         if c.mask.kind == "inverse_blocks":

@@ -123,7 +123,7 @@ CORPORA = {
                 "loss.time_width": 5,
                 "loss.channel_prob": 0.15,
                 "loss.channel_width": 16,
-                "total_steps": 600,
+                "total_steps": 1_500,
                 "data.share": 0.1,
             },
         ),

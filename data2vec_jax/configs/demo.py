@@ -9,8 +9,8 @@ or table of short sounds, as those shipped inside are few (docs/results.md); the
 "speech,hubert", "text,mlm", each on the network and data of the data2vec that it is compared with
 (docs/comparison.md). Sizes and schedules are ours: 2.0 takes two to four minutes of one core. A
 teacher must follow a short run fast, so its decay starts at 0.98 or 0.99 rather than 0.999; with
-another --config.total_steps=T give --config.ema.end, too: 1 - 5 / T. docs/small_scale.md has the
-rule for all of this.
+another --config.total_steps=T give --config.ema.end, too: 1 - 5 / T; and below 600 updates
+--config.schedule.warmup: 60 / T. docs/small_scale.md has the rule for all of this.
 """
 
 import importlib

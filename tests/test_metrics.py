@@ -655,8 +655,11 @@ def test_targets_of_one_direction_have_an_alarm():
     ]
     assert [len(t) for t in texts] == [0, 0, 0, 0, 1, 0]
     assert "targets have lost their variety (effective rank 1.7 < 2)" in texts[4][0]
+    healthy, low = CollapseMonitor(CollapseConfig()), CollapseMonitor(CollapseConfig())
     for rank in (11.8, 12.2, 4.6, 3.1, 8.9):  # the same with a longer one
-        assert CollapseMonitor(CollapseConfig()).check(1, {"target_rank": rank}) == []
+        assert healthy.check(1, {"target_rank": rank}) == []
+    for rank in (1.5, 1.2, 2.6):  # it starts so and has not fallen
+        assert low.check(1, {"target_rank": rank}) == []
 
 
 def test_a_front_end_whose_spread_falls_has_an_alarm():

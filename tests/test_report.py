@@ -529,5 +529,5 @@ def test_a_page_that_cannot_be_written_is_said(tmp_path):
 def test_a_run_without_a_config_has_the_default_limits(tmp_path):
     write(tmp_path, [train_line(1)])
     assert runs.read_run(tmp_path).limits == CollapseConfig().limits(
-        {"feature_rank": 17.25, "feature_std": 0.0}
+        {"target_rank": 9.5, "feature_rank": 17.25, "feature_std": 0.0}
     )

@@ -37,9 +37,9 @@ WARNINGS = {
         " lower learning rate, a longer warm-up, or another EMA decay"
     ),
     "target_rank": (
-        "targets have lost their variety (effective rank {value:.3g} < {limit:g}): hidden collapse,"
-        " hardly more than one number of each is left to be predicted; try a lower learning rate or"
-        " a longer warm-up"
+        "targets have lost their variety (effective rank {value:.3g} < {limit:.3g}): hidden"
+        " collapse, hardly more than one number of each is left to be predicted; try a lower learning"
+        " rate or a longer warm-up"
     ),
     "feature_rank": (
         "the front end's output has lost its variety (effective rank {value:.3g}, once far above"
@@ -64,6 +64,7 @@ NO_NUMBER = (
 )
 # Scalar -> the option that is its smallest healthy share of the highest value so far.
 SHARES = {
+    "target_rank": "min_rank_share",
     "feature_rank": "min_rank_share",
     "feature_std": "min_spread_share",
 }
@@ -106,8 +107,8 @@ class CollapseConfig:
 
     min_target_std: NonNegativeFloat = 0.1  # warn below; 0 switches the alarm off
     min_pred_std: NonNegativeFloat = 0.01  # warn below; 0 switches the alarm off
-    # Warn below; 0 switches the alarm off. Healthy runs of docs/small_scale.md stay above 2.8,
-    # collapsing ones fell to 1.05.
+    # Warn below, if that is below `min_rank_share`, too (a network may start so); 0 switches the
+    # alarm off. Healthy runs of docs/small_scale.md stay above 2.8, collapsing ones fell to 1.05.
     min_target_rank: NonNegativeFloat = 2.0
     max_position_share: Share = 0.9  # warn above; 1 switches the alarm off
     max_example_share: Share = 0.9  # warn above; 1 switches the alarm off
@@ -134,10 +135,10 @@ class CollapseConfig:
         minima = {
             "target_std": self.min_target_std,
             "pred_std": self.min_pred_std,
-            "target_rank": self.min_target_rank,
             "ema_decay": self.min_decay,
         }
         minima |= {name: getattr(self, option) * highest[name] for name, option in SHARES.items()}
+        minima["target_rank"] = min(self.min_target_rank, minima["target_rank"])
         maxima = {
             "target_by_position": self.max_position_share,
             "target_by_example": self.max_example_share,

@@ -38,7 +38,7 @@ WARNINGS = {
     ),
     "target_rank": (
         "targets have lost their variety (effective rank {value:.3g} < {limit:.3g}): hidden"
-        " collapse, hardly more than one number of each is left to be predicted; try a lower learning"
+        " collapse, hardly more than one number of each is left to predict; try a lower learning"
         " rate or a longer warm-up"
     ),
     "feature_rank": (

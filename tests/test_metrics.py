@@ -29,6 +29,8 @@ from data2vec_jax.metrics.throughput import (
     process_start,
 )
 from data2vec_jax.metrics.writer import Writer, read_lines
+from data2vec_jax.objectives import targets
+from data2vec_jax.objectives.contract import Intermediates
 
 
 def read(workdir):
@@ -660,6 +662,17 @@ def test_targets_of_one_direction_have_an_alarm():
         assert healthy.check(1, {"target_rank": rank}) == []
     for rank in (1.5, 1.2, 2.6):  # it starts so and has not fallen
         assert low.check(1, {"target_rank": rank}) == []
+
+
+def test_the_rank_of_targets_is_of_positions_without_padding():
+    x = np.random.default_rng(0).normal(size=(2, 6, 5)).astype(np.float32)
+    valid = np.arange(6) < np.array([[6], [3]])
+    tokens = types.SimpleNamespace(x=jnp.ones((2, 6, 3)), valid=jnp.array(valid))
+    part = dict(prediction=x[:, :2], masked_targets=x[:, :2], weights=np.ones((2, 2)))
+    found = Intermediates(total=0.0, count=4.0, tokens=tokens, targets=x, **part)
+    eigenvalues = np.linalg.eigvalsh(np.cov(x[valid].T))
+    wanted = eigenvalues.sum() ** 2 / (eigenvalues**2).sum()
+    assert float(targets.monitor(found)["target_rank"]) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_a_front_end_whose_spread_falls_has_an_alarm():

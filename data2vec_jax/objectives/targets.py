@@ -15,12 +15,7 @@ import jax.numpy as jnp
 from data2vec_jax.core.config import Length, NonNegativeInt, PositiveFloat, PositiveInt, Range
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.core.state import overlay
-from data2vec_jax.metrics.statistics import (
-    channel_std,
-    effective_rank,
-    explained_shares,
-    mean_std,
-)
+from data2vec_jax.metrics.statistics import channel_std, effective_rank, explained_shares, mean_std
 from data2vec_jax.models.encoder import Encoded, Source, TargetSpec
 from data2vec_jax.models.layers import normalise, wide
 from data2vec_jax.objectives import contract

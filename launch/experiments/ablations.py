@@ -78,31 +78,36 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     return markdown(("corpus", "point", "FLOPs", *SCORES.values(), "position explains"), rows)
 
 
+def draw_panel(panel: Any, found: Mapping[str, Mapping[str, Any]]) -> None:
+    """Both probes at each point of a study: a dot for each seed, a dash for their mean."""
+    points = [point for point in found if "FLOPs" in found[point]]
+    for key, ink in zip(SCORES, ("#1971c2", "#e8590c"), strict=True):
+        for x, point in enumerate(points):
+            seeds = found[point][key]
+            panel.plot([x] * len(seeds), seeds, "o", color=ink, alpha=0.5, markersize=4)
+        means = [statistics.fmean(found[point][key]) for point in points]
+        panel.plot(range(len(points)), means, "_", color=ink, markersize=14)
+        for side, style in (("untrained", ":"), ("hand_made", "--")):
+            level = statistics.fmean(found[side][key])
+            panel.axhline(level, color=ink, linestyle=style, linewidth=1)
+    slanted = {"rotation": 35, "ha": "right"} if len(points) > 4 else {}
+    panel.set_xticks(range(len(points)), points, fontsize=8, **slanted)
+    panel.set_ylabel("test, %")
+    panel.grid(True, axis="y", color="#e9ecef")
+
+
 def draw(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
-    """A row of panels for each corpus, a panel for each study: both probes at each point."""
+    """A row of panels for each corpus, a panel for each study."""
     plt = pyplot()
     figure, panels = plt.subplots(len(CORPORA), len(STUDIES), figsize=(13, 6.4), squeeze=False)
     for column, (what, of_corpora) in enumerate(results.items()):
         for row, name in enumerate(CORPORA):
-            panel, found = panels[row][column], of_corpora.get(name)
-            if not found:
-                panel.set_visible(False)
-                continue
-            points = [point for point in found if "FLOPs" in found[point]]
-            for key, ink in zip(SCORES, ("#1971c2", "#e8590c"), strict=True):
-                for x, point in enumerate(points):
-                    seeds = found[point][key]
-                    panel.plot([x] * len(seeds), seeds, "o", color=ink, alpha=0.5, markersize=4)
-                means = [statistics.fmean(found[point][key]) for point in points]
-                panel.plot(range(len(points)), means, "_", color=ink, markersize=14)
-                for side, style in (("untrained", ":"), ("hand_made", "--")):
-                    level = statistics.fmean(found[side][key])
-                    panel.axhline(level, color=ink, linestyle=style, linewidth=1)
-            slanted = {"rotation": 35, "ha": "right"} if len(points) > 4 else {}
-            panel.set_xticks(range(len(points)), points, fontsize=8, **slanted)
+            panel = panels[row][column]
             panel.set_title(f"{what}, {name}", fontsize=9)
-            panel.set_ylabel("test, %")
-            panel.grid(True, axis="y", color="#e9ecef")
+            if name in of_corpora:
+                draw_panel(panel, of_corpora[name])
+            else:
+                panel.set_visible(False)
     about = "blue: linear, orange: k-NN; dotted: untrained, dashed: hand-made features"
     figure.suptitle(about, fontsize=9)
     figure.tight_layout()

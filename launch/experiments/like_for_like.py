@@ -21,9 +21,10 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))  # a checkout need not be installed
+sys.path[:0] = [str(ROOT), str(ROOT / "launch")]  # a checkout need not be installed
 
 from pages import fill, markdown, pyplot
+from reference import ERRORS, TASKS
 
 from data2vec_jax import ablate, cluster, evaluate, train
 from data2vec_jax.cli.arguments import parse
@@ -58,6 +59,7 @@ RATES = (1e-3, 3e-3, 1e-2)  # of every method
 FURTHER = {1e-3: 3e-4, 1e-2: 3e-2}  # one more, if the best is at an end
 SEEDS = 3
 DATA = "runs/corpora"
+TRANSCRIBED = TASKS["speech"]  # how the reference run is fine-tuned
 
 CLOSED = {"ema.start": 0.996, "ema.end": 1.0, "ema.anneal": 1.0}  # I-JEPA's and DINO's own decay
 SINGLES = {"mask": {"kind": "independent", "ratio": 0.75}}  # MAE's masks
@@ -114,21 +116,16 @@ CORPORA = {
         {"data.source": f"manifest:{DATA}/phones.tsv", "data.eval_split": "test"},
         20_000,
         (
-            "finetune_librispeech:demo",
+            TRANSCRIBED.finetune,
             {
-                "data.source": f"array_record:{DATA}/shards/russian",
+                **TRANSCRIBED.options,
                 "data.split": "train",
-                "examples.seconds": (4.0,),
-                "loss.time_prob": 0.2,
-                "loss.time_width": 5,
-                "loss.channel_prob": 0.15,
-                "loss.channel_width": 16,
-                "total_steps": 1_500,
+                "total_steps": TRANSCRIBED.updates[0.1][0],
                 "data.share": 0.1,
             },
         ),
-        (1e-3,),  # as in launch/reference.py
-        "cer",
+        tuple(TRANSCRIBED.rates),
+        TRANSCRIBED.metric,
     ),
     "texts": Corpus(
         "text",
@@ -228,7 +225,7 @@ def finetuned(name: str, starts: Sequence[Path | None], more: Mapping[str, Any])
 
     rate, *others = corpus.rates
     if others:
-        best = min if corpus.metric == "cer" else max
+        best = min if corpus.metric in ERRORS else max
         rate = best(corpus.rates, key=lambda r: score(r, 0, "dev"))
     return {"rate": rate, corpus.metric: [score(rate, s, "test") for s in range(len(starts))]}
 
@@ -310,6 +307,8 @@ def main() -> None:
     parser.add_argument("--methods", help="of them alone, without tables and picture")
     parser.add_argument("--tried", action="store_true", help="what else was tried")
     arguments = parser.parse_args()
+    if arguments.tried and arguments.name not in TRIED:
+        parser.error(f"--tried is of {', '.join(TRIED)} alone")
 
     def command():
         name = arguments.name

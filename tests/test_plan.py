@@ -475,11 +475,12 @@ def test_messages_of_a_plan(v5e8):
     shards = sum(m["times"] * m["bytes"] for m in sums if m["group"] == 2)
     assert shards == total / 4
     # The gradients' norm over shards: scalars. On all devices: gradients of what is not split, and
-    # the statistics of the monitor, the largest of which is a covariance of width x width.
+    # the statistics of the monitor, the largest of which are the covariances, width x width, of
+    # the front end's output and of the targets.
     assert sum(m["bytes"] for m in sums if m["group"] == 4) <= 4 * 64
     rest = sum(m["times"] * m["bytes"] for m in sums if m["group"] == 8)
     parameters = v5e8[1]["parameters"] - (layers * sum(weights) + head) // 2
-    statistics = width * width + 49 * width + 64 * width  # 49 positions
+    statistics = 2 * width * width + 49 * width + 64 * width  # 49 positions
     assert rest <= 4 * (parameters + statistics)
     assert not [m for m in messages if "sample" in m["where"]]  # the module that draws masks
 

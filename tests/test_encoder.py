@@ -202,7 +202,8 @@ def test_what_is_kept_for_the_gradients_is_the_devices_choice(device, fsdp, opti
     assert len({products(setup(remat=r)[0]) for r in ("none", "dots", "full")}) == 3
 
 
-def test_a_native_convolution_sends_no_rows():
+@pytest.mark.parametrize("by_taps", [False, True])
+def test_a_native_convolution_sends_no_rows(by_taps):
     """On GPUs XLA would gather them. The choice of back end is not made here: this is a CPU."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(16, 31, 8)), jnp.float32)
@@ -216,7 +217,7 @@ def test_a_native_convolution_sends_no_rows():
 
     @jax.jit
     def both(x, kernel, gradient):
-        backward = layers._conv_natively_backward(x, kernel, gradient, stride=1, groups=4)
+        backward = layers._conv_natively_backward(x, kernel, gradient, 1, 4, by_taps)
         return forward(x, kernel), *backward
 
     with jax.set_mesh(mesh):

@@ -12,6 +12,7 @@ held in memory: a tenth of 960 h is 5 GB of MFCC, and 53 GB of a base model's fr
 command goes on where it was stopped, and with other --splits adds them.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -22,10 +23,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 from data2vec_jax import evaluate
 from data2vec_jax.cli.arguments import Arguments, user_path
 from data2vec_jax.cli.output import run_main, say
+from data2vec_jax.core import checkpoints, distributed, lock, step_folder
 from data2vec_jax.core.errors import ExampleError, UserError
 from data2vec_jax.core.files import read_json, write_json
 from data2vec_jax.data.fbank import mfcc, with_differences
@@ -80,6 +83,13 @@ def of_block(workdir: str, block: int) -> tuple[Features, float]:
         return np.array(found, np.float32)
 
     return features, RATE / hop
+
+
+def newest(workdir: str) -> str:
+    """What tells a run's newest checkpoint from all others, beside its folder: a run may go on."""
+    folder = epath.Path(checkpoints.load_config(workdir)["folder"]) / "checkpoints"
+    step = max(step for step, complete in step_folder.steps(folder).items() if complete)
+    return f"{workdir}, update {step}, {step_folder.identity(folder / str(step))}"
 
 
 def fit(source: Source, features: Features, clusters: int, share: float, seed: int) -> np.ndarray:
@@ -137,7 +147,8 @@ def label(source: Source, features: Features, centroids: np.ndarray, folder: Pat
     """Writes the labels of a split, in parts, of which those that are there stay; returns their
     number."""
     file, offsets = files_of(folder, source.split)
-    parts = file.with_suffix(".parts")
+    order = hashlib.sha256(order_of(source).encode()).hexdigest()[:12]
+    parts = file.with_suffix(f".{order}.parts")  # those of other examples stay apart
     parts.mkdir(exist_ok=True)
     starts = range(0, len(source), PART)
     for start in starts:
@@ -165,26 +176,38 @@ def cluster(
 ) -> None:
     """Fits centroids and writes labels of all sources, but for what is there already.
 
-    made: what the labels depend on, for `labels.json`. Raises UserError: the folder has others.
+    made: what the labels depend on, for `labels.json`. Raises UserError: the folder has others, or
+    centroids that were fitted to other examples.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    about = folder / ABOUT
-    held = read_json(about) if about.exists() else dict(made)
-    splits = held.pop("splits", {})
-    if held != made:
-        raise UserError(f"--workdir={folder}: holds labels that were made otherwise: {about}")
-    options = {key: made[key] for key in ("clusters", "share", "seed")}
-    if not (folder / "centroids.npy").exists():
-        write_json(about, {**made, "splits": {}})
-        save(folder / "centroids.npy", fit(sources[0], features, **options))
-    centroids = np.load(folder / "centroids.npy")
-    for source in sources:
-        order = order_of(source)
-        if splits.get(source.split, {}).get("order") != order:
-            number = label(source, features, centroids, folder)
-            splits[source.split] = dict(order=order, labels=number, without=len(source.bad))
-            write_json(about, {**made, "splits": splits})
-        say(f"{source.split}: {json.dumps(splits[source.split])}")
+    with lock.exclusive(folder):
+        about = folder / ABOUT
+        orders = {source.split: order_of(source) for source in sources}
+        held = read_json(about) if about.exists() else dict(made)
+        splits = held.pop("splits", {})
+        # Folders from before there was an entry 'fitted' are taken as they are.
+        fitted = held.pop("fitted", {}) if about.exists() else dict([next(iter(orders.items()))])
+        if held != made:
+            raise UserError(f"--workdir={folder}: holds labels that were made otherwise: {about}")
+        for split, order in fitted.items():
+            if orders.get(split, order) != order:
+                raise UserError(
+                    f"--workdir={folder}: its centroids were fitted to other examples of '{split}' "
+                    f"than those of {sources[0].uri}; choose another folder"
+                )
+        made = {**made, "fitted": fitted}
+        options = {key: made[key] for key in ("clusters", "share", "seed")}
+        if not (folder / "centroids.npy").exists():
+            write_json(about, {**made, "splits": {}})
+            save(folder / "centroids.npy", fit(sources[0], features, **options))
+        centroids = np.load(folder / "centroids.npy")
+        for source in sources:
+            order = orders[source.split]
+            if splits.get(source.split, {}).get("order") != order:
+                number = label(source, features, centroids, folder)
+                splits[source.split] = dict(order=order, labels=number, without=len(source.bad))
+                write_json(about, {**made, "splits": splits})
+            say(f"{source.split}: {json.dumps(splits[source.split])}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -204,11 +227,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     features, rate, of = of_mfcc, 100.0, {"features": "mfcc"}
     if options.checkpoint:
         features, rate = of_block(options.checkpoint, options.block)
-        of = {"features": "block", "checkpoint": options.checkpoint, "block": options.block}
+        identity = newest(options.checkpoint)
+        of = {"features": "block", "checkpoint": identity, "block": options.block}
     sources = [open_source(options.source, s, codec=CODEC) for s in options.splits.split(",")]
     fitted = {"clusters": options.clusters, "share": options.share, "seed": options.seed}
     cluster(options.workdir, sources, {"rate": rate, **fitted, **of}, features)
 
 
 if __name__ == "__main__":
-    run_main(main)
+    with distributed.failing_together():
+        run_main(main)

@@ -20,8 +20,8 @@ phones). --features=FILE.npz writes the features of one such run, for methods th
 training: neighbours, retrieval, clusters.
 
 Beside a pretraining run, an argument may be another checkpoint of its modality, in any format that
-`data2vec_jax.load` opens: `--compare runs/ours BERT=bert-base-uncased`. It is probed on the data of
-the first such run, with images of its own size and its own tokenizer.
+`data2vec_jax.load` opens: `--compare runs/ours BERT=DIR_OF_BERT`. It is probed on the data of the
+first such run, with images of its own size and its own tokenizer.
 """
 
 import json
@@ -193,14 +193,19 @@ def probed(
     return run | {"probes": probes, "forward_flops": flops["frontend"] + flops["encoder"]}
 
 
+def probed_splits(config: Mapping[str, Any]) -> tuple[str, str]:
+    """The splits that a probe of a pretraining run learns from, and is tested on."""
+    data = config["data"]
+    train = ";".join(split.split("+")[0] for split in data["split"].split(";"))  # of a mixture
+    return train, data.get("eval_split") or "test"
+
+
 def frozen_encoder(config: Mapping[str, Any]) -> tuple[tuple[str, str], list[Labelled], Any]:
     """Of a pretraining run: the splits for training and test, their examples, the encoder."""
     modality, model = pretrain.make_model(config)
-    data = config["data"]
-    check_section("data", data, pretrain.DataConfig)
+    check_section("data", config["data"], pretrain.DataConfig)
     check_section("examples", config["examples"], modality.layout)
-    train = ";".join(split.split("+")[0] for split in data["split"].split(";"))  # of a mixture
-    splits = (train, data.get("eval_split") or "test")
+    splits = probed_splits(config)
     return splits, probe.labelled(modality, config, splits), probe.make_encode(model)
 
 
@@ -424,7 +429,11 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 def sentences(row: Mapping[str, Any]) -> list[str]:
     """'NAME, linear probe: better than untrained only', of a row of pretraining runs."""
     found = row.get("verdict", {})
-    return [f"{row['name']}, {key.replace('_', ' ')}: {text}" for key, text in found.items()]
+    chance = " (one seed: a point or two is chance)" if len(row["workdirs"]) == 1 else ""
+    return [
+        f"{row['name']}, {key.replace('_', ' ')}: {text}{chance if 'better' in text else ''}"
+        for key, text in found.items()
+    ]
 
 
 def plain(lines: Sequence[Sequence[str]]) -> str:

@@ -57,6 +57,8 @@ def test_rates_of_blocks_are_odds():
 
 def test_decays_vary_the_horizon():
     found = points("decay", "vision_v2", "base")  # 0.9998 to 0.99999
+    short = points("decay", "demo", "text,v2")  # a quarter of the horizon is below the start
+    assert len(short) == 6 and "0.966667 to 0.966667" in short
     ends = {(o["ema.start"], round(o["ema.end"], 7)) for o in found.values()}
     own, held = (0.9998, 0.99999), {(0.9998, 0.9998), (0.99999, 0.99999)}
     assert ends == {own, *held, (0.0, 0.0), (0.9998, 0.99996), (0.9998, 0.9999975)}
@@ -79,8 +81,12 @@ def test_what_does_not_fit_is_left_out_or_refused(capsys):
     [
         ("top_q --workdir=x", "invalid choice: 'top_q'"),
         ("top_k --config=vision_v1:smoke", "--workdir"),
-        ("top_k --workdir=x --part=3/2", "--part: invalid part_of value: '3/2'"),
-        ("top_k --workdir=x --seeds=0", "--seeds: invalid count value: '0'"),
+        ("top_k --workdir=x --part=3/2", "--part: '3/2' is not I/N, such as 2/8"),
+        ("top_k --workdir=x --seeds=0", "--seeds: '0' is no whole number from 1 on"),
+        ("top_k --workdir=x --seed=3", "no option --seed=3; did you mean '--seeds'?"),
+        ("decay --workdir=x --config=vision_mae:smoke", "config.ema: this objective has no"),
+        ("top_k --workdir=x --config=finetune_imagenet:smoke", "a recipe of fine-tuning"),
+        ("top_k --workdir=x --config=vision_v1:smoke --config.data.eval_split=no", "no split 'no'"),
         ("top_k --workdir=x", "--config=NAME:VARIANT is missing"),
         ("top_k --workdir=x --config=vision_v1:smoke --config.no.such=1", "config.no"),
         ("compare --workdir=x", "compare takes"),
@@ -139,7 +145,7 @@ def test_parts_make_a_study_and_the_last_draws(folder, monkeypatch):
             assert 0 <= run["probes"]["2"]["linear_probe"] <= 1 and "1" not in run["probes"]
 
     one = folder / "top_k/K=1/seed0"
-    assert ablate.is_probed(one, 2) and not ablate.is_probed(one, 3)  # not done if it goes on
+    assert ablate.is_done(one, 2) and not ablate.is_done(one, 3)  # not done if it goes on
 
     def never(*_, **__):
         raise AssertionError("what is done is not done again")
@@ -161,6 +167,88 @@ def test_parts_make_a_study_and_the_last_draws(folder, monkeypatch):
     text = page.read_text()
     assert text.count("<svg") == 2 and "K=2, " not in text and "strongly in speech" in text
     assert "Linear probe, K=2: " in text and "untrained: " in text
+
+
+def test_other_runs_are_not_mistaken_for_these(folder, monkeypatch):
+    """A workdir of another config, probes of other weights, a damaged file."""
+    folder, arguments = folder
+    with pytest.raises(UserError, match=r"holds a run of another config \(config\.schedule\.peak"):
+        ablate.main(["ablate", "top_k", *arguments, "--config.schedule.peak=0.5"])
+
+    one = folder / "top_k/K=1/seed0"
+    before = (one / "probes.json").read_text()
+    kept = json.loads(before)
+    ablate.keep(one, kept | {"checkpoints": {"2": "of other weights"}})
+    assert not ablate.is_done(one, 2)
+    monkeypatch.setattr(ablate.probe, "probe", lambda *_, **__: kept["probes"]["2"] | {"new": 1})
+    assert ablate.measured(one, 100, False, False)["probes"]["2"]["new"] == 1
+    assert ablate.is_done(one, 2)
+    (one / "checkpoints").rename(one / "elsewhere")  # its probes remain
+    ablate.keep(one, json.loads(before))
+    assert ablate.measured(one, 100, False, False)["updates"] == 2 and ablate.is_done(one, 2)
+    with pytest.raises(UserError, match="has no checkpoint to probe"):
+        ablate.measured(one, 99, False, False)
+    (one / "elsewhere").rename(one / "checkpoints")
+    for text in ("{", '{"probes": []}', '{"probes": {"2": {}}}'):
+        (one / "probes.json").write_text(text)
+        with pytest.raises(
+            UserError, match=r"probes\.json.*; delete it, and the run is probed again"
+        ):
+            ablate.measured(one, 100, False, False)
+    (one / "probes.json").write_text(before)
+
+
+def test_a_run_that_diverges_is_a_result(tmp_path, folder, monkeypatch):
+    """The others go on, and the table says why it has no scores."""
+    monkeypatch.setattr(ablate.probe, "opened", lambda *_: None)
+    monkeypatch.setattr(ablate, "measured", lambda *_: json.loads(json.dumps(line)))
+    line = json.loads((folder[0] / "top_k/summary.json").read_text())["points"]["K=1"][0]
+
+    def train_(config, workdir, **_):
+        if config["objective"]["top_k"] == 1:
+            workdir.mkdir(parents=True)
+            raise ablate.SkippedError("step 13: the gradient norm is nan")
+        ablate.keep(workdir, {"labels": 1, "flops": 1, "probes": line["probes"]})
+
+    monkeypatch.setattr(train, "train", train_)
+    arguments = [*folder[1][:-2], f"--workdir={tmp_path}", folder[1][-1]]
+    (tmp_path / "top_k/K=2/seed0").mkdir(parents=True)
+    (tmp_path / "top_k/K=2/seed1").mkdir(parents=True)
+    ablate.main(["ablate", "top_k", *arguments])
+    table = (tmp_path / "top_k/summary.md").read_text()
+    assert "| K=1, seed 0 | 0: step 13: the gradient norm is nan |" in table
+    assert re.search(r"\| K=2 \| 2 \|", table) and "| K=1 |" not in table
+    assert "gradient norm is nan" in (tmp_path / "top_k/report.html").read_text()
+
+
+def test_what_does_not_compare_is_refused(folder, tmp_path):
+    runs, out = folder[0] / "top_k", f"--workdir={tmp_path}/out"
+    for rows, message in {
+        f"a={runs}/K=1 a={runs}/K=2": "two rows have the name a",
+        f"a={runs}/K=1/seed0,{runs}/K=2/seed1": r"differ in config\.objective\.top_k; a row is of",
+        f"a={runs}/K=1 --set data.source=no:where": "no:where",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            ablate.main(["ablate", "compare", *rows.split(), out])
+    other = tmp_path / "other/seed0"
+    other.mkdir(parents=True)
+    config = json.loads((runs / "K=1/seed0/config.json").read_text())
+    config["data"]["source"] = "folder:/elsewhere"
+    (other / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="scores on other data do not compare; --set data"):
+        ablate.main(["ablate", "compare", f"a={runs}/K=1", f"b={other}", out])
+    with pytest.raises(UserError, match="has the page of another study"):
+        ablate.main(["ablate", "compare", f"a={runs}/K=1", f"--workdir={runs}"])
+
+
+def test_columns_are_of_all_rows(folder):
+    """A method without a teacher comes first, and hides no column of the others."""
+    points = json.loads((folder[0] / "top_k/summary.json").read_text())["points"]
+    for run in points["K=1"]:
+        run["target_std"] = None
+    head = study.table({"study": "compare", "points": points})[0]
+    assert head == study.table({"study": "compare", "points": dict([*points.items()][::-1])})[0]
+    assert "target_std" in head and head.index("target_std") < head.index("feature_rank")
 
 
 def test_finished_runs_compare_by_cost(folder):

@@ -502,6 +502,10 @@ def test_clusters_go_on_where_they_stopped(tmp_path, monkeypatch):
         nearest = ((x[:, None] - centroids) ** 2).sum(-1).argmin(-1)
         np.testing.assert_array_equal(labels.crop(index, 0.0, len(x), 0.01), nearest)
     assert len(np.unique(nearest)) > 1
+    other = Items(waves(6))  # of the same split, and other examples
+    other.codec = CODEC
+    with pytest.raises(UserError, match="its centroids were fitted to other examples of 'train'"):
+        cluster.cluster(whole, [other], made, cluster.of_mfcc)
     with pytest.raises(UserError, match="made otherwise"):
         cluster.cluster(whole, sources, made | dict(clusters=5), cluster.of_mfcc)
 
@@ -578,6 +582,10 @@ def test_a_run_resumes_and_is_left_behind(tmp_path, monkeypatch):
     np.testing.assert_allclose(found, whole, atol=1e-3)
     longer = features(audio)  # two pieces, and a frame more
     assert longer.shape == (26, 32) and np.isfinite(longer).all()
+    newest = tmp_path / "whole/checkpoints/4/manifest/data.json"
+    assert cluster.newest(f"{tmp_path}/whole").endswith(
+        f", update 4, {json.loads(newest.read_text())['sha256']}"
+    )
     with pytest.raises(UserError, match="--block=2: the encoder has 1 blocks"):
         cluster.of_block(str(tmp_path / "whole"), 2)
 

@@ -117,6 +117,17 @@ def read_position(folder: epath.Path, step: int) -> tuple[dict[str, Any] | None,
     return manifest, position
 
 
+def identity(folder: epath.Path) -> str | None:
+    """What tells a checkpoint from all others: its manifest's hash, or when it was committed if it
+    is of before manifests. None if there is no checkpoint."""
+    try:
+        if (folder / "manifest" / "data.json").exists():
+            return str(_read_json(folder / "manifest" / "data.json")["sha256"])
+        return str(json.loads((folder / COMMITTED).read_text())["commit_timestamp_nsecs"])
+    except (OSError, ValueError, LookupError, TypeError, Damaged):
+        return None
+
+
 def read_manifest(folder: epath.Path) -> dict[str, Any] | None:
     """What the folder must hold; None if it is of before manifests. Raises Damaged."""
     path = folder / "manifest" / "data.json"

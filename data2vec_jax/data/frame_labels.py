@@ -4,7 +4,8 @@
     SPLIT.offsets.npy    int64 [N + 1]: those of example i are from offsets[i] to offsets[i + 1]
     centroids.npy        float32 [C, D]
     labels.json          rate (labels a second), clusters C; for each split its order, a hash of the
-                         source's examples, and whatever else made the labels
+                         source's examples; the split and order that centroids were fitted to; and
+                         whatever else made the labels
 
 Frame t of a crop that begins at second s has the label of number round(s rate) + floor(t h rate), h
 the seconds from frame to frame. The last label stands in where there are no more.

@@ -33,6 +33,7 @@ SERIES = {
     "series-5": ("#56b4e9", "#9bd6ff"),
     "series-6": ("#6a3d9a", "#b897e6"),
     "series-7": ("#444444", "#c0c4c9"),
+    "series-8": ("#8c4a1f", "#c98a5e"),
 }
 COLOURS = {
     "background": ("#ffffff", "#14181d"),
@@ -360,16 +361,20 @@ def score_figure(
     places = list(names or sorted({x for _, found in curves.values() for x in found}))
     values = [v for _, found in curves.values() for scores in found.values() for v in scores]
     values += [level.value for level in levels]
-    figure, axes = _figure(WIDTH, HEIGHT, MARGINS)
+    slanted = bool(names) and sum(map(len, names.values())) > 50  # WIDTH has place for 50 letters
+    *margins, bottom = MARGINS
+    figure, axes = _figure(WIDTH, HEIGHT, (*margins, 56 if slanted else bottom))
     axes.set_ylim(*_padded(min(values), max(values), ()))
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     axes.set_xscale("linear" if names else "log")
     _style(axes, grid="y", unit=unit)
     if names:
         axes.set_xlim(-0.3, len(places) - 0.7)
-        axes.set_xticks(range(len(places)), list(names.values()))
+        style = {"rotation": 25, "ha": "right", "fontsize": 9} if slanted else {}
+        axes.set_xticks(range(len(places)), list(names.values()), **style)
     else:
-        axes.set_xlim(0.9 * places[0], 1.1 * places[-1])
+        spare = 1.1 if places[-1] > 1.5 * places[0] else 2  # so that a tick is among them
+        axes.set_xlim(places[0] / spare, spare * places[-1])
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
     for level in levels:
         title = f"{TOOLTIP}{level.label}: {number(level.value)}{unit}"

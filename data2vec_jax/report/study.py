@@ -1,8 +1,8 @@
 """The page and the table of a study: scores of its points beside the paper's finding, and costs.
 
 Its summary.json, which `data2vec_jax.ablate` writes, has 'study', 'points' {name: one run a seed,
-as of `ablate.measured`}, and of an ablation 'finding', 'paper' {point: word error rate} and
-'ordered'. A point 'A x B' stands over A, on the curve of B.
+as of `ablate.measured`}, and of an ablation 'finding', 'paper' {point: word error rate}, 'ordered'
+and 'diverged' {run: why it has no result}. A point 'A x B' stands over A, on the curve of B.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,11 @@ BASELINES = {"untrained": "muted", "hand_made": "ink"}  # what runs are compared
 
 def is_study(summary: Mapping[str, Any]) -> bool:
     """Whether a summary.json is that of a study."""
-    return "study" in summary and isinstance(summary.get("points"), Mapping)
+    points = summary.get("points")
+    if "study" not in summary or not isinstance(points, Mapping) or not points:
+        return False
+    runs = [run for found in points.values() for run in found or [None]]
+    return all(isinstance(run, Mapping) and run.get("probes") for run in runs)
 
 
 def last(run: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -53,7 +57,10 @@ def table(summary: Mapping[str, Any]) -> list[list[str]]:
                 of = "" if "finding" in summary else f"{name}: "
                 others.append({"": of + side.replace("_", "-")} | _scores(found))
     rows += others
-    head = [key for key in rows[0] if not key or any(row.get(key) for row in rows)]
+    rows += [{"": run, "runs": f"0: {why}"} for run, why in summary.get("diverged", {}).items()]
+    # A method without a teacher has fewer columns than others.
+    keys = dict.fromkeys([*max(rows, key=len), *(key for row in rows for key in row)])
+    head = [key for key in keys if not key or any(row.get(key) for row in rows)]
     return [head, *([row.get(key, "") for key in head] for row in rows)]
 
 

@@ -32,16 +32,8 @@ def labelled(
     The classes are those of the first split; labels of others are left out, and `unknown` counts
     them. Raises UserError: a split has no labels that this modality can probe, or none of these.
     """
-    like, names, found, sources = training_examples(modality, config), None, [], []
-    for split in splits:
-        source = open_named(
-            config["data"]["source"], split, modality.codec, names, tolerant=bool(names)
-        )
-        modality.check_labels(source)
-        if sources:
-            check_held_out(sources[0], source, "or other data: --set data.source=ADDRESS")
-        sources.append(source)
-        names = source.label_names
+    like, found = training_examples(modality, config), []
+    for split, source in zip(splits, opened(modality, config, splits), strict=True):
         part = of_source(modality, config, source, like)
         found.append(of_known_classes(found[0], part, source) if found else part)
         if source.bad:
@@ -51,6 +43,21 @@ def labelled(
                 stacklevel=2,
             )
     return found
+
+
+def opened(modality: Modality, config: Mapping[str, Any], splits: Sequence[str]) -> list[Source]:
+    """The sources of `labelled`, whose examples are not read yet. Raises UserError as it does."""
+    names, sources = None, []
+    for split in splits:
+        source = open_named(
+            config["data"]["source"], split, modality.codec, names, tolerant=bool(names)
+        )
+        modality.check_labels(source)
+        if sources:
+            check_held_out(sources[0], source, "or other data: --set data.source=ADDRESS")
+        sources.append(source)
+        names = source.label_names
+    return sources
 
 
 def of_known_classes(train: Labelled, part: Labelled, source: Source) -> Labelled:

@@ -120,7 +120,10 @@ def _open_theirs(path: Path, adapter: peft.Adapter | None = None, base: Any = No
     if adapter:
         state = {**state, **peft.replaced(adapter)}
         config["adapters"], small = peft.read(adapter, table, config, state)
-    reading = plan_read(table, state)
+    try:
+        reading = plan_read(table, state)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     shapes = {name: array.shape for name, array in {**source.state, **state}.items()}
     checkpoint = Checkpoint(
         path if adapter else source.path,

@@ -363,14 +363,14 @@ def score_figure(
     values += [level.value for level in levels]
     slanted = bool(names) and sum(map(len, names.values())) > 50  # WIDTH has place for 50 letters
     *margins, bottom = MARGINS
-    figure, axes = _figure(WIDTH, HEIGHT, (*margins, 56 if slanted else bottom))
+    figure, axes = _figure(WIDTH, HEIGHT, (*margins, 72 if slanted else bottom))
     axes.set_ylim(*_padded(min(values), max(values), ()))
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     axes.set_xscale("linear" if names else "log")
     _style(axes, grid="y", unit=unit)
     if names:
         axes.set_xlim(-0.3, len(places) - 0.7)
-        style = {"rotation": 25, "ha": "right", "fontsize": 9} if slanted else {}
+        style = {"rotation": 35, "ha": "right", "fontsize": 9} if slanted else {}
         axes.set_xticks(range(len(places)), list(names.values()), **style)
     else:
         spare = 1.1 if places[-1] > 1.5 * places[0] else 2  # so that a tick is among them

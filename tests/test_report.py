@@ -475,7 +475,7 @@ def test_moving_mean_equals_a_loop():
 
 
 def test_colours_of_a_page_are_those_of_the_palette():
-    curve = Curve("y", np.arange(3), np.arange(3.0), charts.colour(9))
+    curve = Curve("y", np.arange(3), np.arange(3.0), charts.colour(1 + len(charts.SERIES)))
     svg = charts.to_svg(charts.line_figure([curve]), label="y")
     assert "var(--series-1)" in svg and not re.search("#[0-9a-f]{6}", svg)
 

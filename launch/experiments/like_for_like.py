@@ -62,6 +62,7 @@ DATA = "runs/corpora"
 TRANSCRIBED = TASKS["speech"]  # how the reference run is fine-tuned
 
 CLOSED = {"ema.start": 0.996, "ema.end": 1.0, "ema.anneal": 1.0}  # I-JEPA's and DINO's own decay
+SHORT_SPANS = {"mask.ratio": 0.333, "mask.width": 2}
 SINGLES = {"mask": {"kind": "independent", "ratio": 0.75}}  # MAE's masks
 TRIED = {  # corpus -> what -> method and options
     "digits": {
@@ -82,7 +83,18 @@ TRIED = {  # corpus -> what -> method and options
             "dino",
             {"examples.views.local": 0, "schedule.peak": 3e-3},
         ),
-    }
+    },
+    "speech": {
+        "as in the table": ("v2", {}),
+        "spans of 2 frames": ("v2", {"mask.width": 2}),
+        "a third masked, spans of 2": ("v2", SHORT_SPANS),
+        "the block's output as target": ("v2", {"objective.target": "block"}),
+        "that, a third masked, spans of 2": ("v2", SHORT_SPANS | {"objective.target": "block"}),
+        "that, rate 0.003": (
+            "v2",
+            SHORT_SPANS | {"objective.target": "block", "schedule.peak": 3e-3},
+        ),
+    },
 }
 
 

@@ -90,10 +90,6 @@ TRIED = {  # corpus -> what -> method and options
         "a third masked, spans of 2": ("v2", SHORT_SPANS),
         "the block's output as target": ("v2", {"objective.target": "block"}),
         "that, a third masked, spans of 2": ("v2", SHORT_SPANS | {"objective.target": "block"}),
-        "that, rate 0.003": (
-            "v2",
-            SHORT_SPANS | {"objective.target": "block", "schedule.peak": 3e-3},
-        ),
     },
 }
 

@@ -6,13 +6,13 @@
 STUDY: top_k, target, masking, decay, clones or beta. --config and --config.KEY=VALUE are those of
 `python -m data2vec_jax.train`; a study changes one thing or two of them, for each seed from the
 config's on. DIR/STUDY/POINT/seedN are workdirs of the loop; the same command goes on where it
-stopped. --part=2/8 does the second of eight parts, in a
-process or a job of its own (Slurm: --array=1-8 and --part=$SLURM_ARRAY_TASK_ID/8); the one that
-ends last writes summary.json, summary.md and report.html to DIR/STUDY. Probes are those of
-`python -m data2vec_jax.evaluate`, of at most --labels=N labels, and as many of the test split: a
-fifth of them, the dev split, chooses the block; the test split is seen once. `compare` probes every
-kept checkpoint of finished runs, for scores on dev against FLOPs; its rows are named as those of
-`evaluate --compare`, and --set data.eval_split=val changes their data.
+stopped. --part=2/8 does the second of eight parts, in a process or a job of its own (Slurm:
+--array=1-8 and --part=$SLURM_ARRAY_TASK_ID/8); the one that ends last writes summary.json,
+summary.md and report.html to DIR/STUDY. Probes are those of `python -m data2vec_jax.evaluate`, of
+at most --labels=N labels, and as many of the test split: a fifth of them, the dev split, chooses
+the block; the test split is seen once. `compare` probes every kept checkpoint of finished runs, for
+scores on dev against FLOPs; its rows are named as those of `evaluate --compare`, and --set
+data.eval_split=val changes their data.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from data2vec_jax.cli.output import as_json, run_main, say
 from data2vec_jax.core import checkpoints, distributed, sharding, step_folder
 from data2vec_jax.core.config import differences, with_options
 from data2vec_jax.core.errors import UserError, nearest
-from data2vec_jax.core.files import read_json
+from data2vec_jax.core.files import read_json, whole
 from data2vec_jax.core.train_step import init_state
 from data2vec_jax.metrics.hardware import forget_peak
 from data2vec_jax.metrics.skipped import SkippedError
@@ -210,16 +210,13 @@ def kept_probes(workdir: Path) -> dict[str, Any]:
 
 def keep(workdir: Path, kept: Mapping[str, Any]) -> None:
     """Writes what `kept_probes` reads; a kill leaves the old file whole."""
-    path = workdir / KEPT
-    path.with_suffix(".tmp").write_text(as_json(kept))
-    path.with_suffix(".tmp").replace(path)
+    with whole(workdir / KEPT) as draft:
+        draft.write_text(as_json(kept))
 
 
-def identities(workdir: Path) -> dict[str, str]:
+def identities(workdir: Path) -> dict[str, str | None]:
     """Update -> what tells its checkpoint from all others."""
-    folder = epath.Path(workdir / "checkpoints")
-    sound = (str(step) for step, complete in step_folder.steps(folder).items() if complete)
-    return {name: step_folder.identity(folder / name) for name in sound}
+    return step_folder.identities(epath.Path(workdir / "checkpoints"))
 
 
 def is_done(workdir: Path, step: int) -> bool:
@@ -260,7 +257,7 @@ def measured(
     if "objective" not in config:
         raise UserError(f"{workdir} is not a pretraining run")
     kept, here = kept_probes(folder), identities(folder)
-    own = json.loads(json.dumps({key: config.get(key) for key in PROBED}))
+    own = train.as_json({key: config.get(key) for key in PROBED})
     own["examples"].pop("tokenizer", None)  # a path: that of the workdir
     digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
     if (kept.get("labels"), kept.get("config")) != (labels, digest):
@@ -447,10 +444,11 @@ def main(argv: Sequence[str] = sys.argv) -> None:
     )
     options, rest = parser.parse_known_args(argv[1:])
     if options.study != "compare":
-        own = ("--config", "-h")
-        if wrong := [a for a in rest if a.startswith("-") and not a.startswith(own)]:
-            known = [o for action in parser._actions for o in action.option_strings]
-            hint = nearest(wrong[0].partition("=")[0], [*known, "--config"])
+        if options.set:
+            parser.error("--set is of compare; a study takes --config.KEY=VALUE")
+        if wrong := [a for a in rest if a.startswith("-") and not a.startswith("--config")]:
+            known = ("--config", "--workdir", "--seeds", "--labels", "--part")
+            hint = nearest(wrong[0].partition("=")[0], known)
             parser.error(f"no option {wrong[0]}{hint}")
         config, _ = parse([argv[0], *rest, *options.runs], {}, ())
         ablate(options.study, config, options.workdir / options.study, options)

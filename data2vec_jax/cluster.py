@@ -28,7 +28,7 @@ from etils import epath
 from data2vec_jax import evaluate
 from data2vec_jax.cli.arguments import Arguments, user_path
 from data2vec_jax.cli.output import run_main, say
-from data2vec_jax.core import checkpoints, distributed, lock, step_folder
+from data2vec_jax.core import distributed, lock, step_folder
 from data2vec_jax.core.errors import ExampleError, UserError
 from data2vec_jax.core.files import read_json, write_json
 from data2vec_jax.data.fbank import mfcc, with_differences
@@ -86,10 +86,12 @@ def of_block(workdir: str, block: int) -> tuple[Features, float]:
 
 
 def newest(workdir: str) -> str:
-    """What tells a run's newest checkpoint from all others, beside its folder: a run may go on."""
-    folder = epath.Path(checkpoints.load_config(workdir)["folder"]) / "checkpoints"
-    step = max(step for step, complete in step_folder.steps(folder).items() if complete)
-    return f"{workdir}, update {step}, {step_folder.identity(folder / str(step))}"
+    """What tells a run's newest checkpoint, or the one that `workdir` is, from all others."""
+    place = epath.Path(evaluate.open_run(workdir, {})[0])
+    one = place.name if evaluate.is_step(Path(place)) else None
+    found = step_folder.identities(place.parent if one else place / "checkpoints")
+    step = one or max(found, key=int)
+    return f"{workdir}, update {step}, {found[step]}"
 
 
 def fit(source: Source, features: Features, clusters: int, share: float, seed: int) -> np.ndarray:
@@ -185,8 +187,9 @@ def cluster(
         orders = {source.split: order_of(source) for source in sources}
         held = read_json(about) if about.exists() else dict(made)
         splits = held.pop("splits", {})
+        first = sources[0].split
         # Folders from before there was an entry 'fitted' are taken as they are.
-        fitted = held.pop("fitted", {}) if about.exists() else dict([next(iter(orders.items()))])
+        fitted = held.pop("fitted", {}) if about.exists() else {first: orders[first]}
         if held != made:
             raise UserError(f"--workdir={folder}: holds labels that were made otherwise: {about}")
         for split, order in fitted.items():

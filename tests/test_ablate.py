@@ -84,6 +84,7 @@ def test_what_does_not_fit_is_left_out_or_refused(capsys):
         ("top_k --workdir=x --part=3/2", "--part: '3/2' is not I/N, such as 2/8"),
         ("top_k --workdir=x --seeds=0", "--seeds: '0' is no whole number from 1 on"),
         ("top_k --workdir=x --seed=3", "no option --seed=3; did you mean '--seeds'?"),
+        ("top_k --workdir=x --set data.eval_split=val", "--set is of compare; a study takes"),
         ("decay --workdir=x --config=vision_mae:smoke", "config.ema: this objective has no"),
         ("top_k --workdir=x --config=finetune_imagenet:smoke", "a recipe of fine-tuning"),
         ("top_k --workdir=x --config=vision_v1:smoke --config.data.eval_split=no", "no split 'no'"),

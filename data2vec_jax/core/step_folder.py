@@ -128,6 +128,12 @@ def identity(folder: epath.Path) -> str | None:
         return None
 
 
+def identities(directory: epath.Path) -> dict[str, str | None]:
+    """Name of each complete checkpoint in a run's folder of checkpoints -> its `identity`."""
+    complete = [str(step) for step, whole in steps(directory).items() if whole]
+    return {name: identity(directory / name) for name in complete}
+
+
 def read_manifest(folder: epath.Path) -> dict[str, Any] | None:
     """What the folder must hold; None if it is of before manifests. Raises Damaged."""
     path = folder / "manifest" / "data.json"

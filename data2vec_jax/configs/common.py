@@ -96,12 +96,13 @@ def roberta_base() -> dict[str, Any]:
 
 LARGEST_SIDE = 3  # of a kept block: 2.0's in vision
 
-# Kind of mask -> (clones, mask) of data2vec 2.0. Clones are half of the papers'. Masks are those of
-# the papers' base models, but for the share of masked tokens: theirs is .48, and of longer rows.
+# Kind of mask -> (clones, mask) of data2vec 2.0. Clones are half of the papers'. Masks of grids are
+# those of the papers' base models; of frames they mask half in spans of 5, and of tokens, in longer
+# rows, .48. docs/small_scale.md has what was tried.
 # A kept block's width depends on the grid: see `block_side`.
 SHORT_RUN_MASKS: dict[str, tuple[int, dict[str, Any]]] = {
     "inverse_blocks": (8, dict(ratio=0.8, adjust=0.07)),
-    "block_spans": (4, dict(ratio=0.5, adjust=0.05, width=5)),
+    "block_spans": (4, dict(ratio=0.333, adjust=0.05, width=2)),
     "independent": (4, dict(ratio=0.3)),
 }
 

@@ -18,6 +18,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # a checkout need not be installed
 
+from grid import PAPERS_SPEECH
 from pages import fill, markdown, pyplot
 
 from data2vec_jax import ablate
@@ -33,18 +34,18 @@ RESULTS = Path(__file__).with_name("ablations")
 PICTURE = RESULTS.with_suffix(".svg")
 PAGE = ROOT / "docs/comparison.md"
 STUDIES = "top_k", "target", "masking"
-CORPORA = {  # config, source, labels of a probe
-    "digits": ("demo:vision,v2", "array_record:runs/corpora/shards/mnist", 1_000),
-    "speech": ("demo:speech,v2", "manifest:runs/corpora/phones.tsv", 20_000),
+CORPORA = {  # config, source, labels of a probe, options
+    "digits": ("demo:vision,v2", "array_record:runs/corpora/shards/mnist", 1_000, {}),
+    "speech": ("demo:speech,v2", "manifest:runs/corpora/phones.tsv", 20_000, PAPERS_SPEECH),
 }
 SCORES = {"linear_probe": "linear", "knn": "k-NN"}
 
 
 def train(name: str, what: str, part: str) -> None:
     """Trains and probes the runs of a study, or a part of them."""
-    config, source, labels = CORPORA[name]
+    config, source, labels, own = CORPORA[name]
     updates = 200 if (name, what) == ("digits", "masking") else 300
-    options = {"data.source": source, "data.eval_split": "test", "total_steps": updates}
+    options = {"data.source": source, "data.eval_split": "test", "total_steps": updates, **own}
     decay = common.short_decay(updates)
     options |= {f"ema.{end}": f"{decay[end]:.5f}" for end in ("start", "end")}
     words = [f"--config={config}", f"--workdir={RUNS / name}", f"--labels={labels}"]

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "launch")]  # a checkout need not be installed
 
+from grid import PAPERS_SPEECH
 from pages import fill, markdown, pyplot
 from reference import ERRORS, TASKS
 
@@ -95,8 +96,9 @@ TRIED = {  # corpus -> what -> method and options
 
 
 class Corpus(NamedTuple):
-    """methods: variants of the demo, of `modality`. updates: of 2.0. labels: of a probe. tuned:
-    fine-tuning's config and options; rates: of it; metric: its score."""
+    """methods: variants of the demo, of `modality`. updates: of 2.0. options: of all methods.
+    labels: of a probe. tuned: fine-tuning's config and options; rates: of it; metric: its score.
+    own: options of one method."""
 
     modality: str
     methods: tuple[str, ...]
@@ -106,6 +108,7 @@ class Corpus(NamedTuple):
     tuned: tuple[str, Mapping[str, Any]]
     rates: tuple[float, ...] = (5e-4, 2e-3)
     metric: str = "accuracy"
+    own: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 
 
 CORPORA = {
@@ -134,6 +137,7 @@ CORPORA = {
         ),
         tuple(TRANSCRIBED.rates),
         TRANSCRIBED.metric,
+        {"v2": PAPERS_SPEECH},  # as the other methods have theirs
     ),
     "texts": Corpus(
         "text",
@@ -165,7 +169,9 @@ def config_of(
         m: parse(["like", f"--config=demo:{corpus.modality},{m}", "--workdir=-"])[0]
         for m in {"v2", method}
     }
-    configs = {m: with_options(c, corpus.options) for m, c in configs.items()}
+    configs = {
+        m: with_options(c, {**corpus.options, **corpus.own.get(m, {})}) for m, c in configs.items()
+    }
     config, own = with_options(configs[method], changes), configs["v2"]
     steps = round(corpus.updates * flops(own) / flops(config))
     quarter = -(-steps // 4)  # a checkpoint each, for the curve; the last is that of the end

@@ -34,13 +34,13 @@ def digits(c: ConfigDict) -> None:
 
 
 def pictures(c: ConfigDict) -> None:
-    """1,400 drawings of 64 pixels: 137 passes."""
+    """1,400 drawings of 64 pixels: 68 passes."""
     network(c)
     c.model.update(image=64, patch=8, mean=(0.5,) * 3, std=(0.5,) * 3)
     # Half of a drawing at least: there are few, and they are large enough to be cut.
     c.examples.update(image=64, channels=3, flip=0.5, scale=(0.5, 1.0), aspect=(3 / 4, 4 / 3))
     c.data.update(source=f"{SHARDS}/emoji", eval_split="dev", batch_size=32)
-    common.short_run(c, 6_000)
+    common.short_run(c, 3_000)
 
 
 def speech(c: ConfigDict) -> None:

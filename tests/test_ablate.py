@@ -13,6 +13,8 @@ from data2vec_jax.core.errors import UserError
 from data2vec_jax.report import study
 from data2vec_jax.tasks import pretrain
 
+pytestmark = pytest.mark.xdist_group("ablate")  # its fixtures are made once
+
 
 def points(name, recipe, variant):
     return ablate.STUDIES[name].points(config_of(recipe, variant).to_dict())

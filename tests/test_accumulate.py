@@ -90,7 +90,7 @@ def without_key_biases(name, *arrays):
 @pytest.mark.parametrize(
     "recipe, dtype",
     [(f"{modality}_{v}", "float64") for modality in ("speech", "vision", "text") for v in VERSIONS]
-    + [(f"vision_{v}", "float32") for v in VERSIONS],
+    + [("vision_v1", "float32")],
 )
 def test_four_parts_equal_the_large_batch(recipe, dtype, monkeypatch):
     config = quiet(config_of(recipe))

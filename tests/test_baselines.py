@@ -325,11 +325,10 @@ def test_simmim_hides_what_it_predicts():
 def test_devices_and_micro_batches_change_nothing(name):
     config = quiet(config_of(name))
     params, scalars, run = run_steps(config, (1, 1))
-    for shape, parts in (((2, 1), 1), ((1, 1), 2), ((1, 2), 1)):
-        other, found, _ = run_steps(config | {"accumulate": parts}, shape)
-        for one, two in zip(scalars, found, strict=True):
-            assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
-        assert_close(params, other, 2e-4)
+    other, found, _ = run_steps(config | {"accumulate": 2}, (2, 2))
+    for one, two in zip(scalars, found, strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
+    assert_close(params, other, 2e-4)
     assert run.abstract.teacher == {} and "pretext" in params
     assert not {"ema_decay", "target_std"} & scalars[0].keys()
     assert {"pred_std", "masked_fraction", "feature_std", "feature_rank"} <= scalars[0].keys()

@@ -25,6 +25,8 @@ from data2vec_jax.models import heads
 from data2vec_jax.tasks import classify, finetune, pretrain
 from data2vec_jax.tasks.registry import check_config
 
+pytestmark = pytest.mark.xdist_group("classify")  # its fixtures are made once
+
 GOLDENS = Path(__file__).parent / "goldens/checkpoints"
 LOSSES = [
     ("Data2VecTextForSequenceClassification", "nomask"),
@@ -64,7 +66,7 @@ def test_recorded_losses_through_the_task(name, run):
 
 
 @pytest.fixture(scope="module")
-def pretrained(tmp_path_factory):
+def pretrained(tmp_path_factory, light_compilation):
     """A workdir of one step of pretraining."""
     folder = tmp_path_factory.mktemp("pretrained")
     config = config_of("text_v1", "smoke", total_steps=1, eval_every=0)

@@ -117,6 +117,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
         first_state(setup.model, setup.batch, (), tmp_path / "ours")
 
 
+@pytest.mark.usefixtures("light_compilation")
 def test_the_loop_begins_from_a_checkpoint(tmp_path, capfd):
     config = config_of("vision_v1", "smoke").to_dict()
     config, programs = config | {"total_steps": 1}, {}

@@ -19,6 +19,8 @@ from data2vec_jax.metrics.writer import FILE, read_lines
 from data2vec_jax.modalities.contract import Labelled
 from data2vec_jax.tasks import probe
 
+pytestmark = pytest.mark.xdist_group("evaluate")  # its fixtures are made once
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):

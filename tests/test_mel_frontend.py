@@ -23,6 +23,8 @@ from data2vec_jax.modalities import contract
 from data2vec_jax.modalities.speech.data import normalise
 from data2vec_jax.modalities.speech.frontend import CONVS, ConvFrontend, frames, make_frontend
 
+pytestmark = pytest.mark.xdist_group("mel_frontend")  # its fixtures are made once
+
 D = 16
 MEL = dict(kind="mel")
 
@@ -148,7 +150,7 @@ def config(name, **changes):
 
 
 @pytest.fixture(scope="module", params=["speech_v1", "speech_v2"])
-def run(request, tmp_path_factory):
+def run(request, tmp_path_factory, light_compilation):
     """(config, workdir, last state) of two steps."""
     options, workdir = config(request.param), tmp_path_factory.mktemp(request.param) / "run"
     return options, workdir, train.train(options, workdir, verbose=False)

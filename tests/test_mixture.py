@@ -349,6 +349,7 @@ def vision_run(tmp_path, **data):
     return config.to_dict()
 
 
+@pytest.mark.usefixtures("light_compilation")
 def test_a_run_on_a_mixture_resumes_names_bad_examples_and_notices_changes(tmp_path):
     config, whole, again = vision_run(tmp_path), tmp_path / "whole", tmp_path / "again"
     run = functools.partial(train.train, programs={}, verbose=False)

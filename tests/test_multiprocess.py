@@ -51,8 +51,8 @@ def finish(process):
 TOPOLOGIES = {
     (1, 1): {"speech_v1": (1, 1), "vision_v2": (1, 1)},
     (1, 8): {"speech_v1": (2, 4), "vision_v2": (8, 1)},
-    (2, 2): {"speech_v1": (2, 2), "vision_v2": (1, 4)},
-    (4, 1): {"speech_v1": (1, 4), "vision_v2": (2, 2)},
+    (2, 2): {"speech_v1": (2, 2)},
+    (4, 1): {"vision_v2": (2, 2)},
 }
 
 
@@ -75,8 +75,11 @@ def runs(tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize("topology", list(TOPOLOGIES)[1:], ids=lambda t: f"{t[0]}x{t[1]}")
-@pytest.mark.parametrize("recipe", ["speech_v1", "vision_v2"])
+@pytest.mark.parametrize(
+    "topology, recipe",
+    [(topology, recipe) for topology in list(TOPOLOGIES)[1:] for recipe in TOPOLOGIES[topology]],
+    ids=lambda x: x if isinstance(x, str) else f"{x[0]}x{x[1]}",
+)
 def test_twenty_steps_are_the_same_everywhere(runs, recipe, topology):
     one, other = runs[1, 1][recipe], runs[topology][recipe]
     assert one.keys() == other.keys()
@@ -172,7 +175,7 @@ def test_ctrl_c_stops_all_after_the_same_step(stopped):
     assert [json.loads(lines[-1])[0] for lines in notes] == [step] * 4
 
 
-@pytest.mark.parametrize("processes, fsdp", [(1, 1), (2, 2), (4, 1)], ids=lambda n: str(n))
+@pytest.mark.parametrize("processes, fsdp", [(1, 1), (2, 2)], ids=lambda n: str(n))
 def test_other_processes_resume_with_the_next_batch(whole, stopped, processes, fsdp, tmp_path):
     folder = tmp_path / "again"
     shutil.copytree(stopped[0], folder)
@@ -212,15 +215,15 @@ def children(process):
     return sorted(map(int, found.stdout.split()))
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_death_ends_all(victim, tmp_path):
+def test_a_death_ends_all(tmp_path):
+    """Of the first; faults/test_many_processes.py kills the second."""
     process = launch(*train(tmp_path, pause=0.1), processes=2)
     await_step(process, tmp_path / "run", 3)
     pids = children(process)
-    os.kill(pids[victim], signal.SIGKILL)
+    os.kill(pids[0], signal.SIGKILL)
     code, text = finish(process)
     assert code == 137, text
-    assert f"process {victim} ended with code 137; the others were stopped" in text
+    assert "process 0 ended with code 137; the others were stopped" in text
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)

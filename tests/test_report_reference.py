@@ -21,6 +21,8 @@ from data2vec_jax.modalities.contract import Drawing, Labelled
 from data2vec_jax.report import page, pictures
 from data2vec_jax.tasks import probe
 
+pytestmark = pytest.mark.xdist_group("report_reference")  # its fixtures are made once
+
 SCORES = {"front end": 0.2, "block 1": 0.4, "block 2": 0.5}
 RESULT = {
     "updates": 12_000,
@@ -120,7 +122,7 @@ def test_a_result_without_what_came_later_has_a_page(tmp_path, figures):  # noqa
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, light_compilation):
     """Workdir of two steps on the digits, checkpoints of both, and its config."""
     folder = tmp_path_factory.mktemp("reference") / "v2"
     config = config_of("demo", "vision,v2", total_steps=2, log_every=1).to_dict()

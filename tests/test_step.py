@@ -28,7 +28,9 @@ def smoke(modality):
 @pytest.mark.parametrize("modality", ["speech", "vision", "text"])
 def test_every_mesh_takes_the_same_step(modality):
     config = smoke(modality) | {"sharding": {"min_size": 256}}  # split the tiny weights too
-    results = {name: run_steps(config, shape) for name, shape in MESHES.items()}
+    # All meshes with one modality; with the others that which splits rows and weights.
+    names = MESHES if modality == "vision" else ("1", "data=2 x fsdp=4")
+    results = {name: run_steps(config, MESHES[name]) for name in names}
     params, scalars, _ = results.pop("1")
     for name, (other, their, run) in results.items():
         for one, two in zip(scalars, their, strict=True):

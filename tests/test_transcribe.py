@@ -323,6 +323,7 @@ def test_an_utterance_without_a_frame_is_an_empty_transcript():
     np.testing.assert_array_equal(found["frames"], [24, 0])
 
 
+@pytest.mark.usefixtures("light_compilation")
 def test_smoke_run_from_a_pretrained_encoder(tmp_path):
     pretraining = config_of("speech_v2", "smoke")
     pretraining.total_steps = 1

@@ -158,6 +158,7 @@ def test_recipes_take_the_options_of_the_page(words):
     assert found["workdir"] == option(words, "workdir")
 
 
+@pytest.mark.usefixtures("light_compilation")
 @pytest.mark.parametrize(
     "workdir, raw",
     [

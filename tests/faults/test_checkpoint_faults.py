@@ -29,6 +29,8 @@ from data2vec_jax.core.checkpoints import Checkpoints, load_params
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.core.state import TrainState
 
+pytestmark = pytest.mark.xdist_group("checkpoint_faults")  # its fixtures are made once
+
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = {}  # compiled once for all runs of this file
 
@@ -253,7 +255,7 @@ def losses(workdir):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(tmp_path_factory, light_compilation):
     """The workdir of a run of 8 steps with checkpoints 4, 6 and 8; its last state."""
     workdir = tmp_path_factory.mktemp("whole")
     return workdir, run(workdir)

@@ -16,6 +16,8 @@ from data2vec_jax.core.run import Run
 from data2vec_jax.metrics.writer import read_lines
 from data2vec_jax.tasks import pretrain
 
+pytestmark = pytest.mark.xdist_group("collapse")  # its fixtures are made once
+
 STEPS, PEAK, LIMIT, AFTER, EVERY, FACTOR = 18, 0.05, 0.05, 16, 3, 0.25
 MEASURED = ("loss", "learning_rate", "pred_std", "target_std", "grad_norm")
 
@@ -75,7 +77,7 @@ def reference(options):
 
 
 @pytest.fixture(scope="module")
-def collapsing():
+def collapsing(light_compilation):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "Run", Collapsing)
         yield

@@ -41,7 +41,7 @@ def speech_v2(c: ConfigDict) -> None:
     c.model.decoder.update(layers=2, width=48, groups=1, dropout=0.0)
     # A last norm per frame, as the paper has it in vision: without it what all rows have in common
     # at a place soon explains most of the targets' variance.
-    # The output of a block, not of its feed-forward part alone, gained at small scale (there).
+    # The output of a block, not of its feed-forward part alone, gained here: docs/small_scale.md.
     c.objective.update(top_k=4, target="block", scale="mean", final_norms=("layer",))
     common.short_run(c, 1_200)
 

@@ -18,7 +18,6 @@ from data2vec_jax.modalities.text.data import SPECIAL, tf_idf
 from data2vec_jax.tasks import pretrain, probe
 
 CONFIG = "demo:text,v2"
-LABELS = 1_000
 WIDTHS = 48, 96, 192
 
 
@@ -54,10 +53,11 @@ def main() -> None:
         config, _ = parse(["word_vectors", f"--config={CONFIG}", "--workdir=-"])
         modality, _ = pretrain.make_model(config)
         whole = probe.labelled(modality, config, ("train",))[0]
-        parts = sweep.halves(whole, LABELS)
+        parts = sweep.halves(whole, sweep.LABELS["text"])
         size = config["model"]["vocab_size"]
         both = [shares(counts(part, size)) for part in parts]
-        vectors = {f"word vectors of {n}": word_vectors(counts(whole, size), n) for n in WIDTHS}
+        of_all = counts(whole, size)
+        vectors = {f"word vectors of {n}": word_vectors(of_all, n) for n in WIDTHS}
         vectors["random vectors of 192"] = np.random.default_rng(0).normal(size=(size, 192))
         features = {"TF-IDF": [tf_idf(parts[0].inputs, part.inputs) for part in parts]}
         features |= {name: [x @ of_words for x in both] for name, of_words in vectors.items()}

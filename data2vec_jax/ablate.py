@@ -28,7 +28,6 @@ from typing import Any, NamedTuple, get_args
 
 import jax
 import optax
-from etils import epath
 
 from data2vec_jax import evaluate, train
 from data2vec_jax.cli.arguments import Arguments, parse, user_path
@@ -214,18 +213,13 @@ def keep(workdir: Path, kept: Mapping[str, Any]) -> None:
         draft.write_text(as_json(kept))
 
 
-def identities(workdir: Path) -> dict[str, str | None]:
-    """Update -> what tells its checkpoint from all others."""
-    return step_folder.identities(epath.Path(workdir / "checkpoints"))
-
-
 def is_done(workdir: Path, step: int) -> bool:
     """Whether the checkpoint of this update was probed (`compare` may have probed others), or the
     run diverged."""
     kept, name = kept_probes(workdir), str(step)
     if "diverged" in kept:
         return True
-    now, then = identities(workdir).get(name), kept.get("checkpoints", {}).get(name)
+    now, then = step_folder.identities(workdir).get(name), kept.get("checkpoints", {}).get(name)
     return name in kept.get("probes", {}) and (now is None or now == then)
 
 
@@ -256,7 +250,7 @@ def measured(
     folder, config, mesh = evaluate.open_run(str(workdir), changes)
     if "objective" not in config:
         raise UserError(f"{workdir} is not a pretraining run")
-    kept, here = kept_probes(folder), identities(folder)
+    kept, here = kept_probes(folder), step_folder.identities(folder)
     own = train.as_json({key: config.get(key) for key in PROBED})
     own["examples"].pop("tokenizer", None)  # a path: that of the workdir
     digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()

@@ -23,12 +23,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 
 from data2vec_jax import evaluate
 from data2vec_jax.cli.arguments import Arguments, user_path
 from data2vec_jax.cli.output import run_main, say
-from data2vec_jax.core import distributed, lock, step_folder
+from data2vec_jax.core import checkpoints, distributed, lock, step_folder
 from data2vec_jax.core.errors import ExampleError, UserError
 from data2vec_jax.core.files import read_json, write_json
 from data2vec_jax.data.fbank import mfcc, with_differences
@@ -87,11 +86,8 @@ def of_block(workdir: str, block: int) -> tuple[Features, float]:
 
 def newest(workdir: str) -> str:
     """What tells a run's newest checkpoint, or the one that `workdir` is, from all others."""
-    place = epath.Path(evaluate.open_run(workdir, {})[0])
-    one = place.name if evaluate.is_step(Path(place)) else None
-    found = step_folder.identities(place.parent if one else place / "checkpoints")
-    step = one or max(found, key=int)
-    return f"{workdir}, update {step}, {found[step]}"
+    folder = checkpoints.newest(workdir)
+    return f"{workdir}, update {folder.name}, {step_folder.identity(folder)}"
 
 
 def fit(source: Source, features: Features, clusters: int, share: float, seed: int) -> np.ndarray:

@@ -96,11 +96,6 @@ def head_name(known: Mapping[str, Any], config: Config) -> str:
     return found[0]
 
 
-def prefixed(source: Source, prefix: str) -> bool:
-    """Whether the encoder's names start with `prefix`."""
-    return any(name.startswith(prefix) for name in source.state)
-
-
 # Speech -------------------------------------------------------------------------------------------
 
 SPEECH = (

@@ -284,10 +284,7 @@ def constants(config: Config) -> State:
 
 def conv2d(theirs: str, ours: str) -> list[Row]:
     """Rows of a convolution over an image."""
-    return [
-        Row(f"{theirs}.weight", f"{ours}/kernel", CONV2D),
-        Row(f"{theirs}.bias", f"{ours}/bias"),
-    ]
+    return linear(theirs, ours, CONV2D)
 
 
 def _batch_norm(theirs: str, ours: str) -> list[Row]:
@@ -296,13 +293,6 @@ def _batch_norm(theirs: str, ours: str) -> list[Row]:
         Row(f"{theirs}.running_mean", f"{ours}/mean"),
         Row(f"{theirs}.running_var", f"{ours}/var"),
         Row(f"{theirs}.num_batches_tracked", f"{ours}/batches", COUNT),
-    ]
-
-
-def _double(theirs: str, ours: str) -> list[Row]:
-    return [
-        Row(f"{theirs}.weight", f"{ours}/kernel", DOUBLE),
-        Row(f"{theirs}.bias", f"{ours}/bias"),
     ]
 
 
@@ -318,10 +308,10 @@ def _segmentation_rows() -> list[Row]:
         f"{extra}.conv_cat": "auxiliary/joined",
     }
     rows = [
-        *_double("fpn1.0", "task/up4_first"),
+        *linear("fpn1.0", "task/up4_first", DOUBLE),
         *_batch_norm("fpn1.1", "task/up4_norm"),
-        *_double("fpn1.3", "task/up4_second"),
-        *_double("fpn2.0", "task/up2"),
+        *linear("fpn1.3", "task/up4_second", DOUBLE),
+        *linear("fpn2.0", "task/up2", DOUBLE),
         *conv2d(f"{head}.classifier", "task/output"),
         *conv2d(f"{extra}.classifier", "task/auxiliary/output"),
     ]

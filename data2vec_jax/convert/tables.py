@@ -107,10 +107,10 @@ def below(table: Table, theirs: str, ours: str = "") -> list[Row]:
     ]
 
 
-def linear(theirs: str, ours: str) -> list[Row]:
-    """Rows of a linear layer."""
+def linear(theirs: str, ours: str, change: Change = LINEAR) -> list[Row]:
+    """Rows of a linear layer, or of another one whose weight becomes a kernel by `change`."""
     return [
-        Row(f"{theirs}.weight", f"{ours}/kernel", LINEAR),
+        Row(f"{theirs}.weight", f"{ours}/kernel", change),
         Row(f"{theirs}.bias", f"{ours}/bias"),
     ]
 
@@ -122,10 +122,7 @@ def norm(theirs: str, ours: str) -> list[Row]:
 
 def conv1d(theirs: str, ours: str) -> list[Row]:
     """Rows of a 1-D convolution."""
-    return [
-        Row(f"{theirs}.weight", f"{ours}/kernel", CONV1D),
-        Row(f"{theirs}.bias", f"{ours}/bias"),
-    ]
+    return linear(theirs, ours, CONV1D)
 
 
 def head(theirs: str, ours: str, depth: int = 8) -> list[Row]:

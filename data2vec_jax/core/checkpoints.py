@@ -399,7 +399,7 @@ def load_params(
     step_folder.hush()
     if (_absolute(path) / CONVERTED).exists():
         return _load_converted(Path(_absolute(path)), abstract_params, subtree)
-    folder = _newest(_absolute(path))
+    folder = newest(path)
     with _named(folder):
         manifest = step_folder.read_manifest(folder)
         stored = step_folder.read_shapes(folder, manifest).get(subtree)
@@ -518,7 +518,7 @@ def held_paths(path: str | os.PathLike, subtree: str) -> set[str]:
     step_folder.hush()
     if (_absolute(path) / CONVERTED).exists():
         return set(_names(SafeTensors(Path(_absolute(path)) / CONVERTED), subtree))
-    folder = _newest(_absolute(path))
+    folder = newest(path)
     with _named(folder):
         stored = step_folder.read_shapes(folder, step_folder.read_manifest(folder))
     return set(flatten(stored.get(subtree) or {}))
@@ -556,8 +556,12 @@ def _absolute(path: str | os.PathLike) -> epath.Path:
     return path if "://" in str(path) else path.expanduser().resolve()
 
 
-def _newest(path: epath.Path) -> epath.Path:
-    """The folder of the newest step in a workdir or its checkpoints; a step's folder as it is."""
+def newest(path: str | os.PathLike) -> epath.Path:
+    """The folder of the newest step in a workdir or its checkpoints; a step's folder as it is.
+
+    Raises UserError: there is none, or it is incomplete.
+    """
+    path = _absolute(path)
     if (path / "state").exists():
         return path
     for root in (path / "checkpoints", path):

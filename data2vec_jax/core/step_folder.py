@@ -128,8 +128,9 @@ def identity(folder: epath.Path) -> str | None:
         return None
 
 
-def identities(directory: epath.Path) -> dict[str, str | None]:
-    """Name of each complete checkpoint in a run's folder of checkpoints -> its `identity`."""
+def identities(workdir: str | os.PathLike) -> dict[str, str | None]:
+    """Name of each complete checkpoint of a run -> its `identity`."""
+    directory = epath.Path(workdir) / "checkpoints"
     complete = [str(step) for step, whole in steps(directory).items() if whole]
     return {name: identity(directory / name) for name in complete}
 

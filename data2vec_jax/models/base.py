@@ -49,7 +49,7 @@ class Model(nn.Module):
     def sees_masked(self) -> bool:
         """Whether the student's blocks see masked positions, too."""
         if self.pretext is not None:
-            return not self.pretext.visible_only
+            return not getattr(self.pretext, "visible_only", False)
         return self.decoder is None
 
     def contents(self, batch: Mapping[str, Array]) -> Array:

@@ -5,8 +5,8 @@ C width of a decoder or channels of a front end, P numbers of a patch, G groups 
 
 Such a module takes the place of a model's head and decoder. It is called with `Inputs` and returns
 its predictions at `places`; `flops(width, tokens, masked)` counts its forward pass on one row:
-width D of the encoder, tokens E + T, masked N. Fine-tuning and conversion leave its parameters
-behind.
+width D of the encoder, tokens E + T, masked N. `visible_only`: the encoder does not see masked
+positions. Fine-tuning and conversion leave its parameters behind.
 """
 
 from typing import Any, ClassVar, NamedTuple
@@ -34,8 +34,6 @@ from data2vec_jax.models.layers import (
     wide,
 )
 from data2vec_jax.models.positions import sincos
-
-BATCH_NORM_EPS = 1e-5
 
 
 class Inputs(NamedTuple):
@@ -66,7 +64,6 @@ class Linear(nn.Module):
 
     out: int
     dtype: Any = jnp.float32
-    visible_only: ClassVar[bool] = False
 
     @nn.compact
     def __call__(self, inputs: Inputs) -> Array:  # [B, N, out]
@@ -80,8 +77,6 @@ class Linear(nn.Module):
 
 class TokenLogits(heads.MaskedLm):
     """The head of masked language models, whose output layer is the table of token embeddings."""
-
-    visible_only: ClassVar[bool] = False
 
     @nn.compact
     def __call__(self, inputs: Inputs) -> Array:  # [B, N, vocabulary]
@@ -102,7 +97,6 @@ class ClassCosines(nn.Module):
     size: int
     temperature: float
     dtype: Any = jnp.float32
-    visible_only: ClassVar[bool] = False
 
     @nn.compact
     def __call__(self, inputs: Inputs) -> Array:  # [B, N, classes]
@@ -142,7 +136,6 @@ class Quantiser(nn.Module):
     code_size: Size = 256  # of a code word of all groups together
     size: Size = 256  # F
     dtype: Any = jnp.float32
-    visible_only: ClassVar[bool] = False
 
     def __post_init__(self):
         if self.code_size % self.groups:
@@ -269,7 +262,6 @@ class Prototypes(nn.Module):
     hidden: Size = 2_048
     size: Size = 256
     dtype: Any = jnp.float32
-    visible_only: ClassVar[bool] = False
 
     @nn.compact
     def __call__(self, inputs: Inputs) -> Array:  # [B, outputs]
@@ -300,14 +292,13 @@ class ProjectorPredictor(nn.Module):
     hidden: Size = 4_096
     size: Size = 256
     dtype: Any = jnp.float32
-    visible_only: ClassVar[bool] = False
 
     @nn.compact
     def __call__(self, inputs: Inputs) -> Array:  # [B * views, 2, size]
         def network(x, name):
             x = dense(self.hidden, x.shape[-1], "torch", self.dtype, f"{name}_up")(x)
             rows = x.reshape(-1, inputs.views, self.hidden)
-            x = normalise(rows, BATCH_NORM_EPS, (0,)).reshape(x.shape)
+            x = normalise(rows, 1e-5, (0,)).reshape(x.shape)
             x = x * self.param(f"{name}_scale", nn.initializers.ones, (self.hidden,))
             x = jax.nn.relu(x + self.param(f"{name}_bias", nn.initializers.zeros, (self.hidden,)))
             down = dense(self.size, self.hidden, "torch", self.dtype, f"{name}_down", bias=False)

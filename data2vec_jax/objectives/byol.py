@@ -12,7 +12,7 @@ B batch, P numbers of a projection.
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -61,14 +61,8 @@ def losses(predictions: Array, projections: Array) -> Array:
     return jnp.sum(jnp.square(p - z), (1, 2))
 
 
-def make_loss(
-    config: Config,
-    model: Any,
-    sampler: Callable[..., None] | None = None,
-    corrupt: Callable[..., Any] | None = None,
-) -> Objective:
-    """The objective of a batch. model: with a `pretext`. sampler, corrupt: not used."""
-    del sampler, corrupt
+def make_loss(config: Config, model: Any, *_: Any) -> Objective:
+    """The objective of a batch. model: with a `pretext`. Nothing is masked."""
     scale = math.sqrt(config.size)
 
     def forward_with_views(
@@ -77,13 +71,12 @@ def make_loss(
         batch: Mapping[str, Array],
         step: Array,
         key: Array | None,
-        collect: bool = False,
     ) -> Intermediates:
         """Everything but the draw. step: not used."""
         del step
         large = model.views(batch)[0]
-        student = views.see(model, params, large, split(key, 2), collect)
-        average = views.see_by_teacher(model, params, teacher, large, collect)
+        student = views.see(model, params, large, split(key, 2))
+        average = views.see_by_teacher(model, params, teacher, large)
         prediction, projection = student.made[:, :, 1], average.made[:, :, 0]
         total = jnp.sum(losses(prediction, projection))
         return views.intermediates(

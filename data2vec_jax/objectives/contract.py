@@ -2,7 +2,10 @@
 
     Config      options of the config section `objective` with the module's name, and what the
                 objective needs: a subclass of `ObjectiveConfig`
-    make_loss   (config, model, sampler, corrupt) -> Objective
+    make_loss   (config, model, sampler, corrupt) -> Objective. model: a modality's, with the
+                objective's `pretext` if it has one, see `modalities.contract.Modality`. sampler:
+                shapes of a batch -> `masking.Sampler`; None if nothing is masked. corrupt: the
+                modality's, which masks the input rather than the features (text); or None
 
 B batch, M masks of an example, T tokens, N masked positions of a row, D width.
 """
@@ -76,16 +79,21 @@ class ObjectiveConfig:
         return forward(model, masked, sample.length - (0 if model.sees_masked else masked))
 
 
-def check_few_patches(model: Any) -> None:
-    """Raises UserError: a model of patches has parts that need all of them, or a vector of no use,
-    and its encoder sees some patches only."""
-    if model.shared_relative or model.encoder.relative:
-        raise UserError(
-            "config.model.shared_relative: the encoder sees few patches, and relative position "
-            "biases are of all; use shared_relative=False, encoder.relative=None, sincos=True"
-        )
-    if model.mask_embedding_used:
-        raise UserError("config.model.mask_embedding: masked patches are not seen; use False")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FewPatchesConfig(ObjectiveConfig):
+    """Base of the `Config` of an objective whose encoder sees some of the patches only."""
+
+    predicts: ClassVar[str | None] = "numbers"
+
+    def check(self, model: Any) -> None:
+        """Raises UserError: the model has parts that need all patches, or a vector of no use."""
+        if model.shared_relative or model.encoder.relative:
+            raise UserError(
+                "config.model.shared_relative: the encoder sees few patches, and relative position "
+                "biases are of all; use shared_relative=False, encoder.relative=None, sincos=True"
+            )
+        if model.mask_embedding_used:
+            raise UserError("config.model.mask_embedding: masked patches are not seen; use False")
 
 
 class Intermediates(NamedTuple):
@@ -96,33 +104,39 @@ class Intermediates(NamedTuple):
     targets [B, T, D]: at every position; None without a teacher. student, teacher: what their
     encoders returned, with every layer's output if `collect` was asked for. parts: the loss's
     terms. mask: bool [rows, T], where the student sees nothing. visible: the batch that it sees.
+    metrics: what is logged beside the monitor's scalars, and 'assigned', see `train_step`.
     """
 
     total: Array
     count: Array
     tokens: Any
     prediction: Array
-    targets: Array | None
     masked_targets: Array
     weights: Array
+    targets: Array | None = None
     student: Any = None
     teacher: Any = None
     parts: Mapping[str, Array] = MappingProxyType({})
     mask: Array | None = None
     visible: Mapping[str, Array] | None = None
+    metrics: Mapping[str, Any] | None = None
 
 
 class Objective(NamedTuple):
     """A loss, and what it computes on its way.
 
-    loss: (params, teacher, batch, draw) -> (total, count, metrics); the batch's loss is
-    total / count. forward: the same arguments -> Intermediates. forward_with_masks: what
-    is random, such as masks, is given instead of drawn.
+    forward: (params, teacher, batch, draw) -> Intermediates. forward_with_masks: what is random,
+    such as masks, is given instead of drawn. monitor: what `forward` returns -> scalars to log.
     """
 
-    loss: Callable[..., tuple[Array, Array, dict[str, Array]]]
     forward_with_masks: Callable[..., Intermediates]
     forward: Callable[..., Intermediates]
+    monitor: Callable[[Intermediates], dict[str, Array]]
+
+    def loss(self, *given: Any) -> tuple[Array, Array, dict[str, Any]]:
+        """Arguments of `forward` -> (total, count, metrics); the batch's loss is total / count."""
+        found = self.forward(*given)
+        return found.total, found.count, self.monitor(found) | dict(found.metrics or {})
 
 
 def present_positions(found: Intermediates) -> Array:

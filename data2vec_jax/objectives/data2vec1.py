@@ -11,7 +11,7 @@ B batch, T tokens, N masked positions of a row, D width.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -64,17 +64,8 @@ class Config(ObjectiveConfig):
         return batch_statistics((*self.layer_norms, *self.final_norms), self.variance_weight)
 
 
-def make_loss(
-    config: Config,
-    model: Any,
-    sampler: Callable[[Mapping[str, Any]], masking.Sampler],
-    corrupt: Callable[..., Any] | None = None,
-) -> Objective:
-    """The objective of a batch.
-
-    model: see `modalities.contract.Modality`. sampler: shapes of a batch -> its mask sampler.
-    corrupt: masks the input rather than the features (text).
-    """
+def make_loss(config: Config, model: Any, sampler: Any, corrupt: Any) -> Objective:
+    """The objective of a batch; arguments as of `contract`."""
     apply = model.apply
     factor = scale_of(config.scale, model.width)
     teach = make_teacher(model, config.top_k, config.target, config.layer_norms, config.final_norms)
@@ -125,9 +116,9 @@ def make_loss(
             count,
             tokens,
             prediction,
-            targets,
             masked_targets,
             weights,
+            targets,
             encoded,
             teacher_encoded,
             parts,
@@ -145,8 +136,4 @@ def make_loss(
         max_masked = masks.count(masks.length)
         return forward_with_masks(params, teacher, whole, visible, mask, max_masked, draw.noise_key)
 
-    def loss(params, teacher, batch, draw: StepKeys):
-        found = forward(params, teacher, batch, draw)
-        return found.total, found.count, monitor(found)
-
-    return Objective(loss, forward_with_masks, forward)
+    return Objective(forward_with_masks, forward, monitor)

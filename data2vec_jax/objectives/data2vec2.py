@@ -12,7 +12,7 @@ B batch, M masks of an example, T tokens, V of them visible and N masked, D widt
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 import jax
@@ -87,17 +87,9 @@ class Config(ObjectiveConfig):
         return batch_statistics((*self.layer_norms, *self.final_norms))
 
 
-def make_loss(
-    config: Config,
-    model: Any,
-    sampler: Callable[[Mapping[str, Any]], masking.Sampler],
-    corrupt: Callable[..., Any] | None = None,
-) -> Objective:
-    """The objective of a batch.
-
-    model, sampler: as in `data2vec1.make_loss`; the model has a `decoder`. corrupt: not used,
-    masked tokens are left out of the input rather than replaced.
-    """
+def make_loss(config: Config, model: Any, sampler: Any, corrupt: Any) -> Objective:
+    """The objective of a batch; arguments as of `contract`. The model has a `decoder`. corrupt: not
+    used, masked tokens are left out of the input rather than replaced."""
     del corrupt
     apply = model.apply
     factor = scale_of(config.scale, model.width)
@@ -154,10 +146,11 @@ def make_loss(
             class_token = encoded.class_tokens[:, -1]
             row_loss = factor * regression(class_token, mean_target, config.beta)  # [B * M]
             parts["class"] = config.class_weight * jnp.sum(row_loss * jnp.sum(weights, -1))
-        total = sum(parts.values())
+        count = jnp.sum(weights)
+        terms = {f"loss_{k}": part / count for k, part in parts.items()}
         return Intermediates(
-            total=total,
-            count=jnp.sum(weights),
+            total=sum(parts.values()),
+            count=count,
             tokens=tokens,
             prediction=prediction,
             targets=targets,
@@ -168,6 +161,7 @@ def make_loss(
             parts=parts,
             mask=mask,
             visible=batch,
+            metrics=terms if config.class_weight else {},
         )
 
     def forward(params, teacher, batch, draw: StepKeys):
@@ -181,11 +175,4 @@ def make_loss(
         max_masked = masks.count(masks.length)
         return forward_with_masks(params, teacher, batch, mask, max_masked, noise, draw.noise_key)
 
-    def loss(params, teacher, batch, draw: StepKeys):
-        found = forward(params, teacher, batch, draw)
-        scalars = monitor(found)
-        if config.class_weight:
-            scalars |= {f"loss_{k}": part / found.count for k, part in found.parts.items()}
-        return found.total, found.count, scalars
-
-    return Objective(loss, forward_with_masks, forward)
+    return Objective(forward_with_masks, forward, monitor)

@@ -12,7 +12,7 @@ B batch, V views, K outputs.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -67,14 +67,8 @@ def losses(student: Array, teacher: Array, centre: Array, temperatures: tuple[An
     return jnp.sum(entropies * other, (1, 2)) / jnp.sum(other)
 
 
-def make_loss(
-    config: Config,
-    model: Any,
-    sampler: Callable[..., None] | None = None,
-    corrupt: Callable[..., Any] | None = None,
-) -> Objective:
-    """The objective of a batch. model: with a `pretext`. sampler, corrupt: not used."""
-    del sampler, corrupt
+def make_loss(config: Config, model: Any, *_: Any) -> Objective:
+    """The objective of a batch. model: with a `pretext`. Nothing is masked."""
 
     def teacher_temperature(step):
         first, last = config.first_teacher_temperature, config.teacher_temperature
@@ -87,19 +81,18 @@ def make_loss(
         batch: Mapping[str, Array],
         step: Array,
         key: Array | None,
-        collect: bool = False,
     ) -> Intermediates:
-        """Everything but the draw. step: completed updates. parts holds the new centre."""
+        """Everything but the draw. step: completed updates."""
         centre = jax.lax.stop_gradient(params["pretext"]["centre"])
         if config.frozen_updates:
             last = params["pretext"]["vectors"]
             frozen = jnp.where(step < config.frozen_updates, jax.lax.stop_gradient(last), last)
             params = overlay(params, {"pretext": {"vectors": frozen}})
         keys, (large, *small) = split(key, 4), model.views(batch)
-        student = views.see(model, params, large, keys[:2], collect)
+        student = views.see(model, params, large, keys[:2])
         said = [student.made, *(views.see(model, params, v, keys[2:]).made for v in small)]
         said = jnp.concatenate(said, 1)  # [B, V, K]
-        average = views.see_by_teacher(model, params, teacher, large, collect)
+        average = views.see_by_teacher(model, params, teacher, large)
         temperatures = config.temperature, teacher_temperature(step)
         total = jnp.sum(losses(said, average.made, centre, temperatures))
         new = config.momentum * centre + (1 - config.momentum) * jnp.mean(average.made, (0, 1))
@@ -110,9 +103,8 @@ def make_loss(
             # As the softmaxes see them, and without the centre, which is the same for all.
             prediction=said / temperatures[0],
             masked_targets=average.made / temperatures[1],
-            parts={"dino": total, "centre": new},
+            parts={"dino": total},
+            metrics={"assigned": {"pretext": {"centre": new}}},
         )
 
-    return views.objective(
-        forward_with_views, lambda found: {"pretext": {"centre": found.parts["centre"]}}
-    )
+    return views.objective(forward_with_views)

@@ -8,10 +8,8 @@ objective   logsumexp(z) - z_y, summed over masked frames, and for each of them
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar
 
-from data2vec_jax import masking
 from data2vec_jax.core.config import NonNegativeFloat, PositiveFloat, Range, Size
 from data2vec_jax.models import pretext
 from data2vec_jax.objectives import mlm, reconstruction
@@ -38,12 +36,7 @@ class Config(ObjectiveConfig):
         )
 
 
-def make_loss(
-    config: Config,
-    model: Any,
-    sampler: Callable[[Mapping[str, Any]], masking.Sampler],
-    corrupt: Callable[..., Any] | None = None,
-) -> Objective:
+def make_loss(config: Config, model: Any, sampler: Any, corrupt: Any) -> Objective:
     """See `reconstruction.objective`."""
     return reconstruction.objective(
         model,

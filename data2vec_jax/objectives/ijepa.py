@@ -12,7 +12,7 @@ D width.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -23,31 +23,21 @@ from data2vec_jax.core.config import NonNegativeFloat, check_section
 from data2vec_jax.core.train_step import StepKeys
 from data2vec_jax.models import pretext
 from data2vec_jax.models.layers import gather_tokens, repeat, split
-from data2vec_jax.objectives.contract import (
-    Intermediates,
-    Objective,
-    ObjectiveConfig,
-    check_few_patches,
-)
+from data2vec_jax.objectives.contract import FewPatchesConfig, Intermediates, Objective
 from data2vec_jax.objectives.targets import make_teacher, monitor, regression
 
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(ObjectiveConfig):
+class Config(FewPatchesConfig):
     """Config section `objective` with the name 'ijepa'."""
 
     predictor: Mapping = dataclasses.field(default_factory=dict)  # of `pretext.BlockPredictor`
     beta: NonNegativeFloat = 1.0  # of smooth L1
 
     needs_teacher: ClassVar[bool] = True
-    predicts: ClassVar[str] = "numbers"
     masks: ClassVar[str] = "multiblock"
-
-    def check(self, model: Any) -> None:
-        """See `check_few_patches`."""
-        check_few_patches(model)
 
     def pretext(self, model: Any) -> pretext.BlockPredictor:
         """The predictor of a model of patches."""
@@ -64,14 +54,9 @@ class Config(ObjectiveConfig):
         return {**parts, "student": parts["student"] + predictor}
 
 
-def make_loss(
-    config: Config,
-    model: Any,
-    sampler: Callable[[Mapping[str, Any]], masking.BlockSampler],
-    corrupt: Callable[..., Any] | None = None,
-) -> Objective:
-    """The objective of a batch. model: with a `pretext`; sampler: of `masking.multiblock`; corrupt:
-    not used, masked patches are left out."""
+def make_loss(config: Config, model: Any, sampler: Any, corrupt: Any) -> Objective:
+    """The objective of a batch; arguments as of `contract`. sampler: returns a
+    `masking.BlockSampler`. corrupt: not used, masked patches are left out."""
     del corrupt
     apply = model.apply
     teach = make_teacher(model, 1, "output", (), ("layer",))
@@ -84,7 +69,6 @@ def make_loss(
         targets: Array,
         sizes: tuple[int, int],
         key: Array | None,
-        collect: bool = False,
     ) -> Intermediates:
         """Everything after the masks. mask bool [B, T], V of a row False; targets bool [B, K, T];
         sizes: V and N."""
@@ -97,11 +81,9 @@ def make_loss(
 
         student = {"params": params}
         tokens = apply(student, batch, front_key, method="features")
-        encoded = apply(
-            student, tokens, None, encoder_key, collect=collect, keep=keep, method="encode"
-        )
+        encoded = apply(student, tokens, None, encoder_key, keep=keep, method="encode")
         prediction = apply(student, encoded, mask, places, valid=weights > 0, method="solve")
-        average, whole = teach(params, teacher, batch, tokens, collect)  # [B, T, D]
+        average, whole = teach(params, teacher, batch, tokens)  # [B, T, D]
         wanted = gather_tokens(repeat(whole, len(places)), places)
         losses = regression(prediction, wanted, config.beta) / model.width
         total = jnp.sum(losses * weights)
@@ -128,8 +110,4 @@ def make_loss(
         key = draw.noise_key
         return forward_with_masks(params, teacher, batch, drawn[:, 0], drawn[:, 1:], sizes, key)
 
-    def loss(params, teacher, batch, draw: StepKeys):
-        found = forward(params, teacher, batch, draw)
-        return found.total, found.count, monitor(found)
-
-    return Objective(loss, forward_with_masks, forward)
+    return Objective(forward_with_masks, forward, monitor)

@@ -10,34 +10,27 @@ small decoder that predicts the pixels of the others (baselines spec 2).
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from data2vec_jax import masking
 from data2vec_jax.core.config import check_section
 from data2vec_jax.models import pretext
 from data2vec_jax.models.layers import wide
 from data2vec_jax.objectives import reconstruction
-from data2vec_jax.objectives.contract import Objective, ObjectiveConfig, check_few_patches
+from data2vec_jax.objectives.contract import FewPatchesConfig, Objective
 
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(ObjectiveConfig):
+class Config(FewPatchesConfig):
     """Config section `objective` with the name 'mae'."""
 
     decoder: Mapping = dataclasses.field(default_factory=dict)  # of `pretext.PatchDecoder`
     normalise: bool = True  # pixels within each patch
-
-    predicts: ClassVar[str] = "numbers"
-
-    def check(self, model: Any) -> None:
-        """See `check_few_patches`."""
-        check_few_patches(model)
 
     def pretext(self, model: Any) -> pretext.PatchDecoder:
         """The decoder of a model of patches."""
@@ -55,12 +48,7 @@ def normalised(patches: Array) -> Array:
     return (patches - mean) * jax.lax.rsqrt(variance + 1e-6)
 
 
-def make_loss(
-    config: Config,
-    model: Any,
-    sampler: Callable[[Mapping[str, Any]], masking.Sampler],
-    corrupt: Callable[..., Any] | None = None,
-) -> Objective:
+def make_loss(config: Config, model: Any, sampler: Any, corrupt: Any) -> Objective:
     """See `reconstruction.objective`."""
 
     def losses(prediction, patches):

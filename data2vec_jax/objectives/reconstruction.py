@@ -37,7 +37,6 @@ def see(
     mask: Array,
     max_masked: int,
     key: Array | None,
-    collect: bool,
 ) -> Seen:
     """The student's pass; arguments as of data2vec 1.0's `forward_with_masks`."""
     places = masking.positions(mask, max_masked)  # [B, N]
@@ -47,8 +46,7 @@ def see(
     front_key, encoder_key = split(key, 2)
     student = {"params": params}
     local = model.apply(student, visible, front_key, method="local")
-    options = dict(collect=collect, keep=keep, method="encode")
-    encoded = model.apply(student, local.tokens, shown, encoder_key, **options)
+    encoded = model.apply(student, local.tokens, shown, encoder_key, keep=keep, method="encode")
     return Seen(places, weights, local, encoded)
 
 
@@ -68,19 +66,20 @@ def penalty(local: Local) -> Array | float:
 
 def objective(
     model: Any,
-    sampler: Callable[[Mapping[str, Any]], masking.Sampler],
-    corrupt: Callable[..., Any] | None,
+    sampler: Any,
+    corrupt: Any,
     losses: Callable[[Array, Array], Array],
-    scalars: Callable[[Intermediates], Mapping[str, Array]] = lambda found: {},
+    scalars: Callable[[Array, Array, Array], Mapping[str, Array]] = lambda *_: {},
     contents: Callable[[Mapping[str, Array]], Array] | None = None,
     penalty_weight: float = 0.0,
 ) -> Objective:
     """The objective that sums `losses` over masked positions; their number is the count.
 
     model: with a `pretext`, which says whether the student sees masked positions. sampler, corrupt:
-    as of `data2vec1.make_loss`; the loss is at all chosen positions, whatever they show. losses:
-    (prediction [B, N, ...], contents [B, N, ...]) -> [B, N]. scalars: more of them, to be logged.
-    contents: of a batch, [B, T, ...]; the model's by default. penalty_weight: of `penalty`.
+    as of `contract`; the loss is at all chosen positions, whatever they show. losses: (prediction
+    [B, N, ...], contents [B, N, ...]) -> [B, N]. scalars: (the same, weights [B, N]) -> what else
+    is logged. contents: of a batch, [B, T, ...]; the model's by default. penalty_weight: of
+    `penalty`.
     """
     contents = contents or model.contents
 
@@ -92,13 +91,10 @@ def objective(
         mask: Array,
         max_masked: int,
         key: Array | None,
-        collect: bool = False,
     ) -> Intermediates:
         """Everything after the masks: arguments as of data2vec 1.0's. teacher: not used."""
         del teacher
-        places, weights, local, encoded = see(
-            model, params, visible, mask, max_masked, key, collect
-        )
+        places, weights, local, encoded = see(model, params, visible, mask, max_masked, key)
         prediction = model.apply(
             {"params": params}, encoded, mask, places, method="solve"
         )  # [B, N, ...]
@@ -112,21 +108,17 @@ def objective(
             count=count,
             tokens=local.tokens,
             prediction=prediction,
-            targets=None,
             masked_targets=wanted,
             weights=weights,
             student=encoded,
             parts=parts,
             mask=mask,
             visible=visible,
+            metrics=scalars(prediction, wanted, weights),
         )
 
     def forward(params, teacher, batch, draw: StepKeys):
         masked = draw_masks(model, sampler, corrupt, batch, draw)
         return forward_with_masks(params, teacher, batch, *masked, draw.noise_key)
 
-    def loss(params, teacher, batch, draw: StepKeys):
-        found = forward(params, teacher, batch, draw)
-        return found.total, found.count, monitor(found) | dict(scalars(found))
-
-    return Objective(loss, forward_with_masks, forward)
+    return Objective(forward_with_masks, forward, monitor)

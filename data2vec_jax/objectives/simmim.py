@@ -9,13 +9,11 @@ layer predicts their pixels (baselines spec 3).
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from data2vec_jax import masking
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.models import pretext
 from data2vec_jax.models.layers import wide
@@ -46,12 +44,7 @@ def losses(prediction: Array, patches: Array) -> Array:
     return jnp.mean(jnp.abs(wide(prediction) - wide(patches)), -1)
 
 
-def make_loss(
-    config: Config,
-    model: Any,
-    sampler: Callable[[Mapping[str, Any]], masking.Sampler],
-    corrupt: Callable[..., Any] | None = None,
-) -> Objective:
+def make_loss(config: Config, model: Any, sampler: Any, corrupt: Any) -> Objective:
     """See `reconstruction.objective`."""
     del config
     return reconstruction.objective(model, sampler, corrupt, losses)

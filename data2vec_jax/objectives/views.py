@@ -28,24 +28,20 @@ class Seen(NamedTuple):
     made: Array
 
 
-def see(
-    model: Any, params: Any, views: ViewBatch, keys: Any = (None, None), collect: bool = False
-) -> Seen:
-    """One pass. keys: of the front end's noise and of the encoder's; None for none. collect: keep
-    every layer's output."""
+def see(model: Any, params: Any, views: ViewBatch, keys: Any = (None, None)) -> Seen:
+    """One pass. keys: of the front end's noise and of the encoder's; None for none."""
     front_key, encoder_key = keys
     apply, weights = model.apply, {"params": params}
     tokens = apply(weights, views.batch, front_key, method="features")
-    options = dict(collect=collect, method="encode", **views.options)
-    encoded = apply(weights, tokens, None, encoder_key, **options)
+    encoded = apply(weights, tokens, None, encoder_key, method="encode", **views.options)
     made = apply(weights, encoded, None, None, views=views.count, method="solve")
     return Seen(tokens, encoded, made.reshape(-1, views.count, *made.shape[1:]))
 
 
-def see_by_teacher(model: Any, params: Any, teacher: Any, views: ViewBatch, collect: bool) -> Seen:
+def see_by_teacher(model: Any, params: Any, teacher: Any, views: ViewBatch) -> Seen:
     """The same of the teacher, without noise and without gradient."""
     average = jax.lax.stop_gradient(overlay(params, teacher))
-    return jax.lax.stop_gradient(see(model, average, views, collect=collect))
+    return jax.lax.stop_gradient(see(model, average, views))
 
 
 def intermediates(student: Seen, teacher: Seen, total: Array, **found: Any) -> Intermediates:
@@ -56,7 +52,6 @@ def intermediates(student: Seen, teacher: Seen, total: Array, **found: Any) -> I
         total=total,
         count=jnp.float32(rows[0]),
         tokens=student.tokens,
-        targets=None,
         weights=jnp.ones(rows),
         student=student.encoded,
         teacher=teacher.encoded,
@@ -64,21 +59,13 @@ def intermediates(student: Seen, teacher: Seen, total: Array, **found: Any) -> I
     )
 
 
-def objective(
-    forward_with_views: Callable[..., Intermediates],
-    assigned: Callable[[Intermediates], Mapping[str, Any]] = lambda found: {},
-) -> Objective:
-    """The objective of a function of (params, teacher, batch, completed updates, noise key).
-    assigned: parameters that the loss sets; see `train_step`."""
+def objective(forward_with_views: Callable[..., Intermediates]) -> Objective:
+    """The objective of a function of (params, teacher, batch, completed updates, noise key)."""
 
     def forward(params, teacher, batch, draw: StepKeys):
         return forward_with_views(params, teacher, batch, draw.step, draw.noise_key)
 
-    def loss(params, teacher, batch, draw: StepKeys):
-        found = forward(params, teacher, batch, draw)
-        return found.total, found.count, monitor(found) | {"assigned": assigned(found)}
-
-    return Objective(loss, forward_with_views, forward)
+    return Objective(forward_with_views, forward, monitor)
 
 
 def monitor(found: Intermediates) -> dict[str, Array]:
@@ -93,13 +80,10 @@ def monitor(found: Intermediates) -> dict[str, Array]:
 
 
 def flops_of_views(
-    model: Any,
-    shapes: Mapping[str, Any],
-    forward: Callable[..., Mapping[str, float]],
+    model: Any, shapes: Mapping[str, Any], forward: Callable[..., Mapping[str, float]]
 ) -> dict[str, float]:
     """As of `ObjectiveConfig.forward_flops`: the student sees all views, the teacher the large
     ones, both with the head."""
-
     (large, of_large), *small = [
         (count, forward(m, 0, math.prod(m.grid))) for count, m in model.view_models(shapes)
     ]

@@ -16,13 +16,12 @@ B batch, N masked frames of a row, K negatives, G groups of V code words.
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 
-from data2vec_jax import masking
 from data2vec_jax.core.config import NonNegativeFloat, PositiveFloat, Range, check_section
 from data2vec_jax.core.errors import UserError
 from data2vec_jax.core.train_step import StepKeys
@@ -105,18 +104,18 @@ def perplexity(probabilities: Array, weights: Array) -> Array:
     return jnp.sum(jnp.exp(-jnp.sum(p * jnp.log(p + 1e-7), -1)))
 
 
-def make_loss(
-    config: Config,
-    model: Any,
-    sampler: Callable[[Mapping[str, Any]], masking.Sampler],
-    corrupt: Callable[..., Any] | None = None,
-) -> Objective:
-    """The objective of a batch; arguments as of `reconstruction.objective`."""
+def make_loss(config: Config, model: Any, sampler: Any, corrupt: Any) -> Objective:
+    """The objective of a batch; arguments as of `contract`."""
 
-    def run(params, visible, mask, max_masked, key, collect=False, step=0, negatives=None):
+    def forward_with_masks(
+        params, teacher, batch, visible, mask, max_masked, key, step=0, negatives=None
+    ) -> Intermediates:
+        """Everything after the masks: arguments as of data2vec 1.0's. teacher, batch: not used;
+        step: completed updates; negatives: int [B, N, K], drawn if None."""
+        del teacher, batch
         student_key, noise_key, negatives_key = split(key, 3)
         places, weights, local, encoded = reconstruction.see(
-            model, params, visible, mask, max_masked, student_key, collect
+            model, params, visible, mask, max_masked, student_key
         )
         inputs = dict(normed=local.normed, temperature=config.temperature(step), key=noise_key)
         found = model.apply({"params": params}, encoded, mask, places, **inputs, method="solve")
@@ -149,30 +148,17 @@ def make_loss(
             count=count,
             tokens=local.tokens,
             prediction=found.context,
-            targets=None,
             masked_targets=found.target,
             weights=weights,
             student=encoded,
             parts=parts,
             mask=mask,
             visible=visible,
-        ), scalars
-
-    def forward_with_masks(params, teacher, batch, *masked, **options):
-        """Arguments as of data2vec 1.0's; step: completed updates; negatives: int [B, N, K]."""
-        del teacher, batch
-        return run(params, *masked, **options)[0]
-
-    def masked(batch, draw):
-        return *reconstruction.draw_masks(model, sampler, corrupt, batch, draw), draw.noise_key
+            metrics=jax.lax.stop_gradient(scalars),
+        )
 
     def forward(params, teacher, batch, draw: StepKeys):
-        del teacher
-        return run(params, *masked(batch, draw), step=draw.step)[0]
+        masked = reconstruction.draw_masks(model, sampler, corrupt, batch, draw)
+        return forward_with_masks(params, teacher, batch, *masked, draw.noise_key, draw.step)
 
-    def loss(params, teacher, batch, draw: StepKeys):
-        del teacher
-        found, scalars = run(params, *masked(batch, draw), step=draw.step)
-        return found.total, found.count, monitor(found) | jax.lax.stop_gradient(scalars)
-
-    return Objective(loss, forward_with_masks, forward)
+    return Objective(forward_with_masks, forward, monitor)

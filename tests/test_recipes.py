@@ -305,7 +305,7 @@ def demo_config(variant):
 SHORT_RUNS = {
     "speech": (1_200, 50, 240, 1 / 96, None, dict(prob=0.65, width=10, masked=0.45)),
     "speech,v2": (1_200, 50, 240, 1 / 96, 4, dict(ratio=0.333, adjust=0.05, width=2)),
-    "vision,v2": (3_600, 50, 720, 1 / 96, 4, dict(ratio=0.8, adjust=0.07, width=3)),
+    "vision,v2": (2_000, 50, 400, 1 / 96, 8, dict(ratio=0.8, adjust=0.07, width=3)),
     "sound,v2": (800, 50, 160, 3e-3, 8, dict(ratio=0.8, adjust=0.07, width=2)),
     "text,v2": (600, 50, 120, 4e-3, 4, dict(ratio=0.3)),
 }

@@ -96,15 +96,14 @@ def roberta_base() -> dict[str, Any]:
 
 LARGEST_SIDE = 3  # of a kept block: 2.0's in vision
 
-# Clones of data2vec 2.0, and kind of mask -> mask. The papers have 8 clones, of grids 16. Masks of
-# grids are those of the papers' base models; of frames they mask half in spans of 5, and of tokens,
-# in longer rows, .48. docs/small_scale.md has what was tried.
+# Kind of mask -> (clones, mask) of data2vec 2.0. Clones are half of the papers'. Masks of grids are
+# those of the papers' base models; of frames they mask half in spans of 5, and of tokens, in longer
+# rows, .48. docs/small_scale.md has what was tried.
 # A kept block's width depends on the grid: see `block_side`.
-SHORT_RUN_CLONES = 4
-SHORT_RUN_MASKS: dict[str, dict[str, Any]] = {
-    "inverse_blocks": dict(ratio=0.8, adjust=0.07),
-    "block_spans": dict(ratio=0.333, adjust=0.05, width=2),
-    "independent": dict(ratio=0.3),
+SHORT_RUN_MASKS: dict[str, tuple[int, dict[str, Any]]] = {
+    "inverse_blocks": (8, dict(ratio=0.8, adjust=0.07)),
+    "block_spans": (4, dict(ratio=0.333, adjust=0.05, width=2)),
+    "independent": (4, dict(ratio=0.3)),
 }
 
 
@@ -116,8 +115,8 @@ def short_run(
     Decay: the time constant 1 / (1 - decay) of the teacher grows from T / 100, but at least 50
     updates, to T / 5 at half of the run. Rate: 1 / D, which at D = 768 is a little more than the
     papers' 1e-3, after a warm-up of T / 10, but at least 60 updates. Clones and masks of 2.0:
-    `SHORT_RUN_CLONES`, `SHORT_RUN_MASKS`; 1.0, and masks of other kinds, stay as they are.
-    docs/small_scale.md has the runs that these were chosen by, and says what was not swept.
+    `SHORT_RUN_MASKS`; 1.0, and masks of other kinds, stay as they are. docs/small_scale.md has the
+    runs that these were chosen by, and says what was not swept.
 
     side, ema_end: a kept block's side (`block_side`) and the decay's end, if not the rule's.
     Raises ValueError: too few updates for the teacher to leave its random start behind, or a block
@@ -138,7 +137,7 @@ def short_run(
         kind="cosine", peak=round(1 / c.model.width, 5), warmup=max(0.1, 60 / updates)
     )
     if c.objective.name == "data2vec2" and c.mask.kind in SHORT_RUN_MASKS:
-        c.objective.clones, mask = SHORT_RUN_CLONES, SHORT_RUN_MASKS[c.mask.kind]
+        c.objective.clones, mask = SHORT_RUN_MASKS[c.mask.kind]
         if c.mask.kind == "inverse_blocks":
             mask = mask | dict(width=block_side(_grid(c.model), side, **mask))
         c.mask.update(mask)

@@ -74,7 +74,7 @@ def vision_v2(c: ConfigDict) -> None:
     # time of a step.
     c.model.decoder.update(layers=2, width=48, groups=1)
     c.objective.update(top_k=4, scale="mean", class_weight=0.0)
-    common.short_run(c, 3_600)
+    common.short_run(c, 2_000)
 
 
 def sound(c: ConfigDict) -> None:
@@ -89,7 +89,6 @@ def sound_v2(c: ConfigDict) -> None:
     c.objective.update(top_k=4, scale="mean", class_weight=0.0, layer_norms=("batch",))
     c.data.batch_size = 16
     common.short_run(c, 800)
-    c.objective.clones = 8  # 4 were not tried
     c.schedule.peak = 3e-3  # at the rule's rate the front end collapses
 
 

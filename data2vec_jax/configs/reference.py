@@ -92,8 +92,6 @@ def get_config(variant: str = "digits,v2") -> ConfigDict:
     change(c)
     if "decoder" in c.model:  # 2.0
         c.model.decoder.width = 64
-        if c.mask.kind == "inverse_blocks":
-            c.objective.clones = 8  # as their results were made; the rule has 4 since then
     else:  # 1.0 on digits collapses at the rule's rate, at update 1,200 of 12,000
         c.schedule.peak = 2e-3
     c.log_every = c.total_steps // 100

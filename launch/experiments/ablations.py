@@ -18,7 +18,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # a checkout need not be installed
 
-from grid import EIGHT_CLONES, PAPERS_SPEECH
+from grid import PAPERS_SPEECH
 from pages import fill, markdown, pyplot
 
 from data2vec_jax import ablate
@@ -35,7 +35,7 @@ PICTURE = RESULTS.with_suffix(".svg")
 PAGE = ROOT / "docs/comparison.md"
 STUDIES = "top_k", "target", "masking"
 CORPORA = {  # config, source, labels of a probe, options
-    "digits": ("demo:vision,v2", "array_record:runs/corpora/shards/mnist", 1_000, EIGHT_CLONES),
+    "digits": ("demo:vision,v2", "array_record:runs/corpora/shards/mnist", 1_000, {}),
     "speech": ("demo:speech,v2", "manifest:runs/corpora/phones.tsv", 20_000, PAPERS_SPEECH),
 }
 SCORES = {"linear_probe": "linear", "knn": "k-NN"}

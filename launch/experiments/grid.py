@@ -97,11 +97,10 @@ RATE = {"schedule.peak": 1e-3}
 DECODER = {"model.decoder.layers": 3, "model.decoder.width": 96, "model.decoder.groups": 8}
 CROPS = {"examples.scale": (0.6, 1.0), "examples.aspect": (3 / 4, 4 / 3)}
 ENCODER_ALONE = {"averaged": ("^positions/", "^alibi/", "^norm/", "^encoder/")}
-EIGHT_CLONES = {"objective.clones": 8}
 PAPERS_SPEECH = {"mask.ratio": 0.5, "mask.width": 5, "objective.target": "ffn"}
 EARLIER: dict[str, dict[str, Any]] = {
     "vision,v1": {},
-    "vision,v2": {**CROPS, **DECAY, **RATE, **DECODER, **EIGHT_CLONES},
+    "vision,v2": {**CROPS, **DECAY, **RATE, **DECODER},
     "speech,v1": {**DECAY, **RATE},
     "speech,v2": {**DECAY, **RATE, **DECODER, **ENCODER_ALONE, **PAPERS_SPEECH},
     "text,v1": {},

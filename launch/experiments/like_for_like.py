@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "launch")]  # a checkout need not be installed
 
-from grid import EIGHT_CLONES, PAPERS_SPEECH
+from grid import PAPERS_SPEECH
 from pages import fill, markdown, pyplot
 from reference import ERRORS, TASKS
 
@@ -119,7 +119,6 @@ CORPORA = {
         {"data.source": f"array_record:{DATA}/shards/mnist", "data.eval_split": "test"},
         1_000,
         ("finetune_imagenet:demo", {"total_steps": 300, "data.share": 0.1}),
-        own={"v2": EIGHT_CLONES},
     ),
     "speech": Corpus(
         "speech",

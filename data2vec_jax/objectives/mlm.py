@@ -40,9 +40,9 @@ def losses(logits: Array, ids: Array) -> Array:
 
 
 def scalars(logits: Array, ids: Array, weights: Array) -> dict[str, Array]:
-    """`accuracy`: the share of chosen tokens (weights 0/1 [B, N]) that have the highest logit."""
+    """`accuracy`: how many chosen tokens (weights 0/1 [B, N]) have the highest logit."""
     right = jnp.argmax(logits, -1) == ids
-    return {"accuracy": jnp.sum(right * weights) / jnp.sum(weights)}
+    return {"accuracy": jnp.sum(right * weights)}
 
 
 def make_loss(config: Config, model: Any, sampler: Any, corrupt: Any) -> Objective:

@@ -77,9 +77,9 @@ def objective(
 
     model: with a `pretext`, which says whether the student sees masked positions. sampler, corrupt:
     as of `contract`; the loss is at all chosen positions, whatever they show. losses: (prediction
-    [B, N, ...], contents [B, N, ...]) -> [B, N]. scalars: (the same, weights [B, N]) -> what else
-    is logged. contents: of a batch, [B, T, ...]; the model's by default. penalty_weight: of
-    `penalty`.
+    [B, N, ...], contents [B, N, ...]) -> [B, N]. scalars: (the same, weights [B, N]) -> sums over
+    masked positions, whose means are logged. contents: of a batch, [B, T, ...]; the model's by
+    default. penalty_weight: of `penalty`.
     """
     contents = contents or model.contents
 
@@ -114,7 +114,7 @@ def objective(
             parts=parts,
             mask=mask,
             visible=visible,
-            metrics=scalars(prediction, wanted, weights),
+            metrics={k: x / count for k, x in scalars(prediction, wanted, weights).items()},
         )
 
     def forward(params, teacher, batch, draw: StepKeys):

@@ -62,11 +62,11 @@ def sounds(c: ConfigDict) -> None:
 
 def texts(c: ConfigDict) -> None:
     """77 MB of descriptions, glosses, a dictionary, manuals and essays: less than one pass."""
-    c.model.update(width=192, vocab_size=8_000, max_length=128)
-    c.model.encoder.update(depth=4, mlp=384)
-    c.objective.top_k = 4
-    c.examples.update(lengths=(128,), mode="none", vocab_size=8_000)
-    c.data.update(source=f"{SHARDS}/texts", split="train", batch_size=16)
+    c.model.update(width=128, vocab_size=8_000, max_length=64)
+    c.model.encoder.update(depth=2, mlp=256)
+    c.objective.top_k = 2
+    c.examples.update(lengths=(64,), mode="none", vocab_size=8_000)
+    c.data.update(source=f"{SHARDS}/texts", split="train", batch_size=32)
     common.short_run(c, 8_000)
     c.schedule.peak = 2e-3  # texts collapse at twice the rule's, and this run is long
     if "decoder" in c.model:

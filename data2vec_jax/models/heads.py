@@ -160,7 +160,7 @@ class Ctc(nn.Module):
 
 
 class SequenceClassifier(nn.Module):
-    """One class per utterance: projection, mean over valid frames, linear layer."""
+    """One class per utterance or text: projection, mean over valid frames, linear layer."""
 
     classes: Size
     """C."""

@@ -50,12 +50,15 @@ def run(config, state, fsdp, monkeypatch):
     mesh = sharding.make_mesh(1, fsdp, devices=jax.devices()[:fsdp])
     with jax.set_mesh(mesh):
         job = Run(config, pretrain.make(config), mesh)
-        state = jax.device_put(state, sharding.shardings(state, mesh, min_size=256))
+        places = sharding.shardings(state, mesh, min_size=256)
+        state = jax.device_put(state, places)
         split = {x.sharding.is_fully_replicated for x in jax.tree.leaves(state.params)}
         assert (False in split) == (fsdp > 1)
         # In float32 the program that trains: a quickly compiled one rounds its sums more coarsely.
         wide = jax.config.jax_enable_x64
-        losses, step, rows = [], (quick_jit if wide else jax.jit)(job.train_step), 0
+        jit = quick_jit if wide else jax.jit
+        step = jit(job.train_step, out_shardings=(places, None))  # one program for all updates
+        losses, rows = [], 0
         for _, batch in zip(range(UPDATES), job.task.data(0), strict=False):
             rows += len(batch["example_id"])
             state, metrics = step(state, batch)

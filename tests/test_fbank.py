@@ -103,13 +103,14 @@ def test_equals_the_steps_one_by_one(bins, window):
 
 
 def check_device(device, host):
-    """In float32 a loud frequency's rounding error is as large as the quietest bins of its frame:
-    only bins e^11 (48 dB) below the loudest one may differ by more than 1e-4, and few of them do.
+    """Rounding in float32 is as large in every bin of a frame: a few eps of the loudest amplitude.
+
+    So the error of a log power grows with exp(half the difference to the loudest log power).
+    Measured on two kinds of CPU: at most 6.4 eps; here 16 are allowed.
     """
-    error = np.abs(np.asarray(device) - host)
-    off = error > 1e-4
-    assert off.mean() < 2e-3 and error.max() < 5e-3
-    assert (host < host.max(-1, keepdims=True) - 11)[off].all()
+    error, below = np.abs(np.asarray(device) - host), host.max(-1, keepdims=True) - host
+    assert (error <= 1e-5 + 16 * np.finfo(np.float32).eps * np.exp(below / 2)).all()
+    assert (error > 1e-4).mean() < 2e-3 and error.max() < 5e-3
 
 
 @pytest.mark.parametrize("options", [HANN, POVEY], ids=["hann", "povey"])

@@ -250,12 +250,17 @@ FORWARD = {
 @pytest.mark.parametrize("name", FORWARD)
 def test_other_flags_agree_with_plain_numpy(name):
     info, flags = FORWARD[name]
-    compare_forward(*make(changed(info, flags), "padded" in name))
+    compare_forward(*make(changed(info, flags), "padded" in name), slack=SLACK.get(name, 2.0))
 
 
-def compare_forward(case, setup, student, teacher):
+# Parameters that differ by half a rounding step change these targets by 1.5e-4: a channel hardly
+# varies after the group norm, and the norm of targets divides by as little as sqrt(1e-5).
+SLACK = {"speech, group of rows": 10.0}
+
+
+def compare_forward(case, setup, student, teacher, slack=2.0):
     # Norms after norms of little variance raise the rounding, which differs between XLA's versions.
-    compare = Comparison(case, slack=2.0)
+    compare = Comparison(case, slack=slack)
     compare.skip("batch/")
     _, (stages, seen) = quick_jit(forward(setup))(*jax.tree.map(jnp.asarray, (student, teacher)))
     check_stages(setup, compare, stages, seen)

@@ -52,6 +52,17 @@ def light_compilation():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+@pytest.fixture(scope="module")
+def quick_probes():
+    """One classifier for each block, where the choice among more is not what is tested."""
+    from data2vec_jax.tasks import probe
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, choices in {"MIDDLE": (1.0,), "PRIORS": (1.0,), "SCALINGS": ("each",)}.items():
+            patch.setattr(probe, name, choices)
+        yield
+
+
 def pytest_terminal_summary(terminalreporter):
     reports = [report for kind in terminalreporter.stats.values() for report in kind]
     reports = [report for report in reports if hasattr(report, "when")]

@@ -13,7 +13,10 @@ from data2vec_jax.core.errors import UserError
 from data2vec_jax.report import study
 from data2vec_jax.tasks import pretrain
 
-pytestmark = pytest.mark.xdist_group("ablate")  # its fixtures are made once
+pytestmark = [
+    pytest.mark.xdist_group("ablate"),  # its fixtures are made once
+    pytest.mark.usefixtures("quick_probes"),
+]
 
 
 def points(name, recipe, variant):
@@ -104,17 +107,8 @@ def test_mistakes_are_one_line(arguments, message, tmp_path, monkeypatch):
     assert not [*tmp_path.iterdir()]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_probes():
-    """One classifier for each block."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, choices in {"MIDDLE": (1.0,), "PRIORS": (1.0,), "SCALINGS": ("each",)}.items():
-            patch.setattr(ablate.probe, name, choices)
-        yield
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, light_compilation, quick_probes):
     """Two points of a study, two seeds, in three parts of which the second ends last."""
     folder = tmp_path_factory.mktemp("ablate")
     arguments = [

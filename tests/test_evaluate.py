@@ -1,5 +1,6 @@
 """`python -m data2vec_jax.evaluate` on runs of the loop."""
 
+import functools
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from configs_for_tests import config_of
+from PIL import Image
 
 from data2vec_jax import evaluate, train
 from data2vec_jax.convert import export, ours
@@ -19,7 +21,10 @@ from data2vec_jax.metrics.writer import FILE, read_lines
 from data2vec_jax.modalities.contract import Labelled
 from data2vec_jax.tasks import probe
 
-pytestmark = pytest.mark.xdist_group("evaluate")  # its fixtures are made once
+pytestmark = [
+    pytest.mark.xdist_group("evaluate"),  # its fixtures are made once
+    pytest.mark.usefixtures("quick_probes"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -162,8 +167,10 @@ def test_scores_of_a_probe_count_classes_that_training_has_not(pretrained, monke
         assert scores.get("unknown_classes", 0.0) == unknown
 
 
-def test_a_pretrained_encoder_is_probed_beside_an_untrained_one(pretrained, tmp_path):
+def test_a_pretrained_encoder_is_probed_beside_an_untrained_one(pretrained, tmp_path, monkeypatch):
     """At a rate of 0 they are the same encoder."""
+    quick = functools.partial(probe.attentive, steps=100)
+    monkeypatch.setattr(probe, "attentive", quick)
     run = evaluate.evaluate(str(pretrained), {})
     scores, probes = run["scores"]["test"], ("linear_probe", "knn")
     both = {*probes, "attentive_probe"}
@@ -203,14 +210,11 @@ def test_a_pretrained_encoder_is_probed_beside_an_untrained_one(pretrained, tmp_
     assert probe.knn(*parts) > 0.15
     with pytest.raises(UserError, match="takes one run"):
         evaluate.main([str(pretrained), str(pretrained), f"--features={file}"])
-    (tmp_path / "texts.csv").write_text("text\none\ntwo\n")
+    Image.new("L", (16, 16)).save(tmp_path / "a.png")
+    (tmp_path / "images.csv").write_text("path\na.png\na.png\n")
     with pytest.raises(UserError, match="no labels"):
-        config = config_of("text_v1", "smoke")
-        config.total_steps = 1
-        config.data.eval_split = None
-        train.train(config.to_dict(), tmp_path / "b", verbose=False)
-        source = {"data.source": f"manifest:{tmp_path}/texts.csv"}
-        evaluate.evaluate(str(tmp_path / "b"), {**source, "data.eval_split": "train"})
+        source = {"data.source": f"manifest:{tmp_path}/images.csv"}
+        evaluate.evaluate(str(pretrained), {**source, "data.eval_split": "train"})
 
 
 @pytest.mark.parametrize(

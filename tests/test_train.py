@@ -69,6 +69,7 @@ def vision_run(tmp_path_factory):
 SMOKE = [(m, v) for m in ("speech", "vision", "text") for v in (1, 2)] + [("sound", 2)]
 
 
+@pytest.mark.usefixtures("light_compilation")
 @pytest.mark.parametrize("modality,version", SMOKE)
 def test_smoke(modality, version, tmp_path, request, capsys):
     name = f"{modality}_v{version}"
@@ -90,6 +91,7 @@ def test_smoke(modality, version, tmp_path, request, capsys):
     assert "step 4 of 4" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("light_compilation")
 def test_validation_loss(tmp_path):
     config = config_of("vision_v1", eval_every=2).to_dict()
     config["data"]["eval_batches"] = 3

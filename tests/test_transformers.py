@@ -292,7 +292,7 @@ def inputs_of(workdir):
 
 
 @pytest.fixture(scope="module")
-def exports(tmp_path_factory):
+def exports(tmp_path_factory, light_compilation):
     folder, plan = tmp_path_factory.mktemp("exports"), []
     for case in CASES:
         plan += plan_of(case, folder)

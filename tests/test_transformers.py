@@ -206,7 +206,7 @@ def trained_plan(config, folder):
     name = config.replace(":", "_")
     workdir = folder / f"{name}.run"
     small = ["--config.total_steps=2", "--config.eval_every=0"]
-    environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+    quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # of compilation: there are two steps
     subprocess.run(
         [
             sys.executable,
@@ -217,7 +217,7 @@ def trained_plan(config, folder):
             *small,
         ],
         check=True,
-        env=environment,
+        env=os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)} | quick,
         cwd=ROOT,
         capture_output=True,
     )
@@ -292,7 +292,7 @@ def inputs_of(workdir):
 
 
 @pytest.fixture(scope="module")
-def exports(tmp_path_factory, light_compilation):
+def exports(tmp_path_factory):
     folder, plan = tmp_path_factory.mktemp("exports"), []
     for case in CASES:
         plan += plan_of(case, folder)

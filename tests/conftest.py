@@ -63,6 +63,7 @@ def quick_probes():
         yield
 
 
+@pytest.hookimpl(trylast=True)  # in a log that is cut, the end is left
 def pytest_terminal_summary(terminalreporter):
     reports = [report for kind in terminalreporter.stats.values() for report in kind]
     reports = [report for report in reports if hasattr(report, "when")]

@@ -169,8 +169,7 @@ def test_scores_of_a_probe_count_classes_that_training_has_not(pretrained, monke
 
 def test_a_pretrained_encoder_is_probed_beside_an_untrained_one(pretrained, tmp_path, monkeypatch):
     """At a rate of 0 they are the same encoder."""
-    quick = functools.partial(probe.attentive, steps=100)
-    monkeypatch.setattr(probe, "attentive", quick)
+    monkeypatch.setattr(probe, "attentive", functools.partial(probe.attentive, steps=100))
     run = evaluate.evaluate(str(pretrained), {})
     scores, probes = run["scores"]["test"], ("linear_probe", "knn")
     both = {*probes, "attentive_probe"}

@@ -106,7 +106,7 @@ def check_device(device, host):
     """Rounding in float32 is as large in every bin of a frame: a few eps of the loudest amplitude.
 
     So the error of a log power grows with exp(half the difference to the loudest log power).
-    Measured on two kinds of CPU: at most 6.4 eps; here 16 are allowed.
+    Measured on a CPU without AVX-512: at most 6.4 eps; 16 are allowed.
     """
     error, below = np.abs(np.asarray(device) - host), host.max(-1, keepdims=True) - host
     assert (error <= 1e-5 + 16 * np.finfo(np.float32).eps * np.exp(below / 2)).all()
